@@ -1,0 +1,190 @@
+"""Fine-tunes Stable Diffusion and proves what the fine-tuning did.
+
+    import sdtune
+
+    config = sdtune.load_config("recipe.toml", "train.steps=200")
+    for event in sdtune.train(config, "runs/mine"):
+        print(event)
+    pictures = [s.image for s in sdtune.sample("runs/mine", prompts=["red apple"])]
+    comparison = sdtune.compare("runs/mine")
+
+Importing this package is quick: torch is imported by the first function that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdtune.compare import Comparison, Progress
+    from sdtune.config import RunConfig
+    from sdtune.evaluate import Scores
+    from sdtune.events import Event
+    from sdtune.model import Model
+    from sdtune.runs import Run
+    from sdtune.sample import Sample
+
+__all__ = ["Run", "RunConfig", "compare", "evaluate", "load_config", "sample", "train"]
+
+
+def load_config(recipe: str | Path | None = None, *overrides: str) -> RunConfig:
+    """The config of a recipe file, changed by overrides such as `"optimizer.lr=1e-4"`; without a recipe, the defaults.
+
+    Raises ConfigError, which lists every fault.
+    """
+    from sdtune import config
+
+    return config.load(recipe, overrides)
+
+
+def train(config: RunConfig, run: Run | str | Path | None = None) -> Generator[Event, None, None]:
+    """Train, yielding events. Nothing happens until the iterator is read; closing it stops after the step and saves.
+
+    `run` is the folder, `runs/<config.name>` if unset. A folder that holds a part of this very run is gone on with; a
+    finished one yields its `Finished` event and nothing else. Raises the errors of `sdtune.errors`.
+    """
+    from sdtune.train import train
+
+    yield from train(config, _as_run(Path("runs") / config.name if run is None else run))
+
+
+def sample(
+    source: Run | str | Path = "embedded",
+    *overrides: str,
+    prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    checkpoint: str = "final",
+) -> Iterator[Sample]:
+    """Draw one picture per prompt and seed; `sample.image` is a PIL picture.
+
+    `source`: a run or its folder, a LoRA file (on the model that `"model.path=..."` names), a model folder, a Hub id, or
+    "embedded". `prompts` and `seeds` replace those of the config; other settings are overrides: `"sample.steps=30"`.
+    `checkpoint` of a run: "final", "best", or one such as "step-000250".
+    """
+    from sdtune.sample import sample
+
+    config, model = open_model(source, *overrides, checkpoint=checkpoint)
+    wanted = config.sample.prompts if prompts is None else prompts
+    if not wanted:
+        from sdtune.errors import ConfigError
+
+        raise ConfigError("nothing to draw: give a prompt (--prompt, --prompts, prompts=, or the key sample.prompts)")
+    yield from sample(model, config.sample, prompts=wanted, seeds=seeds)
+
+
+def compare(
+    run: Run | str | Path,
+    *overrides: str,
+    checkpoint: str = "final",
+    progress: Callable[[Progress], None] | None = None,
+) -> Comparison:
+    """Base against tuned on the same prompts and seeds; writes `comparison/report.html` and `scores.json` into the run.
+
+    `overrides` change how is compared: `"evaluate.seeds=[1, 2]"`. `progress` is called with (what, done, total).
+    """
+    from sdtune import config as configs
+    from sdtune.compare import compare
+
+    run = _as_run(run)
+    run.config()  # the error for a folder that is no run
+    config = configs.load(run.config_file, overrides)
+    return compare(run, config, checkpoint=checkpoint, progress=progress)
+
+
+def evaluate(pictures: str | Path, reference: str | Path, prompts: Sequence[str] | None = None) -> Scores:
+    """Figures of a folder of pictures against a folder of real ones (or "embedded:lineart": its held-out test pictures).
+
+    `prompts`, one a picture in the order of the file names, add the figures of content; unset, they are read from the
+    JSON files that `sdtune sample` writes beside its pictures, if all have one.
+    Raises EvaluationError where nothing can be measured.
+    """
+    from sdtune.evaluate import evaluate
+
+    files, real = _picture_files(pictures), _picture_files(reference)
+    return evaluate([_square(f) for f in files], [_square(f) for f in real], prompts=prompts or _prompts_beside(files))
+
+
+def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "final") -> tuple[RunConfig, Model]:
+    """The config and the model of `source` (see `sample`), tuned if it is a run or an adapter, at `sample.strength`."""
+    from sdtune import config as configs
+    from sdtune import devices, tuned
+    from sdtune.runs import Run
+
+    run = _as_run(source)
+    if run.exists():
+        config = configs.load(run.config_file, overrides)
+    elif run.path.suffix == ".safetensors":
+        config = configs.load(None, overrides)
+    else:
+        name = source.path if isinstance(source, Run) else source
+        config = configs.load(None, [f"model.path={json.dumps(str(name))}", *overrides])
+    devices.use_threads(config.train.threads)
+    device, dtype = devices.choose(config.train)
+    model = config.model.load(device=device, dtype=dtype)
+    if run.exists():
+        tuned.of_run(model, run, checkpoint).set_strength(config.sample.strength)
+    elif run.path.suffix == ".safetensors":
+        tuned.load(model, run.path).set_strength(config.sample.strength)
+    return config, model
+
+
+def _picture_files(folder: str | Path) -> list[Path]:
+    from sdtune.data.dataset import TEST, resolve
+    from sdtune.errors import DataError
+
+    root = resolve(str(folder))
+    inside = next((root / name for name in TEST if (root / name).is_dir()), root)
+    files = sorted(p for p in inside.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise DataError(f"{folder}: no pictures there (PNG, JPEG, WebP)")
+    return files
+
+
+def _square(path: Path) -> Image.Image:
+    """The centre of the picture, cut to a square."""
+    from sdtune.data.images import crop_boxes, load_image
+
+    image = load_image(path)
+    return image.crop(crop_boxes(image.size, "center", 1, "")[0])
+
+
+def _prompts_beside(files: Sequence[Path]) -> list[str] | None:
+    try:
+        return [str(json.loads(f.with_suffix(".json").read_text(encoding="utf-8"))["prompt"]) for f in files]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _as_run(run: Run | str | Path) -> Run:
+    from sdtune.runs import Run
+
+    return run if isinstance(run, Run) else Run(Path(run).expanduser())
+
+
+class _Package(ModuleType):
+    """Keeps `sdtune.train` the function when the module `sdtune.train` is imported, which Python would put in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "Run":
+            from sdtune.runs import Run
+
+            return Run
+        if name == "RunConfig":
+            from sdtune.config import RunConfig
+
+            return RunConfig
+        raise AttributeError(f"module 'sdtune' has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Package

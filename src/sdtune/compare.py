@@ -1,0 +1,410 @@
+"""The proof of a fine-tuning: base and tuned pictures of the same prompts and seeds, judged and put into one report.
+
+`compare` does it all and returns the result; `comparing` is the same as a generator of `Progress`, for whoever draws it.
+Run again, it goes on: pictures that lie there with the same weights, prompt, seed and settings are not drawn again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sdtune.config import RunConfig, SampleConfig
+from sdtune.data import dataset, images
+from sdtune.data.caption import decorate
+from sdtune.data.config import DataConfig
+from sdtune.data.dataset import Example
+from sdtune.errors import DataError, EvaluationError
+from sdtune.evaluate import Evidence, Scores, Validation, judge, judge_without_scorer, see
+from sdtune.events import Step, Validated
+from sdtune.files import write_json, write_text
+from sdtune.metrics import content
+from sdtune.runs import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sdtune.metrics.features import Scorer
+    from sdtune.model import Model
+
+
+class Progress(NamedTuple):
+    """`done` of `total` of what is being done."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt and seed, drawn by the base and by the tuned model."""
+
+    prompt: str
+    seed: int
+    base: Path
+    tuned: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared with what. Captions have the prefix and suffix of the data."""
+
+    prompts: tuple[str, ...]
+    train: tuple[Example, ...]
+    reference: tuple[Example, ...]
+    control: tuple[Example, ...]
+    sources: dict[str, str]
+    """Where prompts, reference and control come from, in words."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the report shows."""
+
+    run: Run
+    config: RunConfig
+    checkpoint: str
+    plan: Plan
+    pairs: tuple[Pair, ...]
+    scores: Scores
+    validation: Validation
+    scorer: str | None
+    """sha256 of the scorer's weights; None where it does not fit the base."""
+    seconds: dict[str, float]
+    """Wall time of each part."""
+
+    @property
+    def report(self) -> Path:
+        return self.run.report_file
+
+
+def compare(
+    run: Run,
+    config: RunConfig | None = None,
+    *,
+    checkpoint: str = "final",
+    progress: Callable[[Progress], None] | None = None,
+    scorer: Scorer | None = None,
+) -> Comparison:
+    """Compare the run's result with its base; writes pictures, scores.json, report.html and report.md into the run folder.
+
+    `config` changes how is compared (prompts, seeds, sampler, reference); unset, it is the run's own. `checkpoint` is
+    "final", "best" or a name such as "step-000250". Raises RunError, DataError or EvaluationError.
+    """
+    parts = comparing(run, config, checkpoint=checkpoint, scorer=scorer)
+    while True:
+        try:
+            step = next(parts)
+        except StopIteration as end:
+            result: Comparison = end.value
+            return result
+        if progress:
+            progress(step)
+
+
+def comparing(
+    run: Run, config: RunConfig | None = None, *, checkpoint: str = "final", scorer: Scorer | None = None
+) -> Generator[Progress, None, Comparison]:
+    """`compare`, step by step."""
+    from sdtune import report
+
+    config = config or run.config()
+    began = time.perf_counter()
+    plan = make_plan(config)
+    pairs = tuple(_pairs(run, plan.prompts, config.evaluate.seeds))
+    yield from _draw(run, config, checkpoint, pairs)
+    drawn = time.perf_counter()
+    validation = read_validation(run, checkpoint)
+    if why := _unfit(config):
+        scores, digest = _judge_loss(config, validation, why), None
+    else:
+        from sdtune.metrics.features import Scorer
+
+        scorer = scorer or Scorer.load()
+        evidence = yield from _look(scorer, config.data, plan, pairs)
+        scores, digest = _judge(config, evidence, validation), scorer.fingerprint
+    scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(checkpoint, plan)))
+    seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}
+    result = Comparison(run, config, checkpoint, plan, pairs, scores, validation, digest, seconds)
+    write_json(run.scores_file, report.as_json(result))
+    write_text(run.comparison / "report.md", report.markdown(result))
+    write_text(run.report_file, report.html(result))
+    yield Progress("report", 1, 1)
+    return result
+
+
+# ---- what is compared
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Read the folders and choose the prompts. Raises DataError or EvaluationError."""
+    splits = dataset.scan(config.data, seed=config.train.seed)
+    held_out, source = _reference(config, splits.validation)
+    control, control_source = _control(config)
+    prompts, prompt_source = _prompts(config, held_out)
+    notes = []
+    if source.startswith("the validation pictures"):
+        notes.append(
+            "The held-out pictures are those of the validation loss; a folder test/ beside train/ would be cleaner."
+        )
+    if leaked := {e.digest for e in held_out} & {e.digest for e in splits.train}:
+        raise EvaluationError(f"evaluate.reference: {len(leaked)} of its pictures are trained on; give held-out ones")
+    sources = {"prompts": prompt_source, "reference": source, "control": control_source}
+    return Plan(tuple(prompts), tuple(splits.train), tuple(held_out), tuple(control), sources, tuple(notes))
+
+
+def _reference(config: RunConfig, validation: list[Example]) -> tuple[list[Example], str]:
+    if config.evaluate.reference:
+        folder = dataset.resolve(config.evaluate.reference)
+        return dataset.scan_folder(folder, config.data)[0], f"evaluate.reference ({config.evaluate.reference})"
+    root = dataset.resolve(config.data.path)
+    for name in dataset.TEST:
+        if (root / name).is_dir():
+            return dataset.scan_folder(root / name, config.data)[0], f"the {name} pictures of {config.data.path}"
+    if not validation:
+        raise EvaluationError(
+            "no held-out pictures: set evaluate.reference to a folder, or data.validation_share above 0"
+        )
+    return validation, f"the validation pictures of {config.data.path}"
+
+
+def _control(config: RunConfig) -> tuple[list[Example], str]:
+    """Pictures of the base's own domain; the embedded base brings its own. The data's prefix and suffix do not concern them."""
+    plain = dataclasses.replace(config.data, caption_prefix="", caption_suffix="")
+    if config.evaluate.control:
+        return _any_test(config.evaluate.control, plain), f"evaluate.control ({config.evaluate.control})"
+    if _unfit(config):
+        return [], "none"
+    try:
+        return _any_test("embedded:drawings", plain), "embedded:drawings"
+    except DataError:
+        return [], "none"
+
+
+def _any_test(path: str, config: DataConfig) -> list[Example]:
+    """The test pictures of a set, or all pictures of a plain folder."""
+    root = dataset.resolve(path)
+    folder = next((root / name for name in dataset.TEST if (root / name).is_dir()), root)
+    return dataset.scan_folder(folder, config)[0]
+
+
+def _prompts(config: RunConfig, held_out: list[Example]) -> tuple[list[str], str]:
+    """The distinct prompts. Those of captions are spread evenly if there are more than evaluate.max_prompts."""
+    asked = config.evaluate.prompts
+    if isinstance(asked, str):
+        try:
+            lines = Path(asked).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EvaluationError(
+                f"evaluate.prompts: {asked}: cannot be read as text ({type(error).__name__})"
+            ) from None
+        asked = tuple(line.strip() for line in lines if line.strip())
+    if asked:
+        return list(dict.fromkeys(_decorated(p, config.data) for p in asked)), "evaluate.prompts"
+    captions = list(dict.fromkeys(e.captions[0] for e in held_out))
+    most = config.evaluate.max_prompts
+    if len(captions) > most:
+        captions = [captions[i * len(captions) // most] for i in range(most)]
+    return captions, "captions of the held-out pictures"
+
+
+def _decorated(prompt: str, config: DataConfig) -> str:
+    """With the prefix and suffix that the training captions have, unless it has them already."""
+    prefix, suffix = config.caption_prefix.strip(), config.caption_suffix.strip()
+    inner = prompt.removeprefix(prefix).removesuffix(suffix).strip(" ") if prefix or suffix else prompt
+    return decorate(inner, config)
+
+
+def _unfit(config: RunConfig) -> str:
+    """Why the shipped scorer cannot judge this base; nothing if it can."""
+    if getattr(config.model, "path", None) == "embedded":
+        return ""
+    return (
+        "The scorer that comes with sdtune knows small drawings only, the domain of the embedded base. For this base model KID, "
+        "Frechet distance, content, copies and diversity need other encoders (the extra `metrics`) and are left out; "
+        "the validation loss and the pictures are shown."
+    )
+
+
+def _selection(checkpoint: str, plan: Plan) -> list[str]:
+    if checkpoint == "best" and plan.sources["reference"].startswith("the validation"):
+        return [
+            "The checkpoint was chosen with the validation pictures, and is judged with the same: its figures flatter it."
+        ]
+    return []
+
+
+# ---- drawing
+
+
+def _pairs(run: Run, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Pair]:
+    for i, prompt in enumerate(prompts):
+        for seed in dict.fromkeys(seeds):
+            name = f"{i:03d}-{seed}.png"
+            yield Pair(prompt, seed, run.comparison / "base" / name, run.comparison / "tuned" / name)
+
+
+def _draw(run: Run, config: RunConfig, checkpoint: str, pairs: Sequence[Pair]) -> Iterator[Progress]:
+    """Draw with the untouched base, then with the tuned model; what is there already stays."""
+    from sdtune import tuned
+    from sdtune.devices import choose, use_threads
+
+    use_threads(config.train.threads)
+    device, dtype = choose(config.train)
+    model = config.model.load(device=device, dtype=dtype)
+    model.denoiser.eval()
+    own = dataclasses.replace(config.sample, strength=0.0)
+    yield from _draw_missing(model, own, [(p.prompt, p.seed, p.base) for p in pairs], "base pictures")
+    on_top = tuned.of_run(model, run, checkpoint)
+    model.denoiser.eval()
+    own = dataclasses.replace(config.sample, strength=1.0)
+    yield from _draw_missing(model, own, [(p.prompt, p.seed, p.tuned) for p in pairs], "tuned pictures")
+    on_top.close()
+
+
+def _draw_missing(
+    model: Model, config: SampleConfig, jobs: Sequence[tuple[str, int, Path]], what: str
+) -> Iterator[Progress]:
+    from sdtune.sample import sample, save_png
+
+    folder = jobs[0][2].parent
+    index_file, weights = folder / "index.json", _digest(model.denoiser) + model.fingerprint
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("prompts", "seeds", "batch_size")}
+    common = [weights, str(model.dtype), model.resolution, settings]
+    keys = {path: hashlib.sha256(json.dumps([*common, p, s]).encode()).hexdigest() for p, s, path in jobs}
+    kept = {path.name: row for path, row in _read_index(index_file, keys).items()}
+    _sweep(folder, set(kept))
+    done = len(kept)
+    yield Progress(what, done, len(jobs))
+    for seed in dict.fromkeys(s for _, s, _ in jobs):
+        missing = {p: path for p, s, path in jobs if s == seed and path.name not in kept}
+        for picture in sample(model, config, prompts=list(missing), seeds=(seed,)) if missing else ():
+            path = missing[picture.prompt]
+            save_png(picture, path)
+            kept[path.name] = {"key": keys[path], "sha256": _file_digest(path)}
+            write_json(index_file, kept)
+            done += 1
+            yield Progress(what, done, len(jobs))
+
+
+def _read_index(file: Path, keys: dict[Path, str]) -> dict[Path, dict[str, str]]:
+    """The pictures that are whole and were drawn with the same key."""
+    try:
+        rows: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    good = {}
+    for path, key in keys.items():
+        row = rows.get(path.name)
+        if (
+            isinstance(row, dict)
+            and row.get("key") == key
+            and path.exists()
+            and row.get("sha256") == _file_digest(path)
+        ):
+            good[path] = row
+    return good
+
+
+def _sweep(folder: Path, keep: set[str]) -> None:
+    """Remove pictures of earlier prompts or weights, so that the folder holds one comparison only."""
+    for path in [*folder.glob("*.png"), *folder.glob("*-*.json")]:
+        if path.with_suffix(".png").name not in keep:
+            path.unlink()
+
+
+def _digest(module: nn.Module) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---- judging
+
+
+def _look(scorer: Scorer, config: DataConfig, plan: Plan, pairs: Sequence[Pair]) -> Generator[Progress, None, Evidence]:
+    """Show everything to the scorer. Real pictures are cut to squares as for training, a random cut becoming the centre."""
+    asked = [p.prompt for p in pairs]
+    sets: dict[str, tuple[list[Image.Image], list[str]]] = {
+        "base": ([open_rgb(p.base) for p in pairs], asked),
+        "tuned": ([open_rgb(p.tuned) for p in pairs], asked),
+    }
+    for name in ("reference", "train", "control"):
+        examples: tuple[Example, ...] = getattr(plan, name)
+        sets[name] = ([square(e, config, scorer.side) for e in examples], [e.captions[0] for e in examples])
+    seen = {}
+    for k, (name, (pictures, captions)) in enumerate(sets.items()):
+        yield Progress("looking at pictures", k, len(sets))
+        if pictures:
+            seen[name] = see(scorer, pictures, captions, plan.prompts)
+    yield Progress("looking at pictures", len(sets), len(sets))
+    texts = scorer.texts(content.strip_shared(plan.prompts))
+    return Evidence(
+        plan.prompts, texts, seen["base"], seen["tuned"], seen["reference"], seen.get("train"), seen.get("control")
+    )
+
+
+def _judge(config: RunConfig, evidence: Evidence, validation: Validation) -> Scores:
+    e = config.evaluate
+    return judge(evidence, validation, primary=e.primary, draws=e.draws, seed=config.train.seed)
+
+
+def _judge_loss(config: RunConfig, validation: Validation, why: str) -> Scores:
+    e = config.evaluate
+    return judge_without_scorer(validation, why, primary=e.primary, draws=e.draws, seed=config.train.seed)
+
+
+def open_rgb(path: Path) -> Image.Image:
+    with Image.open(path) as im:
+        return im.convert("RGB")
+
+
+def square(example: Example, config: DataConfig, side: int) -> Image.Image:
+    """A real picture as training sees it, `side` pixels wide."""
+    im = images.load_image(example.image, background=config.background, max_pixels=config.max_pixels)
+    crop = "center" if config.crop == "random" else config.crop
+    box = images.crop_boxes(im.size, crop, 1, "")[0]
+    return Image.fromarray(images.to_square(im, side, box=box, pad=crop == "pad", background=config.background))
+
+
+def read_validation(run: Run, checkpoint: str = "final") -> Validation:
+    """The loss curves in the run's log, up to the checkpoint."""
+    losses: dict[int, tuple[float, ...]] = {}
+    training: dict[int, float] = {}
+    for event in run.events():
+        if isinstance(event, Validated):
+            losses[event.step] = event.per_picture
+        elif isinstance(event, Step):
+            training[event.step] = event.loss
+    last = _step_of(checkpoint, losses)
+    steps = [s for s in sorted(losses) if s <= last and len(losses[s]) == len(losses[min(losses)])]
+    shown = [s for s in sorted(training) if s <= last]
+    table_SN = np.array([losses[s] for s in steps], np.float64) if steps else np.zeros((0, 0))
+    return Validation(tuple(steps), table_SN, tuple(shown), tuple(training[s] for s in shown))
+
+
+def _step_of(checkpoint: str, losses: dict[int, tuple[float, ...]]) -> float:
+    trained = {s: float(np.mean(v)) for s, v in losses.items() if s}
+    if checkpoint == "best" and trained:
+        return min(trained, key=lambda s: trained[s])
+    number = checkpoint.removeprefix("step-")
+    return int(number) if number.isdigit() else float("inf")

@@ -1,0 +1,269 @@
+"""The one description of a run: the parts put together, read from TOML, changed with `a.b=c`. Imports no torch.
+
+Command line, web form and Python API all build this object. Order: field default < recipe < override.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from sdtune.data.config import DataConfig
+from sdtune.errors import ConfigError
+from sdtune.families import Family
+from sdtune.families.sd1 import Sd1
+from sdtune.methods import Method
+from sdtune.methods.lora import Lora
+from sdtune.objective import ObjectiveConfig
+from sdtune.optim import AdamW
+from sdtune.schema import Section
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: Positive = 1000
+    """Optimiser steps, however many micro-batches each takes."""
+    batch_size: Positive = 4
+    """Pictures of a micro-batch: what has to fit into memory at once."""
+    accumulate: Positive = 1
+    """Micro-batches per optimiser step."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Longer gradients are scaled down to this length."""
+    seed: int = 0
+    """Noise, timesteps, data order and the adapters' first weights follow from it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the frozen weights and the computation; trained weights and optimiser stay fp32. auto: bf16 where the device is fast at it."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """auto: CUDA, else MPS, else CPU."""
+    threads: Positive | None = None
+    """CPU threads. Unset: all physical cores that this process may use."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the trained weights (0.999 is usual), used for samples and the result. Unset: none."""
+    save_every: Positive = 250
+    """Steps between checkpoints."""
+    keep: Positive = 2
+    """Newest checkpoints kept. The best one is kept beside them."""
+    validate_every: NotNegative = 50
+    """Steps between validation losses; 0 turns them off."""
+    validation_timesteps: Positive = 8
+    """Fixed timesteps, spread over the schedule, at which each validation picture is judged."""
+    sample_every: NotNegative = 100
+    """Steps between previews; 0 turns them off. The base model's pictures are step 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Section):
+    """How pictures are drawn: previews in training, `sdtune sample` and comparisons alike."""
+
+    prompts: tuple[str, ...] = ()
+    """What to draw. Previews without prompts use the first captions of the data."""
+    negative: str = ""
+    """What to steer away from."""
+    seeds: tuple[int, ...] = (0, 1)
+    """One picture per prompt and seed."""
+    steps: Positive = 20
+    """Denoising steps."""
+    guidance: Annotated[float, Field(ge=0)] = 5.0
+    """Classifier-free guidance, arXiv:2207.12598. 1 turns it off; higher follows the prompt more and varies less."""
+    scheduler: Literal["ddpm", "ddim", "pndm", "euler", "euler-a", "dpm++2m", "dpm++2m-karras", "unipc"] = "dpm++2m"
+    """Sampler. ddim and dpm++2m are deterministic; euler-a and ddpm add noise on the way."""
+    batch_size: Positive = 8
+    """Pictures drawn at once."""
+    width: Positive | None = None
+    """Unset: the model's own size."""
+    height: Positive | None = None
+    """Unset: the model's own size."""
+    strength: Annotated[float, Field(ge=0, le=4)] = 1.0
+    """Of the adapter: 0 is the base, 1 as trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Section):
+    """How base and tuned model are compared. Prompts and seeds are the same for both."""
+
+    prompts: tuple[str, ...] | str | None = None
+    """Prompts, or a text file with one a line. Unset: captions of the held-out pictures."""
+    max_prompts: Positive = 48
+    """At most so many prompts are drawn from the captions of the held-out pictures."""
+    seeds: tuple[int, ...] = (1001, 1002)
+    """One picture per prompt and seed. Other seeds than those of the previews."""
+    reference: str | None = None
+    """Folder of held-out target pictures. Unset: the validation pictures; embedded sets have a `test/` folder of their own."""
+    control: str | None = None
+    """Folder of pictures of the base's own domain: a tuned model should move away from them. Unset: none; embedded sets bring one."""
+    primary: Literal["kid", "validation_loss"] = "kid"
+    """The figure that decides "helped?", fixed before the run (no choosing afterwards)."""
+    draws: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap draws over prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """Everything needed to repeat a run."""
+
+    name: str = "run"
+    """Name of the run's folder below `runs/`."""
+    model: Family = field(default_factory=Sd1)
+    """The model to start from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Captioned pictures."""
+    method: Method = field(default_factory=Lora)
+    """What becomes trainable."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    """How gradients become steps."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is learned."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """How pictures are drawn."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How base and tuned are compared."""
+
+
+@cache
+def _adapter() -> TypeAdapter[RunConfig]:
+    return TypeAdapter(RunConfig)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the recipe `path` and apply `overrides` such as `method.rank=32`; the last one wins.
+
+    Raises ConfigError with all faults at once.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: {(error.strerror or 'cannot be read').lower()}; `sdtune init` writes a recipe") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for item in overrides:
+        _override(data, item)
+    return from_dict(data, where=str(path) if path else "")
+
+
+def from_dict(data: Mapping[str, Any], where: str = "") -> RunConfig:
+    """Build a config from nested dictionaries. The web form and the Python API enter here."""
+    try:
+        return _adapter().validate_python(_with_default_tags(RunConfig, dict(data)))
+    except ValidationError as error:
+        faults = [_explain(e) for e in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {f}" if where else f for f in faults)) from None
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved config as TOML, without unset fields. `load` gives the same config back."""
+    top, tables = [], []
+    for name, value in to_dict(config).items():
+        if isinstance(value, dict):
+            rows = [f"{k} = {_toml(v)}" for k, v in value.items() if v is not None]
+            tables.append("\n".join([f"[{name}]", *rows]))
+        else:
+            top.append(f"{name} = {_toml(value)}")
+    return "\n\n".join(["\n".join(top), *tables]) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """What the web form is drawn from."""
+    return _adapter().json_schema()
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    key, sep, raw = item.partition("=")
+    if not sep or not key:
+        raise ConfigError(f"{item!r} is not key=value, for example optimizer.lr=1e-4")
+    *parents, leaf = key.strip().split(".")
+    node = data
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key}: {name!r} is a value, not a group of keys")
+    try:
+        node[leaf] = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        node[leaf] = raw
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _with_default_tags(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+    """Let `method.rank=4` mean the default method, with rank 4."""
+    out = dict(data)
+    for f in dataclasses.fields(cls):
+        if isinstance(out.get(f.name), dict) and f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+            if hasattr(default, "type"):
+                out[f.name] = {"type": default.type, **out[f.name]}
+    return out
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The section classes that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, types.UnionType, typing.Union):
+        for part in get_args(annotation):
+            yield from _sections(part)
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    """The keys that are valid inside the group `path`, a tag such as "lora" counting as a step of it."""
+    current: list[type[Section]] = [RunConfig]
+    for name in path:
+        inside = [s for c in current for s in _sections(typing.get_type_hints(c, include_extras=True).get(name))]
+        current = inside or [c for c in current if getattr(c, "type", None) == name] or current
+    return sorted({f.name for c in current if dataclasses.is_dataclass(c) for f in dataclasses.fields(c)})
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    loc = [str(part) for part in error["loc"]]
+    tags = {getattr(s, "type", "") for f in typing.get_type_hints(RunConfig, include_extras=True).values() for s in _sections(f)}
+    where = ".".join(p for i, p in enumerate(loc) if not (i == 1 and p in tags)) or "config"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1]), n=1)
+        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_keys_at(loc[:-1]))}")
+    message = f"{where}: {error['msg'][0].lower() + error['msg'][1:]}"
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        given, choices = str(context["tag"]), str(context["expected_tags"])
+        message = f"{where}.type: unknown type, known: {choices}"
+    else:
+        given, choices = str(error["input"]), str(context.get("expected", ""))
+    near = difflib.get_close_matches(given, choices.split("'")[1::2], n=1)
+    shown = f"{message}, got {_short(given if error['type'] == 'union_tag_invalid' else error['input'])}"
+    return shown + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,613 @@
+"""Draws a run's events: live in a terminal, plain lines elsewhere, JSON lines for programs. Imports rich only to draw."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from sdtune.events import (
+    Encoding,
+    Event,
+    Failed,
+    Finished,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Validated,
+    Warned,
+    to_line,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from sdtune.config import RunConfig
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+# ---- words for numbers
+
+
+def duration(seconds: float) -> str:
+    """45 s, 1 min 30 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count(number: int) -> str:
+    """950, 12.3 k, 8.84 M, 1.07 G."""
+    for size, sign in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{sign}"
+    return str(number)
+
+
+def megabytes(mb: float) -> str:
+    return f"{mb / 1024:.1f} GB" if mb >= 1024 else f"{mb:.0f} MB"
+
+
+def change(value: float, base: float) -> str:
+    """The change from `base` to `value` in per cent, with its sign."""
+    return f"{100 * (value - base) / base:+.1f} %" if base else ""
+
+
+def memory_mb() -> float:
+    """The process's resident memory, or on CUDA the device's peak, in MB."""
+    import psutil
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated() / 2**20)
+    return float(psutil.Process().memory_info().rss / 2**20)
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """`values` as at most `width` little bars, each the mean of its share."""
+    size = max(1, -(-len(values) // max(1, width)))
+    means = [sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    if not high > low:  # flat, or not a number
+        return ""
+    return "".join(BARS[min(7, int(8 * (v - low) / (high - low)))] for v in means)
+
+
+def pack(fields: Sequence[str], width: int, gap: str = "   ") -> list[str]:
+    """The fields on as few lines of at most `width` characters as they need, in order."""
+    lines: list[str] = []
+    for text in filter(None, fields):
+        if lines and len(lines[-1]) + len(gap) + len(text) <= width:
+            lines[-1] += gap + text
+        else:
+            lines.append(text)
+    return lines
+
+
+# ---- what is known of a run so far
+
+
+@dataclass
+class Progress:
+    """What the events so far say: position, speed, smoothed loss, validation against step 0."""
+
+    step: int = 0
+    steps: int = 0
+    batch_size: int = 0
+    loss: float | None = None
+    lr: float = 0.0
+    base_validation: float | None = None
+    validation: float | None = None
+    losses: list[float] = field(default_factory=list)
+    _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+    _weight: float = 0.0
+    _sum: float = 0.0
+    _from: tuple[float, int] | None = None
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.step, self.steps, self.batch_size = event.step, event.steps, event.batch_size
+            case Step():
+                self._take_step(event)
+            case Validated(step=step, loss=loss):
+                self.validation = loss
+                if step == 0:
+                    self.base_validation = loss
+            case _:
+                pass
+
+    def _take_step(self, event: Step) -> None:
+        if self._from is None:
+            self._from = (event.time - event.seconds, event.step - 1)
+        self._seconds.append(event.seconds)
+        self._sum = 0.95 * self._sum + 0.05 * event.loss
+        self._weight = 0.95 * self._weight + 0.05
+        self.step, self.loss, self.lr = event.step, self._sum / self._weight, event.lr
+        self.losses.append(event.loss)
+
+    @property
+    def rate(self) -> float:
+        """Steps per second over the last ones."""
+        total = sum(self._seconds)
+        return len(self._seconds) / total if total > 0 else 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds still to go, previews and validation counted in."""
+        if self._from is None or self.step <= self._from[1]:
+            return None
+        began, first = self._from
+        return (time.time() - began) / (self.step - first) * (self.steps - self.step)
+
+    def speed(self) -> list[str]:
+        if not self.rate:
+            return []
+        it = f"{self.rate:.2f} it/s" if self.rate < 10 else f"{self.rate:.0f} it/s"
+        return [it, f"{self.rate * self.batch_size:.1f} img/s"]
+
+    def remaining(self) -> str:
+        return "" if self.left is None else f"{duration(self.left)} left"
+
+    def validated(self) -> str:
+        if self.validation is None:
+            return ""
+        more = change(self.validation, self.base_validation) if self.base_validation else ""
+        return f"validation {self.validation:.4f}" + (f" ({more} to step 0)" if more and self.step else "")
+
+
+def plan(config: RunConfig, started: Started, folder: Path) -> list[tuple[str, str]]:
+    """What is about to happen, in rows of name and text."""
+    method = {k: v for k, v in vars(config.method).items() if k != "type" and v is not None}
+    share = 100 * started.trainable / max(1, started.total)
+    visits = started.steps * started.batch_size / max(1, started.pictures)
+    rows = [
+        ("model", f"{config.model.path} ({config.model.type}, {count(started.total)} parameters in the denoiser)"),
+        ("pictures", f"{started.pictures} to train on, {started.validation_pictures} held out ({config.data.path})"),
+        ("method", ", ".join([config.method.type, *(f"{k} {_plain(v)}" for k, v in method.items())])),
+        ("trains", f"{count(started.trainable)} parameters ({share:.3g} % of the denoiser)"),
+        ("steps", f"{started.steps} of {started.batch_size} pictures ({visits:.3g} passes over the pictures)"),
+        ("device", f"{started.device}, {started.precision}"),
+        ("folder", str(folder)),
+    ]
+    return [*rows, ("goes on", f"from step {started.step}")] if started.step else rows
+
+
+def ending(run: Path, event: Finished, progress: Progress) -> list[tuple[str, str]]:
+    best = f"lowest validation loss at step {event.best_step}" if event.best_step is not None else ""
+    peak = f"peak memory {megabytes(event.peak_memory_mb)}" if event.peak_memory_mb else ""
+    return [
+        ("finished", ", ".join(filter(None, [f"step {event.step} after {duration(event.seconds)}", peak]))),
+        *(
+            [("validation", ", ".join(filter(None, [progress.validated().removeprefix("validation "), best])))]
+            if best
+            else []
+        ),
+        ("result", str(run / event.path)),
+        ("next", f"sdtune compare {quote(run)}"),
+    ]
+
+
+def quote(path: object) -> str:
+    """`path` as one word of a shell."""
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- where it is drawn
+
+
+class Screen(AbstractContextManager["Screen"]):
+    """Draws one run. `begin` before the first event; then each event; `rows` and `say` for what comes between and after."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def begin(self, config: RunConfig, folder: Path) -> None:
+        """A run of `config` is about to start in `folder`."""
+
+    def draw(self, event: Event) -> None:
+        """Show one event."""
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+
+    def rows(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Lines of name and text, for people."""
+
+    def emit(self, record: object) -> None:
+        """One JSON object, for programs."""
+
+    def busy(self, text: str) -> None:
+        """Something slow begins."""
+
+    def doing(self, what: str, done: int, total: int) -> None:
+        """It is at `done` of `total`."""
+
+    def done(self) -> None:
+        """It has ended."""
+
+    def verdict(self, question: str, answer: str, because: str, good: bool | None) -> None:
+        """One line of a comparison's result. `good` says whether the answer is the wished one; None: open."""
+
+    def stopping(self) -> None:
+        """The first Ctrl-C was heard. Called from a signal handler: must not wait for anything."""
+        os.write(2, b"\nstopping: the step ends and is saved; once more leaves at once\n")
+
+
+class Silent(Screen):
+    """--quiet: only warnings, on stderr."""
+
+    def draw(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            sys.stderr.write(f"warning: {event.message}\n")
+
+
+class Json(Screen):
+    """--json: each event one line on stdout, nothing else."""
+
+    def draw(self, event: Event) -> None:
+        _write(to_line(event))
+
+    def emit(self, record: object) -> None:
+        _write(json.dumps(record, ensure_ascii=False))
+
+
+class Plain(Screen):
+    """Not a terminal: a line per event, and about twenty for the steps of a run."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self._config: RunConfig | None = None
+        self._folder = Path()
+        self._last = time.monotonic()
+        self._encoding = ""
+        self._previewed = -1
+
+    def begin(self, config: RunConfig, folder: Path) -> None:
+        self.progress = Progress()
+        self._config, self._folder = config, folder
+        self.busy(f"loading the model {config.model.path}")
+
+    def draw(self, event: Event) -> None:
+        self.progress.take(event)
+        for line in self._lines(event):
+            _write(line)
+
+    def _lines(self, event: Event) -> Iterator[str]:
+        p = self.progress
+        match event:
+            case Started():
+                assert self._config is not None
+                yield from aligned(plan(self._config, event, self._folder))
+            case Encoding():
+                if event.what != self._encoding:
+                    yield f"encoding {event.total} {event.what}"
+                self._encoding = event.what
+            case Step():
+                if self._due(event.step):
+                    yield _step_line(p)
+            case Validated():
+                yield f"step {event.step}: {p.validated()}"
+            case Sampled():
+                if event.step != self._previewed:
+                    yield f"step {event.step}: previews in {Path(event.path).parent}"
+                self._previewed = event.step
+            case Saved():
+                yield f"step {event.step}: saved {event.path}" + (
+                    " (lowest validation loss so far)" if event.best else ""
+                )
+            case Warned():
+                yield f"warning: {event.message}"
+            case Finished():
+                yield from aligned(ending(self._folder, event, p))
+            case Stopped():
+                yield f"stopped after step {event.step}"
+            case Failed():
+                yield f"failed at step {event.step}"
+
+    def _due(self, step: int) -> bool:
+        interval = max(1, self.progress.steps // 20)
+        if step % interval == 0 or step in (1, self.progress.steps) or time.monotonic() - self._last > 30:
+            self._last = time.monotonic()
+            return True
+        return False
+
+    def say(self, text: str) -> None:
+        _write(text)
+
+    def rows(self, rows: Sequence[tuple[str, str]]) -> None:
+        for line in aligned(rows):
+            _write(line)
+
+    def busy(self, text: str) -> None:
+        _write(f"{text} ...")
+
+    def doing(self, what: str, done: int, total: int) -> None:
+        if what != self._encoding and total > 1:
+            _write(f"{what} ({total}) ...")
+        self._encoding = what
+
+    def verdict(self, question: str, answer: str, because: str, good: bool | None) -> None:
+        _write(f"{answer:<11}  {question}")
+        _write(f"{'':11}  {because}")
+
+
+class Live(Screen):
+    """A terminal: what happened scrolls up, the state stands below it and is drawn again four times a second."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live as RichLive
+
+        self.console = console
+        self.progress = Progress()
+        self._config: RunConfig | None = None
+        self._folder = Path()
+        self._bar: tuple[str, int, int] | None = None
+        self._busy = ""
+        self._note = ""
+        self._live = RichLive(
+            get_renderable=self._state, console=console, refresh_per_second=4, transient=True, vertical_overflow="crop"
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def begin(self, config: RunConfig, folder: Path) -> None:
+        self.progress = Progress()
+        self._config, self._folder = config, folder
+        self.busy(f"loading the model {config.model.path}")
+
+    def busy(self, text: str) -> None:
+        self._busy = text
+        self._live.start(refresh=True)
+
+    def doing(self, what: str, done: int, total: int) -> None:
+        self._live.start()
+        self._bar = (what, done, total) if done < total else None
+
+    def done(self) -> None:
+        self._busy, self._bar = "", None
+        self._live.stop()
+
+    def verdict(self, question: str, answer: str, because: str, good: bool | None) -> None:
+        from rich.table import Table
+
+        colour = {True: "bold green", False: "bold red", None: "bold yellow"}[good]
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(width=11)
+        grid.add_column(overflow="fold")
+        grid.add_row(self._styled(answer, colour), self._styled(question, "bold"))
+        grid.add_row("", self._styled(because, ""))
+        self.console.print(grid)
+
+    def draw(self, event: Event) -> None:
+        self._live.start()
+        self.progress.take(event)
+        self._bar = None
+        match event:
+            case Started():
+                assert self._config is not None
+                self._busy = "" if event.step else "preparing"
+                self.rows(plan(self._config, event, self._folder))
+                self.say("")
+            case Encoding():
+                self._bar = (f"encoding {event.what}", event.done, event.total)
+            case Step():
+                self._busy = ""
+            case Validated():
+                self._print(self._validated(event))
+            case Saved():
+                self._dim(f"step {event.step}: saved {event.path}" + (" (best so far)" if event.best else ""))
+            case Warned():
+                self._print(self._styled(f"warning: {event.message}", "yellow"))
+            case Finished():
+                self._live.stop()
+                self.say("")
+                self.rows(ending(self._folder, event, self.progress))
+            case Stopped():
+                self._live.stop()
+                self.say(f"stopped after step {event.step}")
+            case Failed():
+                self._live.stop()
+            case _:
+                pass
+
+    def say(self, text: str) -> None:
+        self._print(self._styled(text, ""))
+
+    def rows(self, rows: Sequence[tuple[str, str]]) -> None:
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="cyan", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, text in rows:
+            grid.add_row(name, self._styled(text, ""))
+        self.console.print(grid)
+
+    def stopping(self) -> None:
+        self._note = "stopping: the step ends and is saved; Ctrl-C once more leaves at once"
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def _dim(self, text: str) -> None:
+        self._print(self._styled(text, "dim"))
+
+    def _styled(self, text: str, style: str) -> Text:
+        from rich.text import Text
+
+        return Text(text, style=style)
+
+    def _validated(self, event: Validated) -> Text:
+        text = self._styled(f"step {event.step}: {self.progress.validated()}", "")
+        base = self.progress.base_validation
+        if base and event.step and "(" in text.plain:
+            text.stylize("green" if event.loss < base else "red", text.plain.index("("))
+        return text
+
+    def _state(self) -> RenderableType:
+        """The lines below the scrolling text."""
+        from rich.console import Group
+        from rich.spinner import Spinner
+
+        width = self.console.width
+        parts: list[RenderableType] = []
+        if self._bar is not None:
+            parts.append(_bar(*self._bar, width))
+        elif self.progress.step and not self._busy:
+            parts.append(_bar("step", self.progress.step, self.progress.steps, width))
+            parts += [self._styled(line, "") for line in pack(_status(self.progress, width), width)]
+        elif self._busy:
+            parts.append(Spinner("dots", self._styled(self._busy, ""), style="cyan"))
+        if self._note:
+            parts.append(self._styled(self._note, "bold yellow"))
+        return Group(*parts)
+
+
+def screen(*, as_json: bool = False, quiet: bool = False) -> Screen:
+    """The screen that fits: JSON or quiet if asked for, live in a terminal, plain lines otherwise."""
+    if as_json:
+        return Json()
+    if quiet:
+        return Silent()
+    if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        return Plain()
+    from rich.console import Console
+
+    return Live(Console(highlight=False, markup=False, emoji=False))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with columns; the last column is as long as it needs."""
+    widths = [
+        max(len(row[i]) for row in rows if i < len(row) - 1) for i in range(max((len(r) for r in rows), default=1) - 1)
+    ]
+    return [
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
+    ]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
+    """Print a table; the columns `numbers` are aligned to the right. Fits the terminal; whole when piped."""
+    if not sys.stdout.isatty():
+        widths = [max(len(str(r[i])) for r in [heads, *rows]) for i in range(len(heads))]
+        for row in [heads, *rows]:
+            cells = [
+                c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ]
+            _write("  ".join(cells).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for i, head in enumerate(heads):
+        drawn.add_column(head, justify="right" if i in numbers else "left", overflow="fold", no_wrap=i in numbers)
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(drawn)
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _step_line(p: Progress) -> str:
+    width = len(str(p.steps))
+    fields = [f"step {p.step:>{width}}/{p.steps}", f"loss {p.loss:.4f}", f"lr {p.lr:.2e}", *p.speed(), p.remaining()]
+    return "  ".join(filter(None, [*fields, f"memory {megabytes(memory_mb())}"]))
+
+
+def _status(p: Progress, width: int) -> list[str]:
+    spark = sparkline(p.losses, min(24, width // 4)) if "utf" in (sys.stdout.encoding or "").lower() else ""
+    return [
+        f"loss {p.loss:.4f} {spark}".rstrip(),
+        f"lr {p.lr:.2e}",
+        *p.speed(),
+        p.remaining(),
+        megabytes(memory_mb()),
+        p.validated(),
+    ]
+
+
+def _bar(label: str, done: int, total: int, width: int) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1))
+    text = f"{done}/{total}"
+    grid.add_row(label, ProgressBar(total, done, width=max(4, min(50, width - len(label) - len(text) - 3))), text)
+    return grid
+
+
+def record(value: Any) -> Any:
+    """`value` as plain JSON types: dataclasses, paths and tuples inside are turned into dictionaries, text and lists."""
+    import dataclasses
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: record(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): record(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [record(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def finding(status: str, name: str, detail: str, remedy: str) -> None:
+    """One line of `sdtune doctor`, with the remedy on a line of its own."""
+    colour = {"ok": "32", "warn": "33", "fail": "1;31"}[status]
+    mark = f"\x1b[{colour}m{status:<4}\x1b[0m" if _coloured() else f"{status:<4}"
+    _write(f"{mark}  {name:<14}  {detail}")
+    if remedy:
+        _write(f"{'':22}-> {remedy}")
+
+
+def key_list(keys: Sequence[Any]) -> None:
+    """`sdtune keys`: name, default and type on a line, the help below it."""
+    import shutil
+    import textwrap
+
+    width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
+    for key in keys:
+        name = f"\x1b[36m{key.name}\x1b[0m" if _coloured() else key.name
+        only = f', method.type = "{key.only}"' if key.only else ""
+        _write(f"{name} = {key.default}  ({key.kind}{only})")
+        for line in textwrap.wrap(key.help, width - 4):
+            _write(f"    {line}")
+
+
+def _coloured() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,77 @@
+"""Batches without end, each a function of (seed, k) alone: to resume is to begin at another k."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from sdtune.data.cache import Cache
+from sdtune.data.config import DataConfig
+from sdtune.model import Cond
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step reads, on the CPU: latents (B, C, H, W), their text states, their weights (B,)."""
+
+    latents_BCHW: Tensor
+    cond: Cond
+    weight_B: Tensor
+
+
+def batches(cache: Cache, config: DataConfig, *, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
+    """Batches `start`, `start` + 1, ... of the endless stream; each epoch shows each picture once, newly shuffled.
+
+    A batch may hold the end of one epoch and the beginning of the next: nothing is dropped or doubled.
+    """
+    for k in count(start):
+        yield _batch(cache, config, batch_size, seed, k)
+
+
+def validation_batch(cache: Cache) -> Batch:
+    """All pictures in order: the latents' mean, the first caption, nothing left to chance."""
+    indices_B = torch.arange(len(cache))
+    zeros_B = torch.zeros(len(cache))
+    latents = cache.latents(indices_B, zeros_B.long())
+    return Batch(latents.mean_BCHW, cache.cond(cache.caption_rows(indices_B, zeros_B)), cache.weights_N)
+
+
+def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int) -> Batch:
+    rng = _generator("batch", seed, k)
+    indices_B = _indices(len(cache), seed, k * batch_size, batch_size)
+    # Always the same draws, used or not: a changed setting does not shift the others.
+    caption_B, dropout_B, crop_B, flip_B = torch.rand(4, batch_size, generator=rng)
+    rows_B = cache.caption_rows(indices_B, caption_B)
+    rows_B[dropout_B < config.caption_dropout] = 0
+    variant_B = (crop_B.double() * cache.crops).long()
+    if cache.flips:
+        variant_B += cache.crops * (flip_B < 0.5)
+    latents_BCHW = cache.latents(indices_B, variant_B).sample(rng)
+    return Batch(latents_BCHW, cache.cond(rows_B), cache.weights_N[indices_B])
+
+
+def _indices(total: int, seed: int, start: int, length: int) -> Tensor:
+    """Positions start .. start + length of the shuffled epochs laid end to end."""
+    parts: list[Tensor] = []
+    while length:
+        epoch, offset = divmod(start, total)
+        parts.append(_order(total, seed, epoch)[offset : offset + length])
+        start, length = start + len(parts[-1]), length - len(parts[-1])
+    return torch.cat(parts)
+
+
+@lru_cache(maxsize=4)
+def _order(total: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(total, generator=_generator("epoch", seed, epoch))
+
+
+def _generator(purpose: str, seed: int, k: int) -> torch.Generator:
+    """A stream of its own for each purpose, seed and k: neighbouring seeds have nothing in common."""
+    digest = hashlib.sha256(f"{purpose}/{seed}/{k}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))

@@ -1,0 +1,253 @@
+"""Pictures and captions, encoded once and kept: in memory while training, on disk between runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdtune.data.caption import cut_off
+from sdtune.data.config import DataConfig
+from sdtune.data.dataset import Example
+from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, to_square
+from sdtune.data.layouts import listed
+from sdtune.data.shards import Row, Shards
+from sdtune.errors import DataError
+from sdtune.model import Cond, Latents, Model
+
+FORMAT = "1"
+"""Part of every key. To be changed with anything that changes what is cached for the same picture and settings."""
+ENCODE_BATCH = 8
+"""Encoded at once, always: a short batch is filled up, since the last bits of a result depend on the batch's size.
+What is cached for a picture so depends on the picture alone, and not on where an earlier run was stopped."""
+ENCODE_PIXELS = 2**19
+"""At once, too: two pictures of 512 x 512, so that a VAE in fp32 fits into small memories."""
+SHARD_ENTRIES = 256
+SHARD_SECONDS = 20.0
+"""A slow encoder loses no more work than this to a crash."""
+
+Encode = Callable[[Sequence[str]], list[Row]]
+
+
+class View(NamedTuple):
+    """One picture as it is encoded: which part of it, mirrored or not."""
+
+    example: int
+    box: Box
+    mirrored: bool
+    key: str
+
+
+class Cache:
+    """The latents of all pictures and the text states of all captions, ready to be indexed.
+
+    Keys are hashes of content: bytes of the picture, what is done to it, the encoders' weights and dtype. An edited
+    picture is encoded again alone; another VAE finds nothing of this one. Text row 0 is the empty caption.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], model: Model, config: DataConfig, resolution: int, augment: bool
+    ) -> None:
+        self.examples, self.resolution, self.notes = list(examples), resolution, list[str]()
+        self.weights_N = torch.tensor([e.weight for e in self.examples])
+        self._model, self._config = model, config
+        self._crop = config.crop if augment or config.crop != "random" else "center"
+        self._flip = config.flip and augment
+        self._views_NV, self._texts = self._plan_views(), self._plan_texts()
+        encoder = hashlib.sha256(
+            f"{FORMAT}/{model.family}/{model.max_tokens}/{model.fingerprint}".encode()
+        ).hexdigest()[:24]
+        self._at_once = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // resolution**2))
+        folder = config.cache_folder()
+        self._pictures = Shards(folder / f"pictures-{resolution}-{encoder}")
+        self._captions = Shards(folder / f"captions-{encoder}")
+        self._latents: Latents | None = None
+        self._cond: Cond | None = None
+
+    @classmethod
+    def open(
+        cls, examples: Sequence[Example], model: Model, config: DataConfig, *, resolution: int, augment: bool = True
+    ) -> Cache:
+        """Plan the cache of `examples`; nothing is encoded before `fill`. Raises DataError.
+
+        Without `augment` (validation) each picture has one view: not mirrored, cut in its centre instead of anywhere.
+        """
+        if resolution % model.downscale:
+            raise DataError(f"data.resolution: {resolution} is no multiple of {model.downscale}, the pixels per latent")
+        cache = cls(examples, model, config, resolution, augment)
+        cache.notes += [*cache._small_notes(), *cache._long_notes()]
+        return cache
+
+    def fill(self) -> Iterator[tuple[str, int, int]]:
+        """Encode what is missing; yields (what, done, total). Stopped anywhere, it goes on there the next time."""
+        views = {view.key: view for row in self._views_NV for view in row}
+        rows = yield from self._complete(
+            "pictures", self._pictures, list(views), self._encode_views(views), self._at_once
+        )
+        if views:
+            mean_BCHW, logvar_BCHW = (torch.stack([rows[k][name] for k in views]) for name in ("mean", "logvar"))
+            self._latents = Latents(mean_BCHW, logvar_BCHW)
+        texts = {_key("caption", text): text for text in self._texts}
+        rows = yield from self._complete(
+            "captions", self._captions, list(texts), self._encode_texts(texts), ENCODE_BATCH
+        )
+        names = rows[next(iter(texts))].keys()
+        self._cond = Cond(**{name: torch.stack([rows[k][name] for k in texts]) for name in names})
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def crops(self) -> int:
+        """Different cuts of each picture. Variant v of a picture is its cut v % crops, mirrored if v >= crops."""
+        return len(self._views_NV[0]) // (1 + self._flip) if self._views_NV else 1
+
+    @property
+    def flips(self) -> bool:
+        """Whether mirrored pictures are there."""
+        return self._flip
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.examples[index].captions
+
+    def latents(self, indices_B: Tensor, variant_B: Tensor) -> Latents:
+        """The distributions of pictures `indices_B`, each in its variant. After `fill`."""
+        assert self._latents is not None, "fill the cache first"
+        rows_B = self._view_rows_NV[indices_B, variant_B]
+        return Latents(self._latents.mean_BCHW[rows_B], self._latents.logvar_BCHW[rows_B])
+
+    def cond(self, rows_B: Tensor) -> Cond:
+        """The text states of rows that `caption_rows` gave; row 0 is the empty caption. After `fill`."""
+        assert self._cond is not None, "fill the cache first"
+        return self._cond[rows_B]
+
+    def caption_rows(self, indices_B: Tensor, share_B: Tensor) -> Tensor:
+        """Rows of one caption for each picture: `share_B` in [0, 1) chooses among several."""
+        choice_B = (share_B * self._caption_counts_N[indices_B]).long()
+        return self._caption_rows_NK[indices_B, choice_B]
+
+    @property
+    def empty_cond(self) -> Cond:
+        """The text states of the empty caption, one row."""
+        return self.cond(torch.zeros(1, dtype=torch.long))
+
+    # ---- what is to be encoded
+
+    def _plan_views(self) -> list[list[View]]:
+        views_NV = []
+        for i, example in enumerate(self.examples):
+            digest = example.digest or _digest(_bytes(example.image))
+            boxes = crop_boxes(example.size, self._crop, self._config.crops, digest)
+            how = f"{self.resolution}/{self._crop == 'pad'}/{self._config.background}"
+            views_NV.append(
+                [
+                    View(i, box, mirrored, _key(digest, how, *map(str, box), str(mirrored)))
+                    for mirrored in ((False, True) if self._flip else (False,))
+                    for box in boxes
+                ]
+            )
+        rows = {key: n for n, key in enumerate(dict.fromkeys(v.key for row in views_NV for v in row))}
+        self._view_rows_NV = torch.tensor([[rows[v.key] for v in row] for row in views_NV], dtype=torch.long)
+        return views_NV
+
+    def _plan_texts(self) -> list[str]:
+        texts = list(dict.fromkeys(["", *(c for e in self.examples for c in e.captions)]))
+        rows = {text: n for n, text in enumerate(texts)}
+        most = max((len(e.captions) for e in self.examples), default=0)
+        padded = [[rows[c] for c in e.captions] + [0] * (most - len(e.captions)) for e in self.examples]
+        self._caption_rows_NK = torch.tensor(padded, dtype=torch.long)
+        self._caption_counts_N = torch.tensor([len(e.captions) for e in self.examples], dtype=torch.float64)
+        return texts
+
+    def _small_notes(self) -> Iterator[str]:
+        if small := [e.image.name for e in self.examples if min(e.size) < self.resolution]:
+            yield f"{len(small)} pictures are smaller than {self.resolution} pixels and get enlarged: {listed(small)}"
+        if long := [e.image.name for e in self.examples if max(e.size) > 3 * min(e.size)]:
+            lost = {"squash": "squashed", "pad": "mostly background"}.get(self._crop, "mostly cut away")
+            yield f"{len(long)} pictures are more than three times as long as wide and are {lost}: {listed(long)}"
+
+    def _long_notes(self) -> Iterator[str]:
+        count, limit = self._model.token_counts, self._model.max_tokens
+        if long := [t for t, n in zip(self._texts, count(self._texts), strict=True) if n > limit]:
+            yield (
+                f"{len(long)} captions are longer than the {limit} tokens that the text encoder reads; "
+                f"of the first, this is cut off: {cut_off(long[0], count, limit)!r}"
+            )
+
+    # ---- encoding
+
+    def _complete(
+        self, what: str, shards: Shards, keys: list[str], encode: Encode, size: int
+    ) -> Generator[tuple[str, int, int], None, dict[str, Row]]:
+        """The rows of `keys`: read what is there, encode and keep the rest."""
+        rows, notes = shards.read(keys)
+        self.notes += notes
+        missing, fresh, kept_at = [k for k in keys if k not in rows], dict[str, Row](), time.monotonic()
+        yield what, len(rows), len(keys)
+        try:
+            for at in range(0, len(missing), size):
+                chunk = missing[at : at + size]
+                fresh |= zip(chunk, encode(chunk), strict=True)
+                if len(fresh) >= SHARD_ENTRIES or time.monotonic() - kept_at > SHARD_SECONDS:
+                    shards.write(fresh)
+                    rows.update(fresh)
+                    fresh, kept_at = {}, time.monotonic()
+                yield what, len(rows) + len(fresh), len(keys)
+        finally:  # also when the caller stops here
+            shards.write(fresh)
+        return rows | fresh
+
+    def _encode_views(self, views: Mapping[str, View]) -> Encode:
+        def encode(keys: Sequence[str]) -> list[Row]:
+            squares = [self._square(views[k]) for k in keys]
+            latents = self._model.encode_images(pixels_from(squares + squares[-1:] * (self._at_once - len(squares))))
+            means, logvars = latents.mean_BCHW[: len(keys)].cpu(), latents.logvar_BCHW[: len(keys)].cpu()
+            for key, mean, logvar in zip(keys, means, logvars, strict=True):
+                if not (mean + logvar).isfinite().all():
+                    bad = self.examples[views[key].example].image
+                    raise DataError(f"{bad}: the VAE makes NaN or infinity of it; take one that is made for fp32")
+            return [{"mean": m, "logvar": v} for m, v in zip(means, logvars, strict=True)]
+
+        return encode
+
+    def _encode_texts(self, texts: Mapping[str, str]) -> Encode:
+        def encode(keys: Sequence[str]) -> list[Row]:
+            cond = self._model.encode_prompts([texts[k] for k in keys] + [""] * (ENCODE_BATCH - len(keys)))
+            tensors = {f.name: getattr(cond, f.name).cpu() for f in dataclasses.fields(cond)}
+            return [{name: tensor[i] for name, tensor in tensors.items()} for i in range(len(keys))]
+
+        return encode
+
+    def _square(self, view: View) -> Pixels:
+        example, config = self.examples[view.example], self._config
+        data = _bytes(example.image)
+        if example.digest and _digest(data) != example.digest:
+            raise DataError(f"{example.image}: changed while it was being read; start again")
+        try:
+            im = decode(data, background=config.background, max_pixels=config.max_pixels)
+        except DataError as error:
+            raise DataError(f"{example.image}: {error}") from None
+        square = to_square(im, self.resolution, box=view.box, pad=self._crop == "pad", background=config.background)
+        return np.ascontiguousarray(square[:, ::-1]) if view.mirrored else square
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]

@@ -1,0 +1,60 @@
+"""The data part of a configuration. Imports no torch."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sdtune.schema import Section
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Captioned pictures: an imagefolder (metadata.jsonl or metadata.csv) or pictures with .txt files beside them."""
+
+    path: str = "embedded:lineart"
+    """Folder of the training pictures; `train/` and `validation/` inside it are recognised. "embedded:NAME" is a set
+    that comes with sdtune (lineart, pixel, pip)."""
+    validation: str | None = None
+    """Folder of held-out pictures. Unset: `validation/` inside `path` if there is one, else `validation_share` of the
+    pictures, chosen by a hash of their bytes."""
+    validation_share: Fraction = 0.1
+    """Share of the pictures kept for validation when there is no validation folder. 0 turns validation off."""
+    caption_column: str = "text"
+    """Key of the caption in metadata.jsonl or metadata.csv. A list there (several lines in a .txt file) means several
+    captions, one drawn at each visit."""
+    resolution: Annotated[int, Field(gt=0)] | None = None
+    """Side in pixels to train at. Unset: the model's own."""
+    crop: Literal["center", "random", "squash", "pad"] = "center"
+    """How a picture becomes a square: cut its centre, cut at a random place, change its proportions, or add
+    `background` at the sides."""
+    crops: Annotated[int, Field(gt=0)] = 4
+    """With crop = "random": how many different cuts of each picture are cached."""
+    flip: bool = False
+    """Show each picture mirrored half of the time. Leave it off for faces, text and what has a left and a right."""
+    background: str = "white"
+    """Colour behind transparent parts: a name or #rrggbb."""
+    caption_prefix: str = ""
+    """Put before every caption, for example a trigger word. With it, pictures without a caption get it alone."""
+    caption_suffix: str = ""
+    """Put behind every caption."""
+    caption_dropout: Fraction = 0.1
+    """Share of visits with an empty caption; guidance at sampling needs some."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What to do with pictures that cannot be read and captions that are missing: stop before training, or leave them
+    out and say so."""
+    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970
+    """Larger pictures are refused before they are decoded (decompression bombs)."""
+    cache: str | None = None
+    """Folder of the encoded pictures and captions. Unset: $SDTUNE_CACHE, else `sdtune` in the user's cache folder."""
+
+    def cache_folder(self) -> Path:
+        """`cache`, else $SDTUNE_CACHE, else `sdtune` in $XDG_CACHE_HOME or ~/.cache. Not created here."""
+        if chosen := self.cache or os.environ.get("SDTUNE_CACHE"):
+            return Path(chosen).expanduser().absolute()
+        xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative path counts as unset (XDG base directories)
+        return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "sdtune"

@@ -1,0 +1,285 @@
+"""Folders of captioned pictures to examples: read, checked to the last byte, split. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from sdtune.data import images, layouts
+from sdtune.data.caption import decorate
+from sdtune.data.config import DataConfig
+from sdtune.data.layouts import Entry, Fault, listed
+from sdtune.errors import DataError
+
+VALIDATION = ("validation", "valid", "val", "dev")
+TEST = ("test", "testing", "eval")
+TRAIN = ("train", "training")
+_SHOWN = 200
+"""So many faults are told one by one."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with its captions, prefix and suffix included. Empty captions stand for no caption."""
+
+    image: Path
+    captions: tuple[str, ...]
+    size: tuple[int, int]
+    """Width and height in pixels, upright."""
+    weight: float = 1.0
+    mask: Path | None = None
+    digest: str = ""
+    """sha256 of the file."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: list[Example]
+    validation: list[Example]
+    notes: list[str]
+    """What was recognised, left out or changed: for the user to read."""
+
+
+@dataclass
+class _Collected:
+    """What a folder gives before it is known whether its faults are let pass."""
+
+    examples: list[Example] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def resolve(path: str) -> Path:
+    """The folder meant by `path`: "embedded:NAME" is a set that comes with sdtune. Raises DataError."""
+    if path.startswith("embedded:"):
+        sets = Path(str(resources.files("sdtune"))) / "demo" / "sets"
+        name = path.removeprefix("embedded:")
+        known = sorted(p.name for p in sets.iterdir() if p.is_dir()) if sets.is_dir() else []
+        if name not in known:
+            raise DataError(f"{path}: no such embedded set; known: {', '.join(known) or 'none'}")
+        return sets / name
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        what = "is a file; give the folder that holds the pictures" if folder.exists() else "no such folder"
+        raise DataError(f"{path}: {what}")
+    return folder
+
+
+def scan(config: DataConfig, *, seed: int = 0) -> Splits:
+    """The training and validation pictures of `config`. Raises DataError that lists everything that is wrong.
+
+    Without a validation folder, the pictures with the lowest hash of `seed` and their bytes are kept for validation:
+    the choice does not depend on names or order, and a copy of a picture goes where the picture goes.
+    """
+    images.colour(config.background)
+    root = resolve(config.path)
+    train_folder, validation_folder, skip, notes = _folders(root, config)
+    train = _collect(train_folder, config, skip)
+    parts = [(train_folder, train)]
+    validation = _by_row(train, train_folder) if train_folder == root else []
+    if validation_folder:
+        part = _collect(validation_folder, config)
+        parts.append((validation_folder, part))
+        validation = part.examples
+    elif not validation:
+        validation = _by_hash(train, config.validation_share, seed)
+    faults = [Fault(_within(folder, root, f.where), f.what, f.skippable) for folder, part in parts for f in part.faults]
+    faults += _leaks(train.examples, validation, root)
+    for folder, part in parts:
+        notes += [n if len(parts) == 1 else f"{folder.name}/: {n}" for n in part.notes]
+    notes += _judge(faults, config, root)
+    if not train.examples:
+        raise DataError("\n".join([f"{root}: no picture is left to train on", *notes]))
+    if not validation:
+        notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
+    return Splits(train.examples, validation, notes)
+
+
+def scan_folder(folder: Path, config: DataConfig) -> tuple[list[Example], list[str]]:
+    """The examples of one folder, and notes. Raises DataError that lists everything that is wrong."""
+    images.colour(config.background)
+    part = _collect(folder, config)
+    notes = part.notes + _judge(part.faults, config, folder)
+    if not part.examples:
+        raise DataError("\n".join([f"{folder}: no picture is left", *notes]))
+    return part.examples, notes
+
+
+# ---- folders and splits
+
+
+def _folders(root: Path, config: DataConfig) -> tuple[Path, Path | None, tuple[str, ...], list[str]]:
+    """Training folder, validation folder if there is one, subfolders that are not for training, notes."""
+    given = resolve(config.validation) if config.validation else None
+    if any((root / name).is_file() for name in layouts.METADATA):  # its rows say what belongs to which split
+        return root, given, (), []
+    train = next((root / n for n in TRAIN if (root / n).is_dir()), root)
+    inside = next((root / n for n in VALIDATION if (root / n).is_dir()), None)
+    tests = [n for n in TEST if (root / n).is_dir()]
+    for folder in filter(None, (train, inside)):
+        if not folder.resolve().is_relative_to(root.resolve()):
+            raise DataError(
+                f"{folder}: a link that leaves {root}; name the folder itself in data.validation or data.path"
+            )
+    notes = []
+    if train != root or inside:
+        names = [f"{f.name}/" for f in (train, inside) if f and f != root]
+        notes.append(f"split folders: {', '.join(names)}")
+    if given and inside and given.resolve() != inside.resolve():
+        notes.append(f"{inside.name}/ is left alone: data.validation names another folder")
+    if tests:
+        notes.append(f"{', '.join(f'{t}/' for t in tests)} is left alone: neither trained on nor validated with")
+    if train != root and (loose := [p.name for p in sorted(root.iterdir()) if p.suffix.lower() in images.SUFFIXES]):
+        notes.append(f"{len(loose)} pictures beside {train.name}/ are left alone: {listed(loose)}")
+    skip = (*VALIDATION, *TEST) if train == root else ()
+    return train, given or inside, skip, notes
+
+
+def _by_row(train: _Collected, folder: Path) -> list[Example]:
+    """Take the pictures out of `train` that lie in split folders, as rows of one metadata file can have them."""
+    split = {e.image: e.image.relative_to(folder).parts[0] for e in train.examples}
+    validation = [e for e in train.examples if split[e.image] in VALIDATION]
+    kept = [e for e in train.examples if split[e.image] not in VALIDATION + TEST]
+    if test := len(train.examples) - len(kept) - len(validation):
+        train.notes.append(f"{_count(test, 'picture')} in {TEST[0]}/: neither trained on nor validated with")
+    if validation:
+        train.notes.append(f"split by folders: {len(kept)} train, {len(validation)} validation")
+    train.examples = kept
+    return validation
+
+
+def _by_hash(train: _Collected, share: float, seed: int) -> list[Example]:
+    """Take `share` of the pictures out of `train`, at least one and never all, copies of one picture together."""
+    ranked = sorted({e.digest for e in train.examples}, key=lambda d: hashlib.sha256(f"{seed}/{d}".encode()).digest())
+    count = min(max(1, round(share * len(ranked))), len(ranked) - 1) if share and ranked else 0
+    held = set(ranked[:count])
+    validation = [e for e in train.examples if e.digest in held]
+    train.examples = [e for e in train.examples if e.digest not in held]
+    if validation:
+        train.notes.append(f"{_count(len(validation), 'picture')} kept for validation (data.validation_share)")
+    return validation
+
+
+def _leaks(train: Sequence[Example], validation: Sequence[Example], root: Path) -> list[Fault]:
+    """Pictures that are trained on and validated with."""
+    known = {e.digest: _relative(e.image, root) for e in train}
+    return [
+        Fault(
+            _relative(e.image, root), f"the same picture as {known[e.digest]}, which is trained on; remove one of them"
+        )
+        for e in validation
+        if e.digest in known
+    ]
+
+
+def _within(folder: Path, root: Path, where: str) -> str:
+    return where if folder == root else f"{_relative(folder, root)}/{where}"
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _judge(faults: Sequence[Fault], config: DataConfig, root: Path) -> list[str]:
+    """Notes for the faults that are let pass; raises DataError with all faults if one is not."""
+    stopping = [f for f in faults if config.on_bad == "fail" or not f.skippable]
+    if stopping:
+        lines = [f"{root}: {_count(len(stopping), 'fault')}", *map(str, stopping[:_SHOWN]), *_more(stopping)]
+        if all(f.skippable for f in stopping):
+            lines.append("mend them, or set data.on_bad=skip to leave them out")
+        raise DataError("\n".join(lines))
+    left_out = [f"left out (data.on_bad=skip): {f}" for f in faults[:_SHOWN]]
+    return [f"{len(faults)} left out (data.on_bad=skip)", *left_out, *_more(faults)] if faults else []
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
+def _more(faults: Sequence[Fault]) -> list[str]:
+    return [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+
+
+# ---- one folder
+
+
+def _collect(folder: Path, config: DataConfig, skip: Collection[str] = ()) -> _Collected:
+    """Read one folder and check every picture in it."""
+    found = layouts.read(folder, config.caption_column, skip)
+    if not found.entries and not found.faults:
+        found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
+    out = _Collected(faults=found.faults, notes=found.notes)
+    remarks: dict[str, list[str]] = defaultdict(list)
+    for entry in found.entries:
+        try:
+            example, said = _example(entry, config)
+        except DataError as error:
+            out.faults.append(Fault(_relative(entry.image, folder), str(error), skippable=True))
+            continue
+        for text in said:
+            remarks[text].append(_relative(entry.image, folder))
+        if example.captions or config.caption_prefix.strip() or config.caption_suffix.strip():
+            out.examples.append(example)
+        else:
+            out.faults.append(_captionless(entry, folder))
+    out.notes += [f"{_count(len(names), 'picture')} {text}: {listed(names)}" for text, names in remarks.items()]
+    out.examples = [_decorated(e, config) for e in out.examples]
+    out.notes += _caption_notes(found.entries, out.examples, folder, config) + _copies(out.examples, folder)
+    return out
+
+
+def _example(entry: Entry, config: DataConfig) -> tuple[Example, tuple[str, ...]]:
+    """The entry with its checked picture, and remarks on it. Raises DataError without a name."""
+    if not entry.image.is_file():
+        raise DataError("not a regular file; remove it")
+    try:
+        if entry.image.stat().st_size > 16 * config.max_pixels + 2**24:  # no format in use needs more
+            raise DataError("larger than any picture of data.max_pixels can be; make it smaller")
+        data = entry.image.read_bytes()
+    except OSError as error:
+        raise DataError(f"{(error.strerror or 'cannot be read').lower()}; check its permissions") from None
+    checked = images.check(data, background=config.background, max_pixels=config.max_pixels)
+    return Example(entry.image, entry.captions, checked.size, digest=hashlib.sha256(data).hexdigest()), checked.remarks
+
+
+def _captionless(entry: Entry, folder: Path) -> Fault:
+    where = _relative(entry.image, folder)
+    if ":" in entry.where:
+        return Fault(where, f"no caption in {entry.where}; write one", skippable=True)
+    hint = ", or rename the .caption file" if entry.image.with_suffix(".caption").exists() else ""
+    state = "is empty" if (folder / entry.where).exists() else "is missing"
+    return Fault(where, f"no caption: {entry.where} {state}; write one{hint}", skippable=True)
+
+
+def _decorated(example: Example, config: DataConfig) -> Example:
+    captions = tuple(decorate(c, config) for c in example.captions or ("",))
+    return Example(example.image, captions, example.size, example.weight, example.mask, example.digest)
+
+
+def _caption_notes(
+    entries: Sequence[Entry], examples: Sequence[Example], folder: Path, config: DataConfig
+) -> list[str]:
+    notes = []
+    used = {e.image for e in examples}
+    if bare := [_relative(e.image, folder) for e in entries if e.image in used and not e.captions]:
+        notes.append(f"{len(bare)} pictures without a caption get {decorate('', config)!r} alone: {listed(bare)}")
+    if several := sum(len(e.captions) > 1 for e in examples):
+        notes.append(f"{several} pictures have several captions: one is drawn at each visit")
+    return notes
+
+
+def _copies(examples: Sequence[Example], folder: Path) -> list[str]:
+    """Notes on pictures that are there more than once."""
+    twice = {d for d, n in Counter(e.digest for e in examples).items() if n > 1}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for e in examples:
+        if e.digest in twice:
+            groups[e.digest].append(_relative(e.image, folder))
+    if not groups:
+        return []
+    pairs = [" = ".join(names) for names in groups.values()]
+    return [f"{_count(len(pairs), 'picture')} with exact copies, seen more often than others: {listed(pairs)}"]

@@ -1,0 +1,265 @@
+"""Any picture file to upright 8-bit sRGB, and to the square that is trained on. Imports torch in `pixels_from` only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
+
+from sdtune.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+"""What is opened, whatever the file is called. Few, common, and well tested: each decoder is a door for strangers."""
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
+FOREIGN_SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        "heic",
+        "heif",
+        "avif",
+        "jxl",
+        "jp2",
+        "psd",
+        "svg",
+        "tga",
+        "exr",
+        "hdr",
+        "ico",
+        "ppm",
+        "pgm",
+        "raw",
+        "dng",
+        "cr2",
+        "nef",
+        "arw",
+        "eps",
+        "pdf",
+    )
+)
+"""Pictures too, but not opened: said aloud instead of passed over."""
+
+Crop = Literal["center", "random", "squash", "pad"]
+Box = tuple[int, int, int, int]
+Pixels = NDArray[np.uint8]
+_Read = tuple[Image.Image, tuple[int, int], list[str]]
+MAX_PIXELS = 178_956_970
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A picture that can be read to its end: width and height upright, and what is worth saying about it."""
+
+    size: tuple[int, int]
+    remarks: tuple[str, ...]
+
+
+def load_image(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture upright in 8-bit sRGB, its transparent parts on `background`. Raises DataError."""
+    try:
+        return decode(path.read_bytes(), background=background, max_pixels=max_pixels)
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def decode(data: bytes, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`load_image` of a file's bytes. The DataError says what is wrong, without a name."""
+    return _read(data, background, max_pixels, quick=False)[0]
+
+
+def check(data: bytes, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Checked:
+    """Read a picture to its end, as cheaply as its format allows. Raises DataError."""
+    _, size, remarks = _read(data, background, max_pixels, quick=True)
+    return Checked(size, tuple(remarks))
+
+
+def colour(name: str) -> tuple[int, int, int]:
+    """Red, green, blue of a name or #rrggbb. Raises DataError."""
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except ValueError:
+        raise DataError(f'data.background: {name!r} is no colour; use a name such as "white" or #rrggbb') from None
+
+
+def crop_boxes(size: tuple[int, int], crop: Crop, crops: int, key: str) -> list[Box]:
+    """The part (left, top, right, bottom) that each variant shows of a picture of `size` (width, height).
+
+    Random cuts are squares along the longer side, one in each of `crops` equal stretches, placed by a hash of `key`.
+    """
+    (width, height), side = size, min(size)
+    if crop in ("squash", "pad"):
+        return [(0, 0, width, height)]
+    slack = max(size) - side
+    offsets = [slack // 2]
+    if crop == "random":
+        offsets = [int((slack + 1) * (j + _uniform(f"{key}/{j}")) / crops) for j in range(crops)]
+    wide = width > height
+    return [(o, 0, o + side, side) if wide else (0, o, side, o + side) for o in offsets]
+
+
+def to_square(im: Image.Image, side: int, *, box: Box, pad: bool = False, background: str = "white") -> Pixels:
+    """The part `box` of `im` as (side, side, 3); proportions change unless the box is square or `pad` is set."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    size = (side, side)
+    if pad:
+        scale = side / max(width, height)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # reducing_gap: large pictures are first averaged over whole blocks, then resampled; the eye sees no difference
+    im = im.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    if size != (side, side):
+        canvas = Image.new("RGB", (side, side), colour(background))
+        canvas.paste(im, ((side - size[0]) // 2, (side - size[1]) // 2))
+        im = canvas
+    return np.asarray(im)
+
+
+def pixels_from(squares: Sequence[Pixels]) -> Tensor:
+    """Arrays (H, W, 3) of 0..255 to one tensor (B, 3, H, W) in [-1, 1]."""
+    import torch
+
+    pixels_BHWC = torch.from_numpy(np.stack(squares))
+    return pixels_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def _uniform(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
+
+
+def _read(
+    data: bytes, background: str, max_pixels: int, *, quick: bool
+) -> tuple[Image.Image, tuple[int, int], list[str]]:
+    """Picture, upright size and remarks. `quick` decodes a JPEG at an eighth of its size, to its last byte."""
+    if not data:
+        raise DataError("the file is empty; copy it again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of half its size limit and of odd metadata
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as im:
+                return _finish(im, background, max_pixels, quick)
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            raise DataError(_not_a_picture(data)) from None
+        except Image.DecompressionBombError:
+            raise DataError(f"more than {MAX_PIXELS} pixels; make it smaller") from None
+        except Exception as error:  # decoders raise nearly anything on damaged files
+            raise DataError(f"damaged or cut off ({_line(error)}); copy or export it again") from None
+
+
+def _finish(
+    im: Image.Image, background: str, max_pixels: int, quick: bool
+) -> tuple[Image.Image, tuple[int, int], list[str]]:
+    size = im.size
+    if size[0] * size[1] > max_pixels:
+        raise DataError(
+            f"{size[0]}x{size[1]} is more than data.max_pixels={max_pixels}; make it smaller or raise the limit"
+        )
+    remarks = []
+    if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview behind it
+        remarks.append("animated or with several pages: its first frame is used")
+    drafted = quick and im.format in ("JPEG", "MPO") and im.draft(None, (1, 1)) is not None
+    im.load()
+    orientation = _orientation(im)
+    profile = im.info.get("icc_profile")
+    colours, alpha = _parts(im.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else im)
+    rgb, understood = _to_srgb(colours, profile)
+    if not understood:
+        remarks.append("its colour profile cannot be used: colours are read as sRGB")
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        remarks.append(f"transparent in part: drawn on {background} (data.background)")
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, colour(background)), alpha)
+    if drafted:
+        return rgb, size[::-1] if orientation in (5, 6, 7, 8) else size, remarks
+    return rgb, rgb.size, remarks
+
+
+def _orientation(im: Image.Image) -> int:
+    try:
+        return int(im.getexif().get(_ORIENTATION, 1))
+    except Exception:  # unreadable EXIF says nothing about the picture
+        return 1
+
+
+def _parts(im: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours in an 8-bit mode, and the opacity (mode L) if the picture has one."""
+    if im.mode.startswith("I") or im.mode == "F":
+        return _deep(im)
+    if im.mode == "La":
+        im = im.convert("LA")
+    if im.has_transparency_data:
+        rgba = im.convert("RGBA")
+        return rgba.convert("RGB"), rgba.getchannel("A")
+    return im if im.mode in ("L", "RGB", "CMYK") else im.convert("RGB"), None
+
+
+def _deep(im: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Grey of more than 8 bits: integers mean 0..65535, floats 0..1."""
+    values, top = np.asarray(im, np.float64), 1.0 if im.mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
+        raise DataError(
+            f"grey values from {values.min():g} to {values.max():g}, read as 0 to {top:g}; export it with 8 or 16 bits"
+        )
+    alpha = None
+    if isinstance(hole := im.info.get("transparency"), int):
+        alpha = Image.fromarray(np.where(values == hole, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8)), alpha
+
+
+def _to_srgb(im: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:
+    """RGB by the picture's colour profile, and False if there is one that cannot be used."""
+    if not profile:
+        return im.convert("RGB"), True
+    try:
+        transform = _transform(profile, im.mode)
+    except (OSError, ValueError, ImageCms.PyCMSError):
+        return im.convert("RGB"), False
+    if transform is None:
+        return im.convert("RGB"), True
+    return ImageCms.applyTransform(im, transform) or im, True
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From the profile's colours to sRGB; None where nothing is to be done."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "srgb" in ImageCms.getProfileDescription(source).lower():
+        return None
+    if {"RGB": "RGB ", "CMYK": "CMYK", "L": "GRAY"}[mode] != source.profile.xcolor_space:
+        raise ValueError(f"the profile is not one for {mode}")
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+
+
+def _not_a_picture(data: bytes) -> str:
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        return "a web page, not a picture; download the picture itself"
+    if not any(b < 9 for b in start):
+        return "text, not a picture; remove or replace it"
+    return f"not a picture in a known format ({', '.join(FORMATS)}), or damaged; convert or replace it"
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__

@@ -1,0 +1,50 @@
+"""Where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+import psutil
+import torch
+
+from sdtune.config import TrainConfig
+from sdtune.errors import ConfigError
+
+
+def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
+    """The device and the denoiser's type. auto: CUDA, else MPS, else CPU; bf16 where the device is fast at it, else fp32."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device: cuda was asked for, but torch sees no CUDA device; use auto or cpu, or install a CUDA build of torch")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("train.device: mps was asked for, but this machine has none; use auto or cpu")
+    device = torch.device(name)
+    fast = {"cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(), "mps": False, "cpu": cpu_is_fast_at_bf16()}[name]
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast)
+    return device, torch.bfloat16 if bf16 else torch.float32
+
+
+def cpu_is_fast_at_bf16() -> bool:
+    """AMX tiles or AVX-512 bf16 dot products (then bf16 is about twice as fast as fp32)."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def use_threads(threads: int | None) -> int:
+    """Set torch's CPU threads: as asked, else OMP_NUM_THREADS, else the cores that this process may use. Returns the number."""
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+        threads = max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory used so far: the device's allocations on CUDA, the process's resident memory elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

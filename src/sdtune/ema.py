@@ -1,0 +1,34 @@
+"""An exponential moving average of the trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sdtune.flat import FlatAdamW
+
+
+class Ema:
+    """mean <- decay * mean + (1 - decay) * weights, the decay rising from 0.1 so that early steps count."""
+
+    def __init__(self, optimizer: FlatAdamW, decay: float) -> None:
+        self.optimizer, self.decay = optimizer, decay
+        self.mean: Tensor = optimizer.weights.clone()
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimiser step `step` (from 1)."""
+        self.mean.lerp_(self.optimizer.weights, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model computes with the mean inside; with its own weights again afterwards, bit by bit."""
+        own = self.optimizer.weights.clone()
+        self.optimizer.load_weights(self.mean)
+        try:
+            yield
+        finally:
+            self.optimizer.load_weights(own)

@@ -1,0 +1,142 @@
+"""What a run reports: plain records that the command line prints, the web streams and `events.jsonl` keeps."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    time: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Started(_Event):
+    """A run begins, or goes on from `step`."""
+
+    step: int
+    steps: int
+    run: str
+    device: str
+    precision: str
+    trainable: int
+    """Trainable parameters."""
+    total: int
+    pictures: int
+    validation_pictures: int
+    batch_size: int
+    """Pictures per optimiser step (micro-batch times accumulation)."""
+
+
+@dataclass(frozen=True)
+class Encoding(_Event):
+    """Pictures or captions are being encoded into the cache: `done` of `total`."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Step(_Event):
+    """One optimiser step was taken. `loss` is the mean of its pictures, `grad_norm` before clipping."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Validated(_Event):
+    """The validation loss: the same pictures, noise and timesteps each time. `per_picture` pairs across steps."""
+
+    step: int
+    loss: float
+    per_picture: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sampled(_Event):
+    """A preview was written. Step 0 is the base model."""
+
+    step: int
+    prompt: str
+    seed: int
+    path: str
+    """Relative to the run folder."""
+
+
+@dataclass(frozen=True)
+class Saved(_Event):
+    """A checkpoint is complete on disk. `best` says that it has the lowest validation loss so far."""
+
+    step: int
+    path: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Noted(_Event):
+    """What was recognised or decided, for the reader of the log."""
+
+    message: str
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Warned(_Event):
+    """Something the user should know: a part that does not train, a setting without effect, a caption that is cut."""
+
+    message: str
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Finished(_Event):
+    """The run reached its last step. `path` is the finished adapter or model, relative to the run folder."""
+
+    step: int
+    seconds: float
+    path: str
+    best_step: int | None = None
+    peak_memory_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class Stopped(_Event):
+    """The run was interrupted after `step`; the same command goes on from there."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Failed(_Event):
+    """The run ended on an error."""
+
+    step: int
+    message: str
+
+
+Event = Started | Encoding | Step | Validated | Sampled | Saved | Noted | Warned | Finished | Stopped | Failed
+_KINDS: dict[str, type[Any]] = {
+    c.__name__: c for c in (Started, Encoding, Step, Validated, Sampled, Saved, Noted, Warned, Finished, Stopped, Failed)
+}
+
+
+def to_line(event: Event) -> str:
+    """One line of JSON, `event` naming the kind."""
+    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False)
+
+
+def from_line(line: str) -> Event:
+    record = json.loads(line)
+    kind = _KINDS[record.pop("event")]
+    if "per_picture" in record:
+        record["per_picture"] = tuple(record["per_picture"])
+    made: Event = kind(**record)
+    return made

@@ -1,0 +1,39 @@
+"""Attention on the CPU, as two matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class BmmAttention:
+    """diffusers' attention without torch's flash kernel, whose bf16 backward pass is slow on CPUs. Same mathematics.
+
+    An attention processor of diffusers: `module.set_attn_processor(BmmAttention())`. Serves self- and cross-attention
+    of the Stable Diffusion U-Nets (no masks, no spatial norm, residual added by the caller).
+    """
+
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        assert attention_mask is None
+        x_BLD, context_BMD = hidden_states, hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        heads = attn.heads
+        q, k, v = (_split(f(x), heads) for f, x in ((attn.to_q, x_BLD), (attn.to_k, context_BMD), (attn.to_v, context_BMD)))
+        scores = torch.baddbmm(q.new_empty(1, 1, 1).expand(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), beta=0, alpha=attn.scale)
+        out = torch.bmm(scores.softmax(-1), v)
+        B, L = x_BLD.shape[:2]
+        out_BLD = out.view(B, heads, L, -1).transpose(1, 2).reshape(B, L, -1)
+        result: Tensor = attn.to_out[1](attn.to_out[0](out_BLD))
+        return result
+
+
+def _split(x_BLD: Tensor, heads: int) -> Tensor:
+    """(B, L, heads * d) -> (B * heads, L, d)."""
+    B, L, D = x_BLD.shape
+    return x_BLD.view(B, L, heads, D // heads).transpose(1, 2).reshape(B * heads, L, D // heads)

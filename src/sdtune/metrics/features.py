@@ -1,0 +1,138 @@
+"""The shipped scorer: an image encoder whose embeddings live in the space of the base model's text encoder.
+
+It was trained on the embedded base's own domain (drawings at 64 x 64, in several styles). On photographs or at other
+scales its numbers mean little; evaluate.py refuses it for other base models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdtune.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import CLIPTokenizer
+
+Array = NDArray[np.float64]
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Features are the class token after the last layer, before the final layer norm; float32 arithmetic, returned as float64."""
+
+    vision: nn.Module
+    text: nn.Module
+    tokenizer: CLIPTokenizer
+    side: int
+    fingerprint: str
+    """sha256 of the image encoder's weight file."""
+
+    @staticmethod
+    def load(folder: Path | None = None, *, text: Path | None = None, tokenizer: Path | None = None) -> Scorer:
+        """The packaged scorer, or one from transformers folders. Raises EvaluationError if a file is missing or does not fit."""
+        from transformers import (
+            CLIPTextConfig,
+            CLIPTextModel,
+            CLIPTokenizer,
+            CLIPVisionConfig,
+            CLIPVisionModelWithProjection,
+        )
+
+        demo = Path(str(resources.files("sdtune") / "demo"))
+        folder, text, tokenizer = (
+            folder or demo / "scorer",
+            text or demo / "base/text_encoder",
+            tokenizer or demo / "base/tokenizer",
+        )
+        if not (tokenizer / "vocab.json").exists() and not (tokenizer / "tokenizer.json").exists():
+            raise EvaluationError(f"{tokenizer}: no tokenizer there; reinstall sdtune, its scorer is incomplete")
+        vision_config = CLIPVisionConfig(**_config(folder))
+        vision = _filled(CLIPVisionModelWithProjection(vision_config), folder)
+        words = _filled(CLIPTextModel(CLIPTextConfig(**_config(text))), text)
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        tok = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        return Scorer(vision, words, tok, int(vision_config.image_size), digest)
+
+    def features(self, images: Iterable[Image.Image]) -> Array:
+        """Pooled features of the pictures, (N, D): what KID, the Frechet distance and nearest pictures are taken on."""
+        return self.see(images)[0]
+
+    def embeds(self, images: Iterable[Image.Image]) -> Array:
+        """Unit-length embeddings of the pictures in the text space, (N, E)."""
+        return self.see(images)[1]
+
+    def see(self, images: Iterable[Image.Image]) -> tuple[Array, Array]:
+        """`features` and `embeds` in one pass."""
+        import torch
+
+        pixels_NHWC = np.stack([self._pixels(im) for im in images])
+        features, embeds = [], []
+        with torch.inference_mode():
+            for chunk in np.array_split(pixels_NHWC, max(1, -(-len(pixels_NHWC) // CHUNK))):
+                out = self.vision(pixel_values=torch.from_numpy(chunk).permute(0, 3, 1, 2).contiguous())
+                features.append(self.vision.vision_model.post_layernorm(out.last_hidden_state[:, 0]).double().numpy())
+                embeds.append(out.image_embeds.double().numpy())
+        return np.concatenate(features), _unit(np.concatenate(embeds))
+
+    def texts(self, prompts: Sequence[str]) -> Array:
+        """Unit-length embeddings of the prompts, (N, E)."""
+        import torch
+
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            return _unit(self.text(tokens.input_ids).pooler_output.double().numpy())
+
+    def _pixels(self, image: Image.Image) -> NDArray[np.float32]:
+        """RGB in [-1, 1], (side, side, 3). Larger pictures are reduced by area, smaller ones enlarged bicubically."""
+        rgb = image.convert("RGB")
+        if rgb.size != (self.side, self.side):
+            shrink = min(rgb.size) >= self.side
+            rgb = rgb.resize((self.side, self.side), Image.Resampling.BOX if shrink else Image.Resampling.BICUBIC)
+        return np.asarray(rgb, np.float32) / 127.5 - 1
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"{folder}: no scorer there ({type(error).__name__}); reinstall sdtune, its scorer is incomplete"
+        ) from None
+    return {
+        k: v
+        for k, v in config.items()
+        if k not in ("architectures", "dtype", "torch_dtype", "transformers_version", "model_type")
+    }
+
+
+def _filled(model: Any, folder: Path) -> nn.Module:
+    """The model with the weights of `folder`, in float32 and evaluation mode."""
+    from safetensors.torch import load_file
+
+    try:
+        weights = {
+            k: v.float() for k, v in load_file(folder / "model.safetensors").items() if not k.endswith("position_ids")
+        }
+        model.load_state_dict(weights)
+    except (OSError, RuntimeError) as error:
+        raise EvaluationError(
+            f"{folder}/model.safetensors: does not fit its config.json: {str(error).splitlines()[0]}"
+        ) from None
+    filled: nn.Module = model.eval().requires_grad_(False)
+    return filled
+
+
+def _unit(x_NE: Array) -> Array:
+    return np.asarray(x_NE / np.maximum(np.linalg.norm(x_NE, axis=1, keepdims=True), 1e-12))

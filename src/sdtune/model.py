@@ -1,0 +1,114 @@
+"""What the trainer and the sampler know of a model family, and nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Prediction = Literal["epsilon", "v"]
+"""What the denoiser returns: the noise, or v = alpha * noise - sigma * x0 (arXiv:2202.00512, appendix D)."""
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What the denoiser is told beside the noisy latents: text states, (B, tokens, width)."""
+
+    states_BLD: Tensor
+
+    def __getitem__(self, index: slice | Tensor) -> Cond:
+        return Cond(self.states_BLD[index])
+
+    def __len__(self) -> int:
+        return len(self.states_BLD)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Cond:
+        return Cond(self.states_BLD.to(device, dtype))
+
+    @staticmethod
+    def cat(parts: Sequence[Cond]) -> Cond:
+        import torch
+
+        return Cond(torch.cat([p.states_BLD for p in parts]))
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The encoder's normal distribution, already multiplied by the model's scaling factor. Both (B, C, H, W)."""
+
+    mean_BCHW: Tensor
+    logvar_BCHW: Tensor
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        import torch
+
+        noise = torch.randn(self.mean_BCHW.shape, generator=rng).to(self.mean_BCHW)
+        return self.mean_BCHW + (0.5 * self.logvar_BCHW).exp() * noise
+
+
+class Model(ABC):
+    """A text-to-image diffusion model. The denoiser is the part that is trained; everything else is frozen.
+
+    `alphas_T` and `sigmas_T` hold, for each of the T training timesteps, the factors in x_t = alpha_t x_0 + sigma_t noise.
+    """
+
+    family: str
+    source: str
+    """Where it was loaded from: a folder, a Hub id with its revision, or "embedded"."""
+    denoiser: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+    alphas_T: Tensor
+    sigmas_T: Tensor
+    prediction: Prediction
+    resolution: int
+    """Side in pixels of the pictures that it was made for."""
+    downscale: int
+    """Pixels per latent, along one side."""
+    latent_channels: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the denoiser's computation."""
+
+    @abstractmethod
+    def encode_images(self, pixels_BCHW: Tensor) -> Latents:
+        """Pixels in [-1, 1], (B, 3, H, W), to the latents' distribution."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond: ...
+
+    @abstractmethod
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt, marks included, before anything is cut."""
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """Tokens that the text encoder reads, start and end marks included."""
+
+    @abstractmethod
+    def denoise(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        """The denoiser's prediction for noisy latents at training timesteps `t_B`."""
+
+    @abstractmethod
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents to pixels in [-1, 1], (B, 3, H, W)."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the weights that pictures and captions pass through (VAE, text encoders, tokenizers): keys the cache."""
+
+    @abstractmethod
+    def save_denoiser(self, folder: object) -> None:
+        """Write the denoiser as the family's usual folder (diffusers layout), so that other tools load it."""

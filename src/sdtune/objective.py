@@ -1,0 +1,62 @@
+"""What the network is asked to predict, and how its error is weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from sdtune.model import Cond, Model, Prediction
+from sdtune.schema import Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Denoise = Callable[["Tensor", "Tensor", Cond], "Tensor"]
+"""(noisy latents (B, C, H, W), timesteps (B,), cond) -> prediction (B, C, H, W)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Section):
+    """The loss. Noise prediction or v-prediction follows from the model."""
+
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None = 5.0
+    """Bound of the weight of nearly clean timesteps (Min-SNR, arXiv:2303.09556). Unset: every timestep counts the same."""
+
+    def build(self, model: Model) -> Objective:
+        return Objective(model.alphas_T, model.sigmas_T, model.prediction, self.min_snr_gamma)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """x_t = alpha_t x_0 + sigma_t noise; the loss is the weighted square error of the prediction."""
+
+    alphas_T: Tensor
+    sigmas_T: Tensor
+    prediction: Prediction = "epsilon"
+    min_snr_gamma: float | None = None
+
+    def __call__(self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, rng: torch.Generator) -> Tensor:
+        """The weighted loss of each example at a random timestep, shape (B,). `rng` is a CPU generator."""
+        import torch
+
+        t_B = torch.randint(len(self.alphas_T), (len(x0_BCHW),), generator=rng).to(x0_BCHW.device)
+        noise_BCHW = torch.randn(x0_BCHW.shape, generator=rng).to(x0_BCHW)
+        return self.error(denoise, x0_BCHW, cond, t_B, noise_BCHW) * self.weight(t_B)
+
+    def error(self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, t_B: Tensor, noise_BCHW: Tensor) -> Tensor:
+        """The mean square error of each example at the given timesteps and noise, unweighted, shape (B,)."""
+        alpha, sigma = (s_T[t_B].view(-1, 1, 1, 1) for s_T in (self.alphas_T, self.sigmas_T))
+        x_BCHW = alpha * x0_BCHW + sigma * noise_BCHW
+        target_BCHW = noise_BCHW if self.prediction == "epsilon" else alpha * noise_BCHW - sigma * x0_BCHW
+        return (denoise(x_BCHW, t_B, cond).float() - target_BCHW.float()).square().mean((1, 2, 3))
+
+    def weight(self, t_B: Tensor) -> Tensor:
+        """Min-SNR weight, arXiv:2303.09556; v-prediction divides by snr + 1 (section 4.2)."""
+        if self.min_snr_gamma is None:
+            return self.alphas_T.new_ones(len(t_B))
+        snr_B = (self.alphas_T[t_B] / self.sigmas_T[t_B]) ** 2
+        return snr_B.clamp(max=self.min_snr_gamma) / (snr_B + (self.prediction == "v"))

@@ -1,0 +1,401 @@
+"""The comparison as one HTML file that needs nothing else, as JSON, and as a Markdown table."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import math
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from sdtune import config as configs
+from sdtune.evaluate import COPY_LIMIT, Figure, Scores, Validation, number
+from sdtune.events import Finished, Sampled, Started
+from sdtune.metrics.content import strip_shared
+
+if TYPE_CHECKING:
+    from sdtune.compare import Comparison
+
+LARGE = 512
+"""Pictures are shown at most so wide; larger ones are reduced and stored as JPEG."""
+SMALL = 128
+TIMELINE_STEPS = 8
+CLOSEST = 24
+
+Json = dict[str, Any]
+
+
+def html(comparison: Comparison) -> str:
+    """The whole report. No script, style, font or picture is loaded from anywhere."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_asset("report.html.j2")).render(**_view(comparison))
+
+
+def as_json(c: Comparison) -> Json:
+    """Everything in numbers: what `scores.json` holds."""
+    losses = c.validation
+    return {
+        "format": "sdtune comparison 1",
+        "run": c.config.name,
+        "checkpoint": c.checkpoint,
+        "headline": headline(c.scores)[0],
+        **c.scores.as_dict(),
+        "plan": {
+            "prompts": list(c.plan.prompts),
+            "prompts_without_shared_words": strip_shared(c.plan.prompts),
+            "seeds": list(c.config.evaluate.seeds),
+            "sources": c.plan.sources,
+            "train": [e.image.name for e in c.plan.train],
+            "reference": [{"file": e.image.name, "caption": e.captions[0]} for e in c.plan.reference],
+            "control": [e.image.name for e in c.plan.control],
+        },
+        "pictures": [
+            {"prompt": p.prompt, "seed": p.seed, "base": f"base/{p.base.name}", "tuned": f"tuned/{p.tuned.name}"}
+            for p in c.pairs
+        ],
+        "validation": {
+            "steps": list(losses.steps),
+            "mean_loss": [float(v) for v in losses.losses_SN.mean(1)] if losses.steps else [],
+            "per_picture_first": [float(v) for v in losses.losses_SN[0]] if losses.steps else [],
+            "per_picture_last": [float(v) for v in losses.losses_SN[-1]] if losses.steps else [],
+        },
+        "statistics": {
+            "interval": "95 % percentile interval, cluster bootstrap over prompts",
+            "draws": c.config.evaluate.draws,
+            "seed": c.config.train.seed,
+            "primary": c.config.evaluate.primary,
+        },
+        "scorer_sha256": c.scorer,
+        "seconds": c.seconds,
+        "config": tomllib.loads(configs.to_toml(c.config)),
+        "environment": _environment(c),
+    }
+
+
+def markdown(c: Comparison) -> str:
+    """Verdicts and figures for a README or an issue."""
+    lines = [f"**{headline(c.scores)[0]}**", ""]
+    lines += [f"- {v.question} **{v.answer}**: {v.because}" for v in c.scores.verdicts]
+    lines += ["", "| figure | base | tuned | change | real pictures | note |", "|---|---|---|---|---|---|"]
+    for row in _table(c.scores.figures):
+        cells = [row["label"], *(_plain(row[k]) for k in ("base", "tuned", "difference", "real")), row["note"]]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def headline(scores: Scores) -> tuple[str, str]:
+    """One sentence for everyone, and its tone: good, bad or open."""
+    answers = {v.key: v.answer for v in scores.verdicts}
+    moved, content = answers.get("moved"), answers.get("content")
+    if moved == "no":
+        return "The fine-tuning did not move the model to the target.", "bad"
+    if moved != "yes":
+        return "These pictures cannot show whether the fine-tuning helped.", "open"
+    if content == "no":
+        return "The model moved to the target, but lost what it was asked to draw.", "bad"
+    if answers.get("copied") == "yes":
+        return "The model moved to the target, but draws copies of its training pictures.", "bad"
+    if answers.get("away") == "no":
+        return "The model moved nearer to everything, not to the target in particular.", "open"
+    if content != "yes":
+        return "The model moved to the target; whether it still draws what is asked cannot be told.", "open"
+    if answers.get("overfit") == "yes":
+        return "The fine-tuning worked, and went on for too long.", "open"
+    return "The fine-tuning worked: the pictures moved to the target and still show what was asked.", "good"
+
+
+# ---- what the template is given
+
+
+def _view(c: Comparison) -> Json:
+    sentence, tone = headline(c.scores)
+    train = [e.image for e in c.plan.train]
+    return {
+        "css": _asset("report.css"),
+        "js": _asset("report.js"),
+        "name": c.config.name,
+        "headline": sentence,
+        "tone": tone,
+        "verdicts": c.scores.verdicts,
+        "rows": _table(c.scores.figures),
+        "limits": c.scores.limits,
+        "facts": _facts(c),
+        "groups": _groups(c),
+        "seeds": list(dict.fromkeys(p.seed for p in c.pairs)),
+        "targets": [{"src": _thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
+        "neighbours": _neighbours(c, train),
+        "suspicious": sum(n.suspicious for n in c.scores.neighbours),
+        "copy_limit": COPY_LIMIT,
+        "validation_chart": _validation_chart(c.validation),
+        "training_chart": _training_chart(c.validation),
+        "timeline": _timeline(c),
+        "sources": c.plan.sources,
+        "toml": configs.to_toml(c.config),
+        "environment": _environment(c),
+        "commands": _commands(c),
+        "statistics": f"{c.config.evaluate.draws:,}",
+        "scorer": c.scorer,
+    }
+
+
+def _table(figures: Sequence[Figure]) -> list[Json]:
+    """Rows with numbers as texts; a cell is (value, interval) or None."""
+    rows = []
+    for f in figures:
+        percent = f.key == "found_first"
+        low = f.difference.low if f.difference else math.nan
+        high = f.difference.high if f.difference else math.nan
+        sign = {"lower": -1, "higher": 1, "": 0}[f.better]
+        side = 0 if not f.evidence or not (low > 0 or high < 0) else sign * (1 if low > 0 else -1)
+        rows.append(
+            {
+                "key": f.key,
+                "label": f.label,
+                "better": f.better,
+                "base": _cell(f.base, percent),
+                "tuned": _cell(f.tuned, percent),
+                "difference": _cell(f.difference, percent, signed=True),
+                "real": _cell(f.real, percent),
+                "side": side,
+                "evidence": f.evidence,
+                "wins": "" if f.wins is None else f"{f.wins} of {f.wins + (f.losses or 0)}",
+                "p": _p_value(f),
+                "note": f.note,
+            }
+        )
+    return rows
+
+
+def _cell(i: Any, percent: bool, signed: bool = False) -> tuple[str, str] | None:
+    if i is None or not math.isfinite(i.value):
+        return None
+
+    def text(v: float) -> str:
+        plus = "+" if signed and v > 0 else ""
+        return f"{plus}{100 * v:.0f} %".replace("-", "\N{MINUS SIGN}") if percent else plus + number(v)
+
+    return text(i.value), f"{text(i.low)} to {text(i.high)}" if math.isfinite(i.low) else ""
+
+
+def _plain(cell: tuple[str, str] | None) -> str:
+    return "" if cell is None else f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+
+
+def _p_value(f: Figure) -> str:
+    from sdtune.stats import sign_test
+
+    if f.wins is None or f.losses is None:
+        return ""
+    p = sign_test(f.wins, f.losses)
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _groups(c: Comparison) -> list[Json]:
+    """The pairs of each prompt, in order."""
+    groups: dict[str, list[Json]] = {}
+    for k, pair in enumerate(c.pairs):
+        found = c.scores.found[k] if k < len(c.scores.found) else None
+        groups.setdefault(pair.prompt, []).append(
+            {
+                "seed": pair.seed,
+                "base": _thumb(pair.base, LARGE),
+                "tuned": _thumb(pair.tuned, LARGE),
+                "found": None if found is None else [bool(v) for v in found],
+            }
+        )
+    short = dict(zip(c.plan.prompts, strip_shared(c.plan.prompts), strict=True))
+    return [{"prompt": p, "short": short.get(p, p), "pairs": pairs} for p, pairs in groups.items()]
+
+
+def _neighbours(c: Comparison, train: Sequence[Path]) -> list[Json]:
+    """The pictures that are nearest to a training picture, nearest first."""
+    return [
+        {
+            "drawn": _thumb(c.pairs[n.picture].tuned, SMALL),
+            "train": _thumb(train[n.train], SMALL),
+            "prompt": c.pairs[n.picture].prompt,
+            "caption": c.plan.train[n.train].captions[0],
+            "cosine": f"{n.cosine:.2f}",
+            "suspicious": n.suspicious,
+        }
+        for n in c.scores.neighbours
+    ]
+
+
+def _timeline(c: Comparison) -> Json | None:
+    """The previews of the run: a row a prompt and seed, a column a step, at most TIMELINE_STEPS of them."""
+    found = {(e.prompt, e.seed, e.step): c.run.path / e.path for e in c.run.events() if isinstance(e, Sampled)}
+    found = {k: p for k, p in found.items() if p.is_file()}
+    steps = sorted({s for _, _, s in found})
+    if len(steps) < 2:
+        return None
+    if len(steps) > TIMELINE_STEPS:
+        steps = [steps[round(i * (len(steps) - 1) / (TIMELINE_STEPS - 1))] for i in range(TIMELINE_STEPS)]
+    keys = list(dict.fromkeys((p, s) for p, s, _ in found))
+    rows = [
+        {
+            "prompt": p,
+            "seed": s,
+            "cells": [_thumb(found[p, s, t], SMALL) if (p, s, t) in found else None for t in steps],
+        }
+        for p, s in keys
+    ]
+    return {"steps": steps, "rows": rows}
+
+
+def _facts(c: Comparison) -> list[tuple[str, str]]:
+    """The run in a few words."""
+    events = list(c.run.events())
+    started = next((e for e in events if isinstance(e, Started)), None)
+    finished = next((e for e in reversed(events) if isinstance(e, Finished)), None)
+    method = c.config.method
+    rank = f", rank {method.rank}" if hasattr(method, "rank") else ""
+    facts = [("method", f"{method.type}{rank}"), ("base", str(getattr(c.config.model, "path", c.config.model.type)))]
+    if started:
+        facts.append(("trained on", f"{started.pictures} pictures"))
+        facts.append(("trainable", f"{_count(started.trainable)} of {_count(started.total)} weights"))
+    if finished:
+        facts += [("steps", f"{finished.step:,}"), ("training time", _duration(finished.seconds))]
+    facts.append(("compared", f"{len(c.plan.prompts)} prompts x {len({p.seed for p in c.pairs})} seeds"))
+    return facts
+
+
+def _environment(c: Comparison) -> Json:
+    try:
+        found: Json = json.loads(c.run.environment_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _commands(c: Comparison) -> list[str]:
+    path = Path(os.path.relpath(c.run.path))
+    shown = c.run.path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+    which = "" if c.checkpoint == "final" else f" --checkpoint {c.checkpoint}"
+    return [f"sdtune train {shown}/config.toml", f"sdtune compare {shown}{which}"]
+
+
+def _count(n: int) -> str:
+    return next((f"{n / size:.3g} {sign}" for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if n >= size), str(n))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.0f} s"
+
+
+# ---- pictures
+
+
+@functools.lru_cache(maxsize=4096)
+def _thumb(path: Path, most: int) -> str:
+    """The picture as a data URI: small ones as lossless PNG, large ones reduced to `most` pixels as JPEG. No metadata."""
+    with Image.open(path) as opened:
+        im = opened.convert("RGB")
+    kind, options = "png", dict[str, Any](optimize=True)
+    if max(im.size) > most:
+        im.thumbnail((most, most), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if max(im.size) > 128:
+        kind, options = "jpeg", dict[str, Any](optimize=True, quality=88)
+    buffer = io.BytesIO()
+    im.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# ---- curves
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line over steps in view-box units, with its axis marks. Drawn by the template."""
+
+    title: str
+    line: str
+    faint: str
+    ticks_x: tuple[tuple[float, str], ...]
+    ticks_y: tuple[tuple[float, str], ...]
+    marks: tuple[tuple[float, float, str, str], ...]
+    """x, y, text, where the text sits: start or end."""
+    words: str
+
+
+WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 58, 36, 14, 18
+
+
+def _validation_chart(v: Validation) -> Chart | None:
+    if len(v.steps) < 2:
+        return None
+    mean_S = v.losses_SN.mean(1)
+    best = int(mean_S.argmin())
+    marks = [(0, "base"), (best, f"best: step {v.steps[best]}")] if best else [(0, "base is the best")]
+    words = f"Validation loss {number(mean_S[0])} at step 0, {number(mean_S[-1])} at step {v.steps[-1]}."
+    return _chart("Validation loss", v.steps, [float(x) for x in mean_S], (), marks, words)
+
+
+def _training_chart(v: Validation) -> Chart | None:
+    if len(v.train_steps) < 2:
+        return None
+    smooth = _smooth(np.array(v.train_losses))
+    words = f"Training loss, smoothed, {number(smooth[0])} at the start and {number(smooth[-1])} at the end."
+    return _chart("Training loss", v.train_steps, smooth, v.train_losses, [], words)
+
+
+def _smooth(values: Any) -> list[float]:
+    """A centred mean over a tenth of the run."""
+    window = max(1, len(values) // 20)
+    return [float(values[max(0, i - window) : i + window + 1].mean()) for i in range(len(values))]
+
+
+def _chart(
+    title: str, steps: Sequence[int], values: Sequence[float], raw: Sequence[float],
+    marks: Sequence[tuple[int, str]], words: str,
+) -> Chart:  # fmt: skip
+    around = np.array(raw if len(raw) else values)
+    low, high = (float(np.quantile(around, q)) for q in ((0.02, 0.98) if len(raw) else (0, 1)))
+    ticks = _ticks(min(low, *values), max(high, *values))
+    low, high = min(ticks[0], low, *values), max(ticks[-1], high, *values)
+
+    def at(step: float, value: float) -> tuple[float, float]:
+        x = LEFT + (step - steps[0]) / max(1, steps[-1] - steps[0]) * (WIDE - LEFT - RIGHT)
+        y = TOP + (high - min(max(value, low), high)) / (high - low or 1) * (HIGH - TOP - BOTTOM)
+        return round(x, 1), round(y, 1)
+
+    def path(row: Sequence[float]) -> str:
+        stride = max(1, len(row) // 600)
+        points = [at(s, v) for s, v in list(zip(steps, row, strict=True))[::stride]]
+        return "M" + "L".join(f"{x},{y}" for x, y in points)
+
+    marked = [(*at(steps[i], values[i]), text, "end" if steps[i] > steps[-1] * 0.6 else "start") for i, text in marks]
+    return Chart(
+        title, path(values), path(raw) if len(raw) else "",
+        tuple((at(s, low)[0], f"{s:g}") for s in _ticks(steps[0], steps[-1]) if steps[0] <= s <= steps[-1]),
+        tuple((at(steps[0], t)[1], f"{t:g}") for t in ticks if low <= t <= high),
+        tuple(marked), words,
+    )  # fmt: skip
+
+
+def _ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that span low to high."""
+    span = (high - low) or abs(high) or 1.0
+    size = 10 ** math.floor(math.log10(span / about))
+    step = next((size * k for k in (1, 2, 2.5, 5, 10) if span / (size * k) <= about), size * 10)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(k * step, 10) for k in range(first, last + 1)]
+
+
+def _asset(name: str) -> str:
+    return (resources.files("sdtune") / "report_assets" / name).read_text(encoding="utf-8")

@@ -1,0 +1,145 @@
+"""The run folder: the only file that knows a path inside it.
+
+    config.toml        resolved, written first        events.jsonl   the only log
+    environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
+    samples/           previews                       comparison/    pictures, scores.json, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from sdtune import config as configs
+from sdtune.config import RunConfig
+from sdtune.errors import RunError
+from sdtune.events import Event, Sampled, Validated, from_line, to_line
+from sdtune.files import write_text
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. Nothing is created before it is written to."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def environment_file(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def final(self) -> Path:
+        """The finished adapter (`NAME.safetensors`) or model (`unet/`)."""
+        return self.path / "final"
+
+    @property
+    def comparison(self) -> Path:
+        return self.path / "comparison"
+
+    @property
+    def scores_file(self) -> Path:
+        return self.comparison / "scores.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.comparison / "report.html"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock.json"
+
+    def exists(self) -> bool:
+        return self.config_file.exists()
+
+    def config(self) -> RunConfig:
+        """The run's resolved config. Raises RunError if the folder holds no run."""
+        if not self.exists():
+            raise RunError(f"{self.path}: not a run folder (no config.toml); `sdtune train` makes one")
+        return configs.load(self.config_file)
+
+    def write_config(self, config: RunConfig) -> None:
+        write_text(self.config_file, configs.to_toml(config))
+
+    def events(self) -> Iterator[Event]:
+        """The log from its beginning; a last line cut off by a crash is left out."""
+        if not self.events_file.exists():
+            return
+        with self.events_file.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield from_line(line)
+
+    def log(self, event: Event) -> None:
+        """Append one event."""
+        with self.events_file.open("a", encoding="utf-8") as file:
+            file.write(to_line(event) + "\n")
+
+    def rewind_log(self, step: int, *, looked: bool) -> None:
+        """Forget what a run resumed from `step` will do again, so that the log has no double rows.
+
+        `looked` says whether the validation and the previews of `step` itself were complete.
+        """
+        if self.events_file.exists():
+            again = () if looked else (Validated, Sampled)
+            kept = [e for e in self.events() if getattr(e, "step", 0) <= step and not (isinstance(e, again) and e.step == step)]
+            write_text(self.events_file, "".join(to_line(e) + "\n" for e in kept))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises RunError if a living process holds it; a dead one's lock is taken over."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
+        for _ in range(2):
+            try:
+                with self.lock_file.open("x", encoding="utf-8") as file:
+                    json.dump(me, file)
+                break
+            except FileExistsError:
+                if (holder := self._living_holder()) is not None:
+                    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
+                    raise RunError(
+                        f"{self.path}: in use by process {holder['pid']} on {holder['host']} since {since}; "
+                        "wait for it, stop it, or choose another name="
+                    ) from None
+                self.lock_file.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            self.lock_file.unlink(missing_ok=True)
+
+    def _living_holder(self) -> dict[str, float] | None:
+        try:
+            holder: dict[str, float] = json.loads(self.lock_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None  # half-written by a process that died
+        if holder.get("host") != socket.gethostname():
+            return holder
+        try:
+            alive = abs(psutil.Process(int(holder["pid"])).create_time() - holder["started"]) < 1
+        except psutil.NoSuchProcess:
+            alive = False
+        return holder if alive else None

@@ -1,0 +1,144 @@
+"""Prompts and seeds to pictures. The one inference path: previews, command line, server and comparison all draw here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sdtune.config import SampleConfig
+from sdtune.errors import ConfigError
+from sdtune.files import atomic_write, write_json
+from sdtune.model import Cond, Model
+
+A1111_NAMES = {
+    "ddpm": "DDPM", "ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "euler-a": "Euler a", "dpm++2m": "DPM++ 2M",
+    "dpm++2m-karras": "DPM++ 2M Karras", "unipc": "UniPC",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    negative: str
+    seed: int
+    image: Image.Image
+    settings: dict[str, Any]
+    """Everything else that the picture depends on: model, scheduler, steps, guidance, size, strength."""
+
+
+def sample(
+    model: Model, config: SampleConfig, *, prompts: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> Iterator[Sample]:
+    """Draw one picture per prompt and seed, prompt by prompt. `prompts` and `seeds` replace those of `config`.
+
+    A picture depends on its own prompt and seed, not on those beside it. The model's adapter acts as it is set (`Tuned`).
+    """
+    width, height = (config.width or model.resolution), (config.height or model.resolution)
+    for name, value in (("width", width), ("height", height)):
+        if value % model.downscale:
+            raise ConfigError(f"sample.{name}: {value} is not a multiple of {model.downscale}, the model's pixels per latent")
+    jobs = iter([(p, s) for p in (config.prompts if prompts is None else prompts) for s in (config.seeds if seeds is None else seeds)])
+    shape = (model.latent_channels, height // model.downscale, width // model.downscale)
+    settings = {
+        "model": model.source, "scheduler": config.scheduler, "steps": config.steps, "guidance": config.guidance,
+        "width": width, "height": height, "strength": config.strength, "precision": str(model.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    empty = model.encode_prompts([config.negative])
+    while chunk := list(islice(jobs, config.batch_size)):
+        cond = model.encode_prompts([p for p, _ in chunk])
+        latents = denoise(model, config, cond, empty, [s for _, s in chunk], shape)
+        for (prompt, seed), image in zip(chunk, to_images(model.decode(latents)), strict=True):
+            yield Sample(prompt, config.negative, seed, image, settings)
+
+
+@torch.no_grad()
+def denoise(
+    model: Model,
+    config: SampleConfig,
+    cond: Cond,
+    empty: Cond,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32."""
+    scheduler = build_scheduler(model, config.scheduler)
+    scheduler.set_timesteps(config.steps)
+    rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(model.device)
+    x_BCHW = noise * float(scheduler.init_noise_sigma)
+    guided = config.guidance != 1
+    both = Cond.cat([empty[torch.zeros(len(seeds), dtype=torch.long)], cond]) if guided else cond
+    extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim") else {}
+    for i, t in enumerate(scheduler.timesteps):
+        x_in = scheduler.scale_model_input(x_BCHW, t)
+        x_in = torch.cat([x_in, x_in]) if guided else x_in
+        out = model.denoise(x_in, t.expand(len(x_in)).to(model.device), both).float()
+        if guided:
+            unconditional, conditional = out.chunk(2)
+            out = unconditional + config.guidance * (conditional - unconditional)
+        x_BCHW = scheduler.step(out, t, x_BCHW, **extra).prev_sample
+        if on_step:
+            on_step(i, x_BCHW)
+    return x_BCHW
+
+
+def build_scheduler(model: Model, name: str) -> Any:
+    """diffusers' sampler of this name for the model's noise schedule."""
+    import diffusers
+
+    classes = {
+        "ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
+        "euler-a": "EulerAncestralDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler",
+        "dpm++2m-karras": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler",
+    }  # fmt: skip
+    betas = 1 - (model.alphas_T**2) / torch.cat([model.alphas_T.new_ones(1), model.alphas_T[:-1] ** 2])
+    common = {
+        "trained_betas": betas.cpu().double().numpy(),
+        "num_train_timesteps": len(betas),
+        "prediction_type": "v_prediction" if model.prediction == "v" else "epsilon",
+    }
+    own: dict[str, dict[str, Any]] = {
+        "ddpm": {"clip_sample": False, "timestep_spacing": "leading", "steps_offset": 1},
+        "ddim": {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
+        "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
+        "dpm++2m-karras": {"use_karras_sigmas": True},
+    }
+    return getattr(diffusers, classes[name])(**common, **own.get(name, {}))
+
+
+def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
+    """Pixels in [-1, 1] to 8-bit RGB pictures."""
+    bytes_BHWC = (pixels_BCHW.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(array) for array in bytes_BHWC]
+
+
+def save_png(picture: Sample, path: Path) -> None:
+    """Write the picture with its parameters inside (the `parameters` text that web UIs read, and our own JSON), and a JSON beside it."""
+    record = {"prompt": picture.prompt, "negative": picture.negative, "seed": picture.seed, **picture.settings}
+    info = PngInfo()
+    info.add_itxt("parameters", a1111_parameters(picture))
+    info.add_itxt("sdtune", json.dumps(record, ensure_ascii=False))
+    with atomic_write(path) as file:
+        picture.image.save(file, format="PNG", pnginfo=info)
+    write_json(path.with_suffix(".json"), record)
+
+
+def a1111_parameters(picture: Sample) -> str:
+    """AUTOMATIC1111's grammar: the prompt, the negative prompt, a last line of `key: value` pairs."""
+    s = picture.settings
+    pairs = {
+        "Steps": s["steps"], "Sampler": A1111_NAMES[s["scheduler"]], "CFG scale": s["guidance"], "Seed": picture.seed,
+        "Size": f"{s['width']}x{s['height']}", "Model": s["model"],
+    }  # fmt: skip
+    lines = [picture.prompt, *([f"Negative prompt: {picture.negative}"] if picture.negative else [])]
+    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in pairs.items())])

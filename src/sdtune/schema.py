@@ -1,0 +1,31 @@
+"""What every part of a configuration is made of: a frozen dataclass whose field strings are its help."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from functools import cache
+
+from pydantic import ConfigDict
+
+
+class Section:
+    """Base of the parts. Unknown keys are refused; the string under a field is its `--help`, form label and documentation."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@cache
+def field_help(section: type[Section]) -> dict[str, str]:
+    """The string under each field of `section`, inherited ones included."""
+    texts: dict[str, str] = {}
+    for cls in reversed(section.__mro__):
+        if not dataclasses.is_dataclass(cls):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(help_text))):
+                    texts[name] = inspect.cleandoc(help_text)
+    return texts

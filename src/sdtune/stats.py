@@ -1,0 +1,132 @@
+"""What a few dozen prompts can tell: bootstrap over prompts, smallest detectable effect, exact binomial figures. numpy only.
+
+The unit is always the prompt (the cluster): its seeds stay together. Intervals are 95 % percentile intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, its 95 % interval and the number of independent units (prompts or pictures) behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    error: float = 0.0
+    """Standard error: the standard deviation of the bootstrap draws."""
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true effect that so many units show with 80 % power at 5 %, in the units of `value`."""
+        return detectable_effect(self.n) * self.error * math.sqrt(self.n)
+
+
+def resample(strata: NDArray[np.int64], draws: int, seed: int) -> Array:
+    """How often each of C units is drawn, (draws, C). Units of one stratum replace each other, so its size stays as it is."""
+    rng = np.random.default_rng(seed)
+    weights_WC = np.zeros((draws, len(strata)))
+    for stratum in np.unique(strata):
+        inside = np.flatnonzero(strata == stratum)
+        weights_WC[:, inside] = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), size=draws)
+    return weights_WC
+
+
+def interval(value: float, draws_W: Array, n: int) -> Interval:
+    """The percentile interval of bootstrap draws. An estimate that cannot be drawn again has no bounds (nan)."""
+    draws_W = draws_W[np.isfinite(draws_W)]
+    if n < 2 or not len(draws_W):
+        return Interval(value, math.nan, math.nan, n, math.nan)
+    low, high = np.quantile(draws_W, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high), n, float(draws_W.std()))
+
+
+def bootstrap_mean(values_C: Array, draws: int = 2000, seed: int = 0) -> Interval:
+    """The mean over prompts (each the mean of its seeds) with its interval. Prompts without a value (nan) are left out."""
+    values_C = values_C[np.isfinite(values_C)]
+    if not len(values_C):
+        return Interval(math.nan, math.nan, math.nan, 0, math.nan)
+    weights_WC = resample(np.zeros(len(values_C), np.int64), draws, seed)
+    return interval(float(values_C.mean()), weights_WC @ values_C / len(values_C), len(values_C))
+
+
+def group_means(values_N: Array, group_N: NDArray[np.int64], groups: int) -> Array:
+    """The mean of each group's values, (groups,); nan for an empty group."""
+    count = np.bincount(group_N, minlength=groups)
+    total = np.bincount(group_N, values_N, minlength=groups)
+    return np.asarray(np.divide(total, count, out=np.full(groups, np.nan), where=count > 0))
+
+
+@cache
+def detectable_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest effect, in standard deviations of the paired differences, that a two-sided t test of n pairs finds with `power`."""
+    if n < 2:
+        return math.inf
+    critical = _root(lambda t: alpha - _t_power(t, 0.0, n - 1), 0.0, 1e4)
+    shift = _root(lambda d: _t_power(critical, d, n - 1) - power, 0.0, 1e4)
+    return shift / math.sqrt(n)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p value of so many wins and losses, ties left out, if both were equally likely."""
+    n, k = wins + losses, min(wins, losses)
+    return 1.0 if n == 0 else min(1.0, 2 * _binomial_cdf(k, n, 0.5))
+
+
+def share(hits: int, n: int) -> Interval:
+    """A share with its exact 95 % interval (Clopper and Pearson, 1934). Good at 0 of n too, where a bootstrap is blind."""
+    if n == 0:
+        return Interval(math.nan, 0.0, 1.0, 0, math.nan)
+    tail = (1 - LEVEL) / 2
+    low = 0.0 if hits == 0 else _root(lambda p: 1 - _binomial_cdf(hits - 1, n, p) - tail, 0.0, 1.0)
+    high = 1.0 if hits == n else _root(lambda p: tail - _binomial_cdf(hits, n, p), 0.0, 1.0)
+    value = hits / n
+    return Interval(value, low, high, n, math.sqrt(value * (1 - value) / n))
+
+
+def _t_power(critical: float, shift: float, freedom: int) -> float:
+    """P(|T| > critical) for a noncentral t variable: (Z + shift) / (chi / sqrt(freedom)), the chi part integrated numerically."""
+    s, weight = _chi_grid(freedom)
+    normal = NormalDist()
+    above = np.array([1 - normal.cdf(critical * x - shift) + normal.cdf(-critical * x - shift) for x in s])
+    return float((above * weight).sum())
+
+
+@cache
+def _chi_grid(freedom: int) -> tuple[Array, Array]:
+    """Values s = chi / sqrt(freedom) on a grid and their probabilities, which sum to 1."""
+    s = np.linspace(1e-6, 1 + 8 / math.sqrt(2 * freedom) + 2 / freedom, 400)
+    log_density = (freedom - 1) * np.log(s) - freedom * s**2 / 2
+    weight = np.exp(log_density - log_density.max())
+    return s, weight / weight.sum()
+
+
+def _binomial_cdf(k: int, n: int, p: float) -> float:
+    if not 0 < p < 1:
+        return 1.0 if p <= 0 or k >= n else 0.0
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+        for i in range(k + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(x) for x in logs))
+
+
+def _root(rising: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function crosses zero, by bisection."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+    return (low + high) / 2

@@ -1,0 +1,150 @@
+"""LoRA: equal to peft, an exact inverse, exact at strength 0, equal when merged."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from sdtune.errors import ConfigError
+from sdtune.methods import adapters
+from sdtune.methods.lora import TARGETS, Lora
+
+
+class Net(nn.Module):
+    """Names as in a U-Net's transformer block and residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        block = nn.Module()
+        block.to_q, block.to_k = nn.Linear(12, 12, bias=False), nn.Linear(12, 12)
+        self.attn1, self.conv1 = block, nn.Conv2d(3, 12, 3, stride=2, padding=1)
+        self.proj_in = nn.Conv2d(12, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.proj_in(self.conv1(x)).flatten(2).transpose(1, 2)
+        return torch.tanh(self.attn1.to_q(h)) * self.attn1.to_k(h)  # type: ignore[operator, union-attr]
+
+
+LAYERS = ("attn1.to_q", "attn1.to_k", "conv1", "proj_in")
+
+
+def ours(net: Net, *, rank: int = 4, alpha: float = 8.0, dropout: float = 0.0) -> dict[str, nn.Parameter]:
+    layers = {n: net.get_submodule(n) for n in LAYERS}
+    net.requires_grad_(False)
+    return adapters.attach(net, layers, rank=rank, scale=alpha / rank, dropout=dropout, seed=1)
+
+
+def randomise_b(net: Net) -> None:
+    rng = torch.Generator().manual_seed(5)
+    for _, adapter in adapters.adapters_of(net):
+        adapter.lora_B.data = torch.randn(adapter.lora_B.shape, generator=rng) * 0.1
+
+
+def test_forward_and_gradients_equal_peft() -> None:
+    mine, theirs = Net(), Net()
+    parameters = ours(mine)
+    randomise_b(mine)
+    theirs.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=list(LAYERS)), theirs)
+    for name, adapter in adapters.adapters_of(mine):
+        layer = theirs.get_submodule(name)
+        layer.lora_A["default"].weight.data = adapter.lora_A.data.clone()  # type: ignore[index, union-attr]
+        layer.lora_B["default"].weight.data = adapter.lora_B.data.clone()  # type: ignore[index, union-attr]
+    x = torch.randn(2, 3, 8, 8)
+    a, b = mine(x), theirs(x)
+    torch.testing.assert_close(a, b)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for name, p in parameters.items():
+        layer, _, factor = name.rpartition(".")
+        reference = getattr(theirs.get_submodule(layer), factor)["default"].weight.grad
+        torch.testing.assert_close(p.grad, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fused_linear_has_the_right_derivatives() -> None:
+    rng = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 5), (4, 5), (4,), (2, 5), (4, 2))
+    x, W, bias, A, B = (torch.randn(s, generator=rng, dtype=torch.float64) for s in shapes)
+    tensors = [x.requires_grad_(), W, bias, A.requires_grad_(), B.requires_grad_()]
+    assert torch.autograd.gradcheck(adapters._LowRankLinear.apply, tensors)
+
+
+def test_training_starts_at_the_base_and_depends_on_the_seed_alone() -> None:
+    net, x = Net(), torch.randn(2, 3, 8, 8)
+    before = net(x)
+    first = {n: p.clone() for n, p in ours(net).items()}
+    torch.testing.assert_close(net(x), before, rtol=0, atol=1e-6)
+    again = ours(Net())
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert all(bool(p.any()) == n.endswith("lora_A") for n, p in first.items())
+
+
+def test_detach_is_an_exact_inverse() -> None:
+    net, x = Net(), torch.randn(2, 3, 8, 8)
+    modules, state, before = list(net.modules()), copy.deepcopy(net.state_dict()), net(x)
+    ours(net)
+    randomise_b(net)
+    assert not torch.equal(net(x), before)
+    adapters.detach(net)
+    assert [id(m) for m in net.modules()] == [id(m) for m in modules]
+    assert net.state_dict().keys() == state.keys() and all(torch.equal(net.state_dict()[k], v) for k, v in state.items())
+    assert torch.equal(net(x), before)
+
+
+def test_strength_zero_is_the_base_bit_by_bit_and_half_is_half() -> None:
+    net, x = Net(), torch.randn(2, 3, 8, 8)
+    before = net(x)
+    ours(net)
+    randomise_b(net)
+    adapters.set_strength(net, 0.0)
+    assert torch.equal(net(x), before)
+    adapters.set_strength(net, 0.5)
+    half, merged = net(x), copy.deepcopy(net)
+    adapters.merge(merged)
+    torch.testing.assert_close(merged(x), half)
+    assert not any(adapters.adapters_of(merged))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    net, x = Net(), torch.randn(2, 3, 8, 8)
+    ours(net, dropout=0.5)
+    randomise_b(net)
+    assert not torch.equal(net.train()(x), net(x))
+    assert torch.equal(net.eval()(x), net(x))
+
+
+def test_a_second_attach_is_refused() -> None:
+    net = Net()
+    ours(net)
+    with pytest.raises(ValueError, match="adapters on this model already"):
+        ours(net)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("attention", {"attn1.to_q", "attn1.to_k"}),
+        ("all-linear", {"attn1.to_q", "attn1.to_k"}),
+        ("many", {"conv1", "proj_in"}),
+        (("*.to_q", "conv1"), {"attn1.to_q", "conv1"}),
+    ],
+)
+def test_target_sets(targets: str | tuple[str, ...], expected: set[str]) -> None:
+    assert Lora(targets=targets).select(Net()).keys() == expected
+
+
+@pytest.mark.parametrize("targets", ["atention", ("nothing.*",)])
+def test_unknown_or_empty_targets_are_refused(targets: str | tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"method.targets"):
+        Lora(targets=targets).select(Net())
+
+
+def test_every_named_set_finds_layers_in_a_real_unet(sd1_unet: Callable[[], nn.Module]) -> None:
+    unet = sd1_unet()
+    sizes = {name: len(Lora(targets=name).select(unet)) for name in TARGETS}
+    assert sizes["attention"] < sizes["transformer"] < sizes["many"]
+    assert sizes["all-linear"] > sizes["attention"]

@@ -1,0 +1,99 @@
+"""The flat optimiser equals torch's AdamW and clipping, parameter by parameter."""
+
+import pytest
+import torch
+from torch import nn
+
+from sdtune.ema import Ema
+from sdtune.flat import FlatAdamW
+from sdtune.optim import AdamW
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def gradients(model: nn.Module, k: int, dtype: torch.dtype = torch.float32) -> None:
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(k)).to(dtype)
+    (model(x).float().square().sum() * 3).backward()
+
+
+def test_ten_steps_equal_torch() -> None:
+    mine, theirs = net(), net()
+    options = {"betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}
+    flat = FlatAdamW(dict(mine.named_parameters()), lr=1e-2, **options)  # type: ignore[arg-type]
+    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, **options)  # type: ignore[arg-type]
+    for k in range(10):
+        gradients(mine, k)
+        flat.collect()
+        gradients(theirs, k)
+        a, b = flat.clip(1.0), nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        torch.testing.assert_close(a, b)
+        reference.param_groups[0]["lr"] = 1e-2 / (k + 1)
+        flat.step(1e-2 / (k + 1))
+        reference.step()
+        reference.zero_grad()
+    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_bf16_weights_keep_an_fp32_copy_that_small_steps_reach() -> None:
+    model = net().bfloat16()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    flat = FlatAdamW(dict(model.named_parameters()), lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    start = flat.weights.clone()
+    for k in range(3):
+        gradients(model, k, torch.bfloat16)
+        flat.collect()
+        flat.step(1e-5)
+    assert (flat.weights != start).all(), "the fp32 weights take steps that bf16 cannot hold"
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert any(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    torch.testing.assert_close(flat.flat(dict(model.named_parameters())), flat.weights, rtol=1e-2, atol=1e-3)
+
+
+def test_accumulation_adds_up() -> None:
+    once, twice = net(), net()
+    a, b = (FlatAdamW(dict(m.named_parameters()), lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0) for m in (once, twice))
+    for k in range(2):
+        gradients(once, k)
+    a.collect()
+    for k in range(2):
+        gradients(twice, k)
+        b.collect()
+    torch.testing.assert_close(a.gradient, b.gradient)
+
+
+def test_dead_parameters_are_named() -> None:
+    model = net()
+    model[2].weight.register_hook(torch.zeros_like)
+    flat = FlatAdamW(dict(model.named_parameters()), lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0)
+    gradients(model, 0)
+    flat.collect()
+    assert list(flat.names_without_gradient()) == ["2.weight"]
+
+
+def test_ema_is_applied_and_taken_back_bit_by_bit() -> None:
+    model = net()
+    flat = FlatAdamW(dict(model.named_parameters()), lr=0.1, betas=(0.9, 0.9), eps=1e-8, weight_decay=0)
+    ema, start = Ema(flat, 0.5), flat.weights.clone()
+    gradients(model, 0)
+    flat.step(0.1)
+    ema.update(1)
+    own = flat.weights.clone()
+    decay = min(0.5, 2 / 11)
+    torch.testing.assert_close(ema.mean, decay * start + (1 - decay) * own)
+    with ema.applied():
+        assert torch.equal(model[0].weight.flatten(), ema.mean[:35])
+    assert torch.equal(flat.weights, own)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_schedules(schedule: str) -> None:
+    section = AdamW(lr=2.0, schedule=schedule, warmup=4, final=0.1)  # type: ignore[arg-type]
+    lrs = [section.lr_at(k, 100) for k in range(101)]
+    assert lrs[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6]) and lrs[4] == 2.0
+    assert lrs[100] == pytest.approx(2.0 if schedule == "constant" else 0.2)
+    assert lrs[52] == pytest.approx({"constant": 2.0, "linear": 1.1, "cosine": 1.1}[schedule])
+    assert all(a >= b for a, b in zip(lrs[4:], lrs[5:], strict=False))

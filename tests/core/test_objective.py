@@ -1,0 +1,35 @@
+"""The loss equals diffusers' formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+
+from sdtune.model import Cond, Prediction
+from sdtune.objective import Objective
+
+DDPM = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+ALPHAS, SIGMAS = DDPM.alphas_cumprod.sqrt(), (1 - DDPM.alphas_cumprod).sqrt()
+
+
+def denoise(x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+    return torch.tanh(x_BCHW * 1.3 + t_B.view(-1, 1, 1, 1) / 1000 + cond.states_BLD.mean((1, 2)).view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_equals_diffusers(prediction: Prediction, gamma: float | None) -> None:
+    rng = torch.Generator().manual_seed(3)
+    x0, cond = torch.randn(6, 4, 8, 8, generator=rng), Cond(torch.randn(6, 5, 7, generator=rng))
+    ours = Objective(ALPHAS, SIGMAS, prediction, gamma)(denoise, x0, cond, torch.Generator().manual_seed(1))
+
+    rng = torch.Generator().manual_seed(1)
+    t, noise = torch.randint(1000, (6,), generator=rng), torch.randn(x0.shape, generator=rng)
+    target = noise if prediction == "epsilon" else DDPM.get_velocity(x0, noise, t)
+    theirs = F.mse_loss(denoise(DDPM.add_noise(x0, noise, t), t, cond), target, reduction="none").mean((1, 2, 3))
+    if gamma:
+        snr = compute_snr(DDPM, t)
+        theirs = theirs * snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+    torch.testing.assert_close(ours, theirs)

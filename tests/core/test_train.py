@@ -1,0 +1,262 @@
+"""The loop, on tiny models of the true classes: it resumes bit by bit, keeps its promises on disk, and says what goes wrong."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sdtune import config as configs
+from sdtune.config import RunConfig
+from sdtune.errors import RunError, TrainingError
+from sdtune.events import Event, Finished, Sampled, Saved, Started, Step, Validated, Warned
+from sdtune.runs import Run
+from sdtune.train import train
+from tests import tiny
+
+SETTINGS = (
+    "train.steps=8", "train.batch_size=3", "train.accumulate=2", "train.save_every=3", "train.validate_every=2",
+    "train.sample_every=4", "train.validation_timesteps=2", "train.ema=0.9", "train.precision=fp32", "train.threads=1", "train.device=cpu",
+    "data.flip=true", "optimizer.lr=1e-2", "optimizer.warmup=2", "sample.steps=2", "sample.seeds=[0]", "data.validation_share=0.3",
+)  # fmt: skip
+METHODS = {
+    "full": ("method.type=full",),
+    "lora": ("method.rank=2", "method.alpha=4", "method.targets=many", "method.dropout=0.3"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, a folder of ten captioned pictures, a cache."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.sd1_folder(folder / "model")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 255, (40, 36, 3), np.uint8)).save(folder / "pictures" / f"{i}.png")
+        (folder / "pictures" / f"{i}.txt").write_text(f"a photo of a {'red' if i % 2 else 'blue'} dog\na dog {i}")
+    return folder
+
+
+def config_of(world: Path, *overrides: str) -> RunConfig:
+    paths = (f"model.path={world / 'model'}", f"data.path={world / 'pictures'}", f"data.cache={world / 'cache'}")
+    return configs.load(None, [*paths, *SETTINGS, *overrides])
+
+
+def run_all(config: RunConfig, run: Run) -> list[Event]:
+    return list(train(config, run))
+
+
+def stop_after(config: RunConfig, run: Run, step: int) -> None:
+    """Take events until the one of `step`, then close the generator, as Ctrl-C does."""
+    events: Iterator[Event] = train(config, run)
+    next(e for e in events if isinstance(e, Step) and e.step == step)
+    events.close()  # type: ignore[attr-defined]
+
+
+def trace(run: Run) -> list[tuple[object, ...]]:
+    """What happened, without the clock."""
+    rows: list[tuple[object, ...]] = []
+    for e in run.events():
+        match e:
+            case Step():
+                rows.append(("step", e.step, e.loss, e.grad_norm, e.lr))
+            case Validated():
+                rows.append(("validated", e.step, e.per_picture))
+            case Sampled():
+                rows.append(("sampled", e.step, e.prompt, e.seed, (run.path / e.path).read_bytes()))
+    return rows
+
+
+def final_weights(run: Run) -> dict[str, Tensor]:
+    (file,) = run.final.rglob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same(run: Run, straight: Run) -> None:
+    a, b = final_weights(run), final_weights(straight)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert trace(run) == trace(straight)
+
+
+@pytest.fixture(scope="module", params=list(METHODS))
+def straight(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Run, list[Event]]:
+    """An uninterrupted run of each method."""
+    config, run = config_of(world, *METHODS[request.param]), Run(tmp_path_factory.mktemp("straight") / request.param)
+    return config, run, run_all(config, run)
+
+
+def test_it_trains_saves_and_tells(straight: tuple[RunConfig, Run, list[Event]]) -> None:
+    config, run, events = straight
+    (started,) = (e for e in events if isinstance(e, Started))
+    assert (started.pictures, started.validation_pictures, started.batch_size, started.steps) == (7, 3, 6, 8)
+    assert [e.step for e in events if isinstance(e, Step)] == list(range(1, 9))
+    assert len({e.loss for e in events if isinstance(e, Step)}) == 8
+    assert [e.step for e in events if isinstance(e, Validated)] == [0, 2, 4, 6, 8]
+    assert {e.step for e in events if isinstance(e, Sampled)} == {0, 4, 8}
+    assert [e.step for e in events if isinstance(e, Saved)] == [3, 6, 8]
+    assert isinstance(events[-1], Finished) and (run.path / events[-1].path).exists()
+    assert not [e for e in events if isinstance(e, Warned)]
+    assert run.config() == config
+    assert json.loads(run.environment_file.read_text())["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("stops", [(3,), (4,), (1, 5), (2, 3, 7)])
+def test_resume_is_bit_identical(straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path, stops: Sequence[int]) -> None:
+    config, reference, _ = straight
+    run = Run(tmp_path / "run")
+    for step in stops:
+        stop_after(config, run, step)
+    run_all(config, run)
+    assert_same(run, reference)
+
+
+def test_sigkill_three_times_changes_nothing(straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path) -> None:
+    config, reference, _ = straight
+    run, recipe = Run(tmp_path / "run"), tmp_path / "recipe.toml"
+    recipe.write_text(configs.to_toml(config))
+    program = (
+        "import sys; from pathlib import Path; from sdtune import config; from sdtune.runs import Run; from sdtune.train import train\n"
+        "for e in train(config.load(sys.argv[1]), Run(Path(sys.argv[2]))): print(type(e).__name__, getattr(e, 'step', ''), flush=True)"
+    )
+    for last_words in ("Step 2", "Validated 4", "Saved 6"):
+        with subprocess.Popen([sys.executable, "-c", program, recipe, run.path], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            list(takewhile(lambda line: line.strip() != last_words, process.stdout))
+            process.send_signal(signal.SIGKILL)
+    run_all(config, run)
+    assert_same(run, reference)
+
+
+def test_a_finished_run_does_nothing_more(straight: tuple[RunConfig, Run, list[Event]]) -> None:
+    config, run, events = straight
+    before = run.events_file.read_bytes()
+    again = run_all(config, run)
+    assert again == [events[-1]] and run.events_file.read_bytes() == before
+
+
+def test_a_changed_config_is_refused_with_the_differences(straight: tuple[RunConfig, Run, list[Event]], world: Path) -> None:
+    config, run, _ = straight
+    method = ("method.type=full",) if config.method.type == "full" else METHODS["lora"]
+    with pytest.raises(RunError, match=r"optimizer.lr: 0.01 -> 0.5") as error:
+        run_all(config_of(world, *method, "optimizer.lr=0.5", "train.seed=9"), run)
+    assert "train.seed: 0 -> 9" in str(error.value)
+    assert run.config() == config, "the run's own config is not overwritten"
+
+
+def test_a_harmless_change_is_said_and_taken(world: Path, tmp_path: Path) -> None:
+    config, run = config_of(world, *METHODS["lora"]), Run(tmp_path / "run")
+    stop_after(config, run, 3)
+    events = run_all(config_of(world, *METHODS["lora"], "train.save_every=4"), run)
+    assert any(isinstance(e, Warned) and "train.save_every: 3 -> 4" in e.message for e in events)
+    assert isinstance(events[-1], Finished)
+
+
+def test_newest_and_best_checkpoints_are_kept(world: Path, tmp_path: Path) -> None:
+    config, run = config_of(world, *METHODS["lora"], "train.save_every=1", "train.keep=2", "train.validate_every=1", "optimizer.lr=0.5"), Run(tmp_path / "r")
+    events = run_all(config, run)
+    losses = {e.step: e.loss for e in events if isinstance(e, Validated) and e.step}
+    best = min(losses, key=losses.__getitem__)
+    kept = {int(p.name[5:]) for p in run.checkpoints.iterdir()}
+    assert kept == {7, 8, best}
+    assert isinstance(events[-1], Finished) and events[-1].best_step == best
+    assert best < 7, "the test wants a best checkpoint that the newest two do not cover"
+
+
+@pytest.mark.parametrize("harm", ["flip a byte", "truncate", "remove", "empty the manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(world: Path, tmp_path: Path, harm: str) -> None:
+    config, run = config_of(world, *METHODS["lora"]), Run(tmp_path / "run")
+    stop_after(config, run, 7)
+    newest = sorted(run.checkpoints.iterdir())[-1]
+    file = newest / ("manifest.json" if harm == "empty the manifest" else "weights.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    match harm:
+        case "flip a byte":
+            file.write_bytes(data)
+        case "truncate":
+            file.write_bytes(data[:-9])
+        case "remove":
+            file.unlink()
+        case _:
+            file.write_text("{}")
+    events = run_all(config, run)
+    (warned,) = (e for e in events if isinstance(e, Warned))
+    assert newest.name in warned.message and "going on from step-000006" in warned.message
+    assert next(e.step for e in events if isinstance(e, Started)) == 6
+
+
+def test_two_processes_cannot_hold_one_folder(world: Path, tmp_path: Path) -> None:
+    config, run = config_of(world, *METHODS["lora"]), Run(tmp_path / "run")
+    first = train(config, run)
+    next(first)
+    with pytest.raises(RunError, match="in use by process"):
+        run_all(config, run)
+    first.close()  # type: ignore[attr-defined]
+    run.lock_file.write_text('{"pid": 999999999, "host": "%s", "started": 1.0}' % __import__("socket").gethostname())
+    assert isinstance(run_all(config, run)[-1], Finished), "a dead process's lock is taken over"
+
+
+def test_divergence_stops_before_the_weights_are_touched(world: Path, tmp_path: Path) -> None:
+    config, run = config_of(world, "method.type=full", "optimizer.lr=1e30", "optimizer.warmup=0"), Run(tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"step \d: loss (nan|inf)"):
+        run_all(config, run)
+    assert not run.final.exists()
+    for file in run.checkpoints.rglob("weights.safetensors"):
+        assert all(bool(torch.isfinite(v).all()) for v in load_file(file).values())
+
+
+def test_validation_is_the_same_measurement_each_time(world: Path, tmp_path: Path) -> None:
+    config = config_of(world, *METHODS["lora"], "optimizer.lr=1e-30", "train.steps=4")
+    events = run_all(config, Run(tmp_path / "run"))
+    losses = [e.per_picture for e in events if isinstance(e, Validated)]
+    assert len(losses) == 3 and len(losses[0]) == 3
+    for later in losses[1:]:
+        assert later == pytest.approx(losses[0], rel=1e-5)
+    assert all(math.isfinite(v) for v in losses[0])
+
+
+def test_a_dead_part_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdtune.methods import adapters
+
+    monkeypatch.setattr(adapters.Adapter, "_factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
+    events = run_all(config_of(world, "method.rank=2", "method.targets=attention", "train.steps=4"), Run(tmp_path / "run"))
+    warned = [e.message for e in events if isinstance(e, Warned)]
+    assert any("get no gradient" in m and "lora_A" in m for m in warned)
+
+
+def test_gradient_checkpointing_changes_memory_not_numbers(straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path, world: Path) -> None:
+    config, _, events = straight
+    if config.method.type == "lora":
+        pytest.skip("dropout is drawn again in the recomputation; the full run has none")
+    again = run_all(config_of(world, *METHODS["full"], "train.gradient_checkpointing=true"), Run(tmp_path / "run"))
+    a, b = ([e.loss for e in es if isinstance(e, Step)] for es in (events, again))
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_bf16_learns_the_same_thing(straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path, world: Path) -> None:
+    config, _, events = straight
+    again = run_all(config_of(world, *METHODS[config.method.type], "train.precision=bf16"), Run(tmp_path / "run"))
+    a, b = ([e.loss for e in es if isinstance(e, Step)] for es in (events, again))
+    assert a[:3] == pytest.approx(b[:3], rel=1e-2) and a == pytest.approx(b, rel=6e-2) and a != b
+
+
+def test_no_room_on_disk_keeps_the_earlier_checkpoint(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run = config_of(world, *METHODS["lora"]), Run(tmp_path / "run")
+    stop_after(config, run, 4)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(RunError, match="MB are free; earlier checkpoints are intact"):
+        run_all(config, run)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-000003", "step-000004"]

@@ -1,0 +1,271 @@
+"""The house rules: what must stay true of the repository as a whole."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+HEAVY = {"accelerate", "diffusers", "fastapi", "nicegui", "peft", "scipy", "tensorboard", "torch", "transformers"}
+CPU_SECONDS = 0.3
+STEP_LINES = 50
+FLOORS = {"diffusers": "0.42.1", "pillow": "13.0.0", "starlette": "1.3.1", "torch": "2.10"}  # security: SECURITY.md
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# ---- help and configuration are light
+
+HELP = ["-m", "sdtune", "--help"]
+LOAD = ["-c", "import sys, sdtune.config; sdtune.config.load(sys.argv[1])"]
+
+
+def light_commands() -> list[list[str]]:
+    recipe = str(RECIPES[0]) if RECIPES else "recipes/missing.toml"
+    return [HELP, [*LOAD, recipe]]
+
+
+@pytest.mark.parametrize("arguments", light_commands(), ids=["help", "config"])
+def test_imports_no_torch(arguments: list[str]) -> None:
+    run = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    roots = {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines() if "|" in line}
+    assert "sdtune" in roots
+    assert not roots & HEAVY
+
+
+@pytest.mark.parametrize("arguments", light_commands(), ids=["help", "config"])
+def test_is_quick(arguments: list[str]) -> None:
+    """Best of three: CPU seconds of the process itself, so a busy machine does not matter much."""
+    seconds = min(cpu_seconds([sys.executable, *arguments]) for _ in range(3))
+    assert seconds < CPU_SECONDS
+
+
+def cpu_seconds(command: list[str]) -> float:
+    before = os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system
+
+
+# ---- recipes
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES, "recipes/ holds no .toml file"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=relative)
+def test_recipe_parses(recipe: Path) -> None:
+    import sdtune.config
+
+    assert sdtune.config.load(recipe).name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=relative)
+def test_recipe_opens_with_the_command_that_runs_it(recipe: Path) -> None:
+    header = []
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        header.append(line)
+    assert re.search(rf"sdtune \w+.* {re.escape(relative(recipe))}", "\n".join(header))
+
+
+# ---- code
+
+
+def test_the_training_step_fits_one_screen() -> None:
+    path = ROOT / "src" / "sdtune" / "train.py"
+    steps = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == "train_step"
+    ]
+    assert len(steps) == 1, "sdtune.train.train_step is a function of the module"
+    (step,) = steps
+    first = min([step.lineno, *(decorator.lineno for decorator in step.decorator_list)])
+    assert step.end_lineno is not None
+    assert step.end_lineno - first + 1 <= STEP_LINES
+
+
+BANNED_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+BANNED_CALLS = {
+    "__import__", "compile", "eval", "exec", "numpy.load", "np.load", "os.popen", "os.system", "torch.hub.load",
+    "torch.load", "torch.save", "yaml.full_load", "yaml.load", "yaml.unsafe_load",
+}  # fmt: skip
+BANNED_KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
+
+
+def banned(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                found += [f"{node.lineno}: import {n.name}" for n in names if n.name.split(".")[0] in BANNED_MODULES]
+            case ast.ImportFrom(module=str(module), names=names):
+                for name in [f"{module}.{n.name}" for n in names]:
+                    if module.split(".")[0] in BANNED_MODULES or name in BANNED_CALLS:
+                        found.append(f"{node.lineno}: import {name}")
+            case ast.Call(func=func, keywords=keywords):
+                if (name := ast.unparse(func)) in BANNED_CALLS:
+                    found.append(f"{node.lineno}: {name}()")
+                found += [
+                    f"{node.lineno}: {k.arg}={ast.unparse(k.value)}"
+                    for k in keywords
+                    if k.arg in BANNED_KEYWORDS and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+                ]
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "from torch import load",
+        "import torch\ntorch.load('x')",
+        "eval('1')",
+        "yaml.load(f)",
+        "subprocess.run('ls', shell=True)",
+        "AutoModel.from_pretrained(x, trust_remote_code=flag)",
+    ],
+)
+def test_banned_calls_are_seen(code: str) -> None:
+    assert banned(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    "code", ["re.compile('a')", "model.eval()", "subprocess.run(['ls'], shell=False)", "import torch"]
+)
+def test_harmless_calls_pass(code: str) -> None:
+    assert not banned(ast.parse(code))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_source_has_no_banned_call(path: Path) -> None:
+    assert not banned(ast.parse(path.read_text(encoding="utf-8")))
+
+
+# ---- files
+
+SKIPPED = {".venv", "__pycache__", "build", "dist", "runs", "site"}
+MACHINE_PATHS = [f"/{name}/".encode() for name in ("home", "opt", "root", "Users", "work")]
+
+
+def repository_files() -> list[Path]:
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+        found = [ROOT / name for name in listing.split("\0") if name]
+    else:  # an unpacked source distribution
+        found = [p for p in ROOT.rglob("*") if not SKIPPED & set(p.relative_to(ROOT).parts)]
+    return sorted(p for p in found if p.is_file())
+
+
+def test_no_file_names_a_machine_path() -> None:
+    named = []
+    for path in repository_files():
+        data = path.read_bytes()
+        for name in MACHINE_PATHS:
+            for hit in re.finditer(rb"(?<![\w.:/-])" + name, data):
+                line = data.count(b"\n", 0, hit.start()) + 1
+                named.append(f"{relative(path)}:{line}: {data[hit.start() : hit.start() + 40]!r}")
+    assert not named, "\n".join(named)
+
+
+def test_security_floors() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    needed = {
+        r.name: r.specifier for r in (Requirement(text) for group in groups for text in group) if r.name in FLOORS
+    }
+    assert needed.keys() == FLOORS.keys()
+    for name, specifier in needed.items():
+        (bound,) = specifier
+        assert bound.operator == ">="
+        assert Version(bound.version) >= Version(FLOORS[name]), name
+
+
+def test_constraints_are_exact_and_name_no_place() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", pin) for pin in pins)
+    assert len(pins) > 40
+    names = {pin.partition("==")[0].lower() for pin in pins}
+    assert not names & {"torchvision", "torch-fidelity", "lpips", "torchaudio"}
+
+
+def test_constraints_hold_every_requirement() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonical(n): v for n, _, v in (line.partition("==") for line in lines if not line.startswith("#"))}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["base"], *extras["tensorboard"], *extras["docs"]]:
+        requirement = Requirement(text)
+        if requirement.name != "sdtune":
+            assert requirement.specifier.contains(pins[canonical(requirement.name)]), text
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_notebooks_are_committed_without_output() -> None:
+    for path in repository_files():
+        if path.suffix == ".ipynb":
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), relative(path)
+
+
+# ---- the guard of conftest.py
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "example.org"])
+def test_network_is_refused(host: str, network_attempts: list[str]) -> None:
+    with pytest.raises(OSError, match="tests use no network"):
+        socket.create_connection((host, 80), timeout=1)
+    assert network_attempts == [host]
+    network_attempts.clear()  # expected here
+
+
+def test_loopback_is_allowed() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=5) as client,
+    ):
+        client.sendall(b"x")
+
+
+# ---- texts
+
+TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SECTIONS = "data|evaluate|method|model|objective|optimizer|sample|train"
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=relative)
+def test_texts_name_only_keys_and_commands_that_exist(text: Path) -> None:
+    from sdtune import presets
+
+    words = text.read_text(encoding="utf-8")
+    keys = set(re.findall(rf"(?<![\w/.-])((?:{SECTIONS})\.[a-z_]+)\b(?!\()", words))
+    keys -= {key for key in keys if key.endswith((".py", ".toml", ".safetensors", ".jsonl"))}
+    assert keys <= {key.name for key in presets.keys()}
+    commands = set(re.findall(r"(?:`|^|&& )sdtune ([a-z]+)\b", words, re.MULTILINE))
+    help_text = subprocess.run([sys.executable, *HELP], capture_output=True, text=True, check=True).stdout
+    assert commands <= set(re.findall(r"^\W*([a-z]+)\s{2,}\S", help_text, re.MULTILINE))
