@@ -83,6 +83,13 @@ def learning_rate(progress: float, step: int, peak: float, cooldown: float) -> f
     return peak * min(1.0, (step + 1) / 200) * min(1.0, max(0.02, (1 - progress) / cooldown))
 
 
+def pick_variants(n: int, rng: torch.Generator) -> Tensor:
+    """Half of the time the drawing as it is, else one of a dozen shifted and zoomed ones, or (15 %) one on a colour."""
+    kind = torch.rand(n, generator=rng)
+    moved, coloured = torch.randint(1, 13, (n,), generator=rng), torch.randint(32, VARIANTS, (n,), generator=rng)
+    return torch.where(kind < 0.5, 0, torch.where(kind < 0.85, moved, coloured))
+
+
 def worker(rank: int, shared: Shared, args: argparse.Namespace, counts: Tensor, before: float) -> None:
     torch.set_num_threads(1)
     F.scaled_dot_product_attention = bmm_attention
@@ -99,7 +106,7 @@ def worker(rank: int, shared: Shared, args: argparse.Namespace, counts: Tensor, 
         [{"params": master[:n_unet], "factor": 1.0}, {"params": master[n_unet:], "factor": 0.3}],
         args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True,
     )  # fmt: skip
-    ema = Ema(master, 0.999)
+    ema = Ema(master, args.ema)
     state_file = args.out / "unet_state.safetensors"
     if state_file.exists():
         state = load_state(state_file)
@@ -113,8 +120,7 @@ def worker(rank: int, shared: Shared, args: argparse.Namespace, counts: Tensor, 
         while len(order) < args.batch:
             order = torch.cat([order, torch.randperm(len(CONCEPTS), generator=rng)])
         who, order = order[: args.batch], order[args.batch :]
-        white = torch.rand(args.batch, generator=rng) < 0.8
-        pick = torch.where(white, torch.randint(0, 32, (args.batch,), generator=rng), torch.randint(32, VARIANTS, (args.batch,), generator=rng))
+        pick = pick_variants(args.batch, rng)
         x0, background = latents[who, pick], backgrounds[who, pick]
         captions = [
             "" if words.random() < 0.1 else caption(c, b, words) for c, b in zip(who.tolist(), background.tolist(), strict=True)
@@ -170,6 +176,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

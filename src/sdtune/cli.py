@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -97,7 +98,7 @@ def _everywhere(
         ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", rich_help_panel=ANYWHERE, help="Warnings, errors and results only.")
+        bool, typer.Option("--quiet", rich_help_panel=ANYWHERE, help="Only warnings, errors and the paths of results.")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", rich_help_panel=ANYWHERE, help="Show the traceback of an error.")
@@ -242,7 +243,7 @@ def sample(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
     sheet: Annotated[
-        bool, typer.Option("--sheet", help="Also write sheet.png: a row per prompt, a column per seed.")
+        bool, typer.Option("--sheet", help="Also write <out>-sheet.png: a row per prompt, a column per seed.")
     ] = False,
     checkpoint: Annotated[str, typer.Option(help="Of a run: final, best, or one such as step-000250.")] = "final",
 ) -> None:
@@ -268,13 +269,14 @@ def sample(
         save_png(picture, path)
         drawn.append(picture)
         screen.emit({"path": str(path), "prompt": picture.prompt, "seed": picture.seed})
-        screen.say(str(path))
+        screen.result(path)
     if sheet and drawn:
         from sdtune.contact import write_sheet
 
-        write_sheet(drawn, out / "sheet.png")
-        screen.emit({"sheet": str(out / "sheet.png")})
-        screen.say(str(out / "sheet.png"))
+        path = out.with_name(f"{out.name}-sheet.png")
+        write_sheet(drawn, path)
+        screen.emit({"sheet": str(path)})
+        screen.result(path)
 
 
 @app.command()
@@ -557,24 +559,25 @@ def _show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpo
     for verdict in result.scores.verdicts:
         screen.verdict(verdict.question, verdict.answer, verdict.because, verdict.good)
     screen.say("")
-    screen.rows([("report", str(result.report)), ("scores", str(run.scores_file))])
+    screen.result(result.report)
 
 
 def _show_figures(scores: Scores) -> None:
     from sdtune.evaluate import number
 
     def cell(interval: Interval | None) -> str:
-        return "" if interval is None else f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
+        if interval is None:
+            return ""
+        bounds = f" [{number(interval.low)}, {number(interval.high)}]" if math.isfinite(interval.low) else ""
+        return number(interval.value) + bounds
 
     heads = ("figure", "base", "tuned", "difference", "real")
     rows = [(f.label, cell(f.base), cell(f.tuned), cell(f.difference), cell(f.real)) for f in scores.figures]
     shown = [i for i in range(5) if i == 0 or any(row[i] for row in rows)]
     console.table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows])
-    for f in scores.figures:
-        if f.note:
-            print(f"{f.label}: {f.note}")
-    for limit in scores.limits:
-        print(limit)
+    notes = [f"{f.label}: {f.note}" for f in scores.figures if f.note]
+    for line in ["", *notes, *(limit for limit in scores.limits if limit not in notes)]:
+        print(line)
 
 
 def _show_report(report: ModelReport | AdapterReport | RunReport) -> None:
@@ -677,9 +680,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _explain(error: Exception, options: Options) -> int:
     """Say what went wrong, in a line or a list; returns the exit code."""
-    known = isinstance(error, SdtuneError)
-    if known:
-        message = str(error)
+    if isinstance(error, SdtuneError):
+        faults = str(error).splitlines()
+        several = isinstance(error, ConfigError) and len(faults) > 1
+        message = "\n  ".join([f"{len(faults)} faults", *faults]) if several else str(error)
     elif isinstance(error, OSError) and error.strerror:
         message = f"{error.filename or 'a file'}: {error.strerror.lower()}"
     else:

@@ -19,6 +19,7 @@ from sdtune.events import (
     Event,
     Failed,
     Finished,
+    Noted,
     Sampled,
     Saved,
     Started,
@@ -113,6 +114,7 @@ class Progress:
     lr: float = 0.0
     base_validation: float | None = None
     validation: float | None = None
+    validated_at: int = 0
     losses: list[float] = field(default_factory=list)
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     _weight: float = 0.0
@@ -126,20 +128,37 @@ class Progress:
             case Step():
                 self._take_step(event)
             case Validated(step=step, loss=loss):
-                self.validation = loss
+                self.validation, self.validated_at = loss, step
                 if step == 0:
                     self.base_validation = loss
             case _:
                 pass
 
+    def recall(self, folder: Path) -> None:
+        """Take in what the log of a run that goes on says of its earlier steps."""
+        from sdtune.runs import Run
+
+        for event in Run(folder).events():
+            match event:
+                case Validated():
+                    self.take(event)
+                case Step(loss=loss):
+                    self._smooth(loss)
+                case _:
+                    pass
+
+    def _smooth(self, loss: float) -> None:
+        self.losses.append(loss)
+        self._sum = 0.95 * self._sum + 0.05 * loss
+        self._weight = 0.95 * self._weight + 0.05
+        self.loss = self._sum / self._weight
+
     def _take_step(self, event: Step) -> None:
         if self._from is None:
             self._from = (event.time - event.seconds, event.step - 1)
         self._seconds.append(event.seconds)
-        self._sum = 0.95 * self._sum + 0.05 * event.loss
-        self._weight = 0.95 * self._weight + 0.05
-        self.step, self.loss, self.lr = event.step, self._sum / self._weight, event.lr
-        self.losses.append(event.loss)
+        self._smooth(event.loss)
+        self.step, self.lr = event.step, event.lr
 
     @property
     def rate(self) -> float:
@@ -168,7 +187,7 @@ class Progress:
         if self.validation is None:
             return ""
         more = change(self.validation, self.base_validation) if self.base_validation else ""
-        return f"validation {self.validation:.4f}" + (f" ({more} to step 0)" if more and self.step else "")
+        return f"validation {self.validation:.4f}" + (f" ({more} to step 0)" if more and self.validated_at else "")
 
 
 def plan(config: RunConfig, started: Started, folder: Path) -> list[tuple[str, str]]:
@@ -189,15 +208,12 @@ def plan(config: RunConfig, started: Started, folder: Path) -> list[tuple[str, s
 
 
 def ending(run: Path, event: Finished, progress: Progress) -> list[tuple[str, str]]:
-    best = f"lowest validation loss at step {event.best_step}" if event.best_step is not None else ""
+    best = f"lowest at step {event.best_step}" if event.best_step is not None else ""
+    validation = ", ".join(filter(None, [progress.validated().removeprefix("validation "), best]))
     peak = f"peak memory {megabytes(event.peak_memory_mb)}" if event.peak_memory_mb else ""
     return [
         ("finished", ", ".join(filter(None, [f"step {event.step} after {duration(event.seconds)}", peak]))),
-        *(
-            [("validation", ", ".join(filter(None, [progress.validated().removeprefix("validation "), best])))]
-            if best
-            else []
-        ),
+        *([("validation", validation)] if validation else []),
         ("result", str(run / event.path)),
         ("next", f"sdtune compare {quote(run)}"),
     ]
@@ -242,6 +258,10 @@ class Screen(AbstractContextManager["Screen"]):
     def rows(self, rows: Sequence[tuple[str, str]]) -> None:
         """Lines of name and text, for people."""
 
+    def result(self, path: Path) -> None:
+        """A file that was made."""
+        self.say(str(path))
+
     def emit(self, record: object) -> None:
         """One JSON object, for programs."""
 
@@ -263,11 +283,25 @@ class Screen(AbstractContextManager["Screen"]):
 
 
 class Silent(Screen):
-    """--quiet: only warnings, on stderr."""
+    """--quiet: warnings on stderr, and the paths of results."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+
+    def begin(self, config: RunConfig, folder: Path) -> None:
+        self._folder = folder
 
     def draw(self, event: Event) -> None:
-        if isinstance(event, Warned):
-            sys.stderr.write(f"warning: {event.message}\n")
+        match event:
+            case Warned():
+                sys.stderr.write(f"warning: {event.message}\n")
+            case Finished():
+                self.result(self._folder / event.path)
+            case _:
+                pass
+
+    def result(self, path: Path) -> None:
+        _write(str(path))
 
 
 class Json(Screen):
@@ -294,7 +328,7 @@ class Plain(Screen):
     def begin(self, config: RunConfig, folder: Path) -> None:
         self.progress = Progress()
         self._config, self._folder = config, folder
-        self.busy(f"loading the model {config.model.path}")
+        self.busy(f"opening {folder}: model {config.model.path}, pictures {config.data.path}")
 
     def draw(self, event: Event) -> None:
         self.progress.take(event)
@@ -306,6 +340,8 @@ class Plain(Screen):
         match event:
             case Started():
                 assert self._config is not None
+                if event.step:
+                    p.recall(self._folder)
                 yield from aligned(plan(self._config, event, self._folder))
             case Encoding():
                 if event.what != self._encoding:
@@ -326,10 +362,12 @@ class Plain(Screen):
                 )
             case Warned():
                 yield f"warning: {event.message}"
+            case Noted():
+                yield f"note: {event.message}"
             case Finished():
                 yield from aligned(ending(self._folder, event, p))
             case Stopped():
-                yield f"stopped after step {event.step}"
+                yield _stopped(event)
             case Failed():
                 yield f"failed at step {event.step}"
 
@@ -385,7 +423,7 @@ class Live(Screen):
     def begin(self, config: RunConfig, folder: Path) -> None:
         self.progress = Progress()
         self._config, self._folder = config, folder
-        self.busy(f"loading the model {config.model.path}")
+        self.busy(f"opening {folder}: model {config.model.path}, pictures {config.data.path}")
 
     def busy(self, text: str) -> None:
         self._busy = text
@@ -417,7 +455,9 @@ class Live(Screen):
         match event:
             case Started():
                 assert self._config is not None
-                self._busy = "" if event.step else "preparing"
+                self._busy = "preparing"
+                if event.step:
+                    self.progress.recall(self._folder)
                 self.rows(plan(self._config, event, self._folder))
                 self.say("")
             case Encoding():
@@ -428,6 +468,8 @@ class Live(Screen):
                 self._print(self._validated(event))
             case Saved():
                 self._dim(f"step {event.step}: saved {event.path}" + (" (best so far)" if event.best else ""))
+            case Noted():
+                self._dim(f"note: {event.message}")
             case Warned():
                 self._print(self._styled(f"warning: {event.message}", "yellow"))
             case Finished():
@@ -436,7 +478,7 @@ class Live(Screen):
                 self.rows(ending(self._folder, event, self.progress))
             case Stopped():
                 self._live.stop()
-                self.say(f"stopped after step {event.step}")
+                self.say(_stopped(event))
             case Failed():
                 self._live.stop()
             case _:
@@ -485,9 +527,12 @@ class Live(Screen):
         parts: list[RenderableType] = []
         if self._bar is not None:
             parts.append(_bar(*self._bar, width))
-        elif self.progress.step and not self._busy:
+        elif self.progress.loss is not None and not self._busy:
             parts.append(_bar("step", self.progress.step, self.progress.steps, width))
-            parts += [self._styled(line, "") for line in pack(_status(self.progress, width), width)]
+            parts += [
+                self._styled(line, "")
+                for line in pack(_status(self.progress, width, "utf" in self.console.encoding.lower()), width)
+            ]
         elif self._busy:
             parts.append(Spinner("dots", self._styled(self._busy, ""), style="cyan"))
         if self._note:
@@ -545,14 +590,19 @@ def _write(line: str) -> None:
     sys.stdout.flush()
 
 
+def _stopped(event: Stopped) -> str:
+    return f"stopped after step {event.step}, which is saved" if event.step else "stopped before the first step"
+
+
 def _step_line(p: Progress) -> str:
     width = len(str(p.steps))
     fields = [f"step {p.step:>{width}}/{p.steps}", f"loss {p.loss:.4f}", f"lr {p.lr:.2e}", *p.speed(), p.remaining()]
     return "  ".join(filter(None, [*fields, f"memory {megabytes(memory_mb())}"]))
 
 
-def _status(p: Progress, width: int) -> list[str]:
-    spark = sparkline(p.losses, min(24, width // 4)) if "utf" in (sys.stdout.encoding or "").lower() else ""
+def _status(p: Progress, width: int, bars: bool) -> list[str]:
+    assert p.loss is not None
+    spark = sparkline(p.losses, min(24, width // 4)) if bars else ""
     return [
         f"loss {p.loss:.4f} {spark}".rstrip(),
         f"lr {p.lr:.2e}",
@@ -569,7 +619,8 @@ def _bar(label: str, done: int, total: int, width: int) -> RenderableType:
 
     grid = Table.grid(padding=(0, 1))
     text = f"{done}/{total}"
-    grid.add_row(label, ProgressBar(total, done, width=max(4, min(50, width - len(label) - len(text) - 3))), text)
+    bar = ProgressBar(total, done, width=max(4, min(50, width - len(label) - len(text) - 3)), complete_style="cyan")
+    grid.add_row(label, bar, text)
     return grid
 
 

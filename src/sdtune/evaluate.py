@@ -98,6 +98,9 @@ class Verdict:
     wish: Answer
     """The answer that one hopes for."""
     because: str
+    """In plain words."""
+    detail: str = ""
+    """The numbers behind it."""
 
     @property
     def good(self) -> bool | None:
@@ -224,11 +227,11 @@ def judge_without_scorer(validation: Validation, why: str, *, primary: str, draw
     figures = validation_figures(validation, draws, seed)
     moved = next((f for f in figures if f.key == primary), None)
     verdicts = (
-        moved_verdict(moved) if moved else Verdict("moved", *MOVED, "cannot tell", "yes", why),
-        Verdict("content", *CONTENT, "cannot tell", "yes", why),
-        Verdict("away", *AWAY, "cannot tell", "yes", why),
+        moved_verdict(moved) if moved else Verdict("moved", MOVED, "cannot tell", "yes", why),
+        Verdict("content", CONTENT, "cannot tell", "yes", why),
+        Verdict("away", AWAY, "cannot tell", "yes", why),
         overfit_verdict(validation, draws, seed),
-        Verdict("copied", *COPIED, "cannot tell", "no", why),
+        Verdict("copied", COPIED, "cannot tell", "no", why),
     )
     return Scores(tuple(figures), verdicts, limits=(why,))
 
@@ -384,7 +387,7 @@ def _copying(e: Evidence) -> tuple[tuple[Neighbour, ...], Verdict]:
     """The nearest training picture of each tuned one, and whether more of them are too near than held-out real ones would be."""
     if e.train is None or len(e.train) < 2 or len(e.reference) < 2:
         return (), Verdict(
-            "copied", *COPIED, "cannot tell", "no", "there are no training or held-out pictures to compare with"
+            "copied", COPIED, "cannot tell", "no", "there are no training or held-out pictures to compare with"
         )
     centre = np.concatenate([e.train.features_ND, e.reference.features_ND]).mean(0)
     index, cosine = nearest.nearest(e.tuned.features_ND, e.train.features_ND, centre)
@@ -400,39 +403,37 @@ def _copying(e: Evidence) -> tuple[tuple[Neighbour, ...], Verdict]:
 
 # ---- verdicts
 
-MOVED = ("Moved to the target?",)
-CONTENT = ("Content kept?",)
-AWAY = ("Moved away from the base's own domain?",)
-OVERFIT = ("Overfit?",)
-COPIED = ("Copied from the training pictures?",)
+MOVED = "Moved to the target?"
+CONTENT = "Content kept?"
+AWAY = "Moved away from the base's own domain?"
+OVERFIT = "Overfit?"
+COPIED = "Copied from the training pictures?"
 
 
 def moved_verdict(figure: Figure | None) -> Verdict:
     """yes: the interval of the change lies on the good side. no: on the bad one, or it excludes a tenth of the way to real pictures."""
 
-    def say(answer: Answer, because: str) -> Verdict:
-        return Verdict("moved", *MOVED, answer, "yes", because)
+    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
+        return Verdict("moved", MOVED, answer, "yes", because, detail)
 
     if figure is None:
         return say("cannot tell", "the primary figure could not be computed")
     d, base, tuned = figure.difference, figure.base, figure.tuned
     if d is None or base is None or tuned is None or not figure.evidence or math.isnan(d.low):
-        return say("cannot tell", f"{figure.label}: {figure.note}")
-    what = f"{figure.label} went from {number(base.value)} to {number(tuned.value)} (change {change(d)}"
-    way = base.value - figure.real.value if figure.real else math.nan
+        return say("cannot tell", "there are too few pictures", f"{figure.label}: {figure.note}")
+    detail = f"{figure.label}: {number(base.value)} to {number(tuned.value)}; change {change(d)}"
+    way = base.value - max(0.0, figure.real.value) if figure.real else math.nan
+    if d.high < 0 and figure.key == "validation_loss":
+        return say("yes", f"it predicts held-out target pictures better, by {-d.value / base.value:.0%}", detail)
     if d.high < 0:
-        real = (
-            f"; real target pictures: {number(figure.real.value)}, so {-d.value / way:.0%} of the way"
-            if way > 0 and figure.real
-            else ""
-        )
-        return say("yes", f"{what}){real}")
+        far = f", {min(1.0, -d.value / way):.0%} of the way to real ones" if way > 0 else ""
+        return say("yes", f"its pictures came nearer to held-out target pictures{far}", detail)
     if d.low > 0:
-        return say("no", f"{what}): further away than before")
+        return say("no", "it is further away from the target than the base is", detail)
     if way > 0 and max(-d.low, d.high) < MOVED_SHARE * way:
-        return say("no", f"{what}): less than {MOVED_SHARE:.0%} of the way to real target pictures")
-    unseen = f"less than {number(d.detectable)} could not have been seen with {d.n} {_units(figure)}"
-    return say("cannot tell", f"{what}, which includes 0); {unseen}")
+        return say("no", f"it moved by less than {MOVED_SHARE:.0%} of the way to real target pictures", detail)
+    unseen = f"a change of less than {number(d.detectable)} could not have been seen with {d.n} {_units(figure)}"
+    return say("cannot tell", "the change may be chance: its interval includes 0", f"{detail}; {unseen}")
 
 
 def content_verdict(figure: Figure) -> Verdict:
@@ -442,43 +443,47 @@ def content_verdict(figure: Figure) -> Verdict:
     pictures is not held against the model, and where it is blind nothing is said.
     """
 
-    def say(answer: Answer, because: str) -> Verdict:
-        return Verdict("content", *CONTENT, answer, "yes", because)
+    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
+        return Verdict("content", CONTENT, answer, "yes", because, detail)
 
     d, base, tuned, real = figure.difference, figure.base, figure.tuned, figure.real
     if d is None or base is None or tuned is None or not figure.evidence or math.isnan(d.low):
-        return say("cannot tell", f"{figure.label}: {figure.note}")
-    what = f"the scorer finds the asked drawing first in {base.value:.0%} of the base's pictures"
-    what += f" and {tuned.value:.0%} of the tuned ones (change {change(d, 100)} points)"
+        return say("cannot tell", "there are too few prompts", f"{figure.label}: {figure.note}")
+    detail = f"asked drawing found first: base {base.value:.0%}, tuned {tuned.value:.0%}"
+    detail += f", real target pictures {real.value:.0%}" if real else ""
+    detail += f"; change {change(d, 100)} points"
     if real is None:
         return say(
             "cannot tell",
-            f"{what}, but no held-out pictures with these captions show what it can find in this style at all",
+            "no held-out pictures have these captions, so nobody knows what the scorer can see in this style",
+            detail,
         )
-    what += f"; in real target pictures {real.value:.0%}"
     if real.value < SCORER_FLOOR:
         return say(
-            "cannot tell", f"{what}: it is nearly blind to this style, so its figure says nothing; look at the pictures"
+            "cannot tell",
+            "the scorer is nearly blind to this style, in real pictures too; look at the pictures",
+            detail,
         )
     if base.value < SCORER_FLOOR:
         return say(
-            "cannot tell", f"{what}: too few of the base's own are recognised to see a loss; look at the pictures"
+            "cannot tell",
+            "too few of the base's own pictures are recognised to see a loss; look at the pictures",
+            detail,
         )
     hard = max(0.0, base.value - real.value)  # what the scorer itself loses from the base's style to the target's
     if d.low + hard > -CONTENT_BOUND:
-        return say("yes", f"{what}; a loss of {CONTENT_BOUND:.0%} is excluded")
+        return say("yes", f"a loss of {CONTENT_BOUND:.0%} of the drawings is excluded", detail)
     if d.high + hard < 0 and d.value + hard <= -CONTENT_BOUND:
-        return say("no", f"{what}: fewer pictures show what was asked, beyond chance")
-    return say(
-        "cannot tell", f"{what}; a loss above {CONTENT_BOUND:.0%} can be neither shown nor excluded with {d.n} prompts"
-    )
+        return say("no", "fewer pictures show what was asked, beyond chance", detail)
+    unclear = f"a loss above {CONTENT_BOUND:.0%} can be neither shown nor excluded with {d.n} prompts"
+    return say("cannot tell", unclear, detail)
 
 
 def away_verdict(figure: Figure | None) -> Verdict:
     """A check of the first verdict: pictures that only became sharper come nearer to everything."""
 
-    def say(answer: Answer, because: str) -> Verdict:
-        return Verdict("away", *AWAY, answer, "yes", because)
+    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
+        return Verdict("away", AWAY, answer, "yes", because, detail)
 
     if figure is None:
         return say(
@@ -486,13 +491,13 @@ def away_verdict(figure: Figure | None) -> Verdict:
         )
     d, base, tuned = figure.difference, figure.base, figure.tuned
     if d is None or base is None or tuned is None or not figure.evidence or math.isnan(d.low):
-        return say("cannot tell", f"{figure.label}: {figure.note}")
-    what = f"{figure.label} went from {number(base.value)} to {number(tuned.value)} (change {change(d)}"
+        return say("cannot tell", "there are too few pictures", f"{figure.label}: {figure.note}")
+    detail = f"{figure.label}: {number(base.value)} to {number(tuned.value)}; change {change(d)}"
     if d.low > 0:
-        return say("yes", f"{what})")
+        return say("yes", "it left what the base draws, as a change of style must", detail)
     if d.high < 0:
-        return say("no", f"{what}): nearer to it than before")
-    return say("cannot tell", f"{what}, which includes 0)")
+        return say("no", "it came nearer to what the base was made from", detail)
+    return say("cannot tell", "the change may be chance: its interval includes 0", detail)
 
 
 def overfit_verdict(validation: Validation, draws: int = 2000, seed: int = 0) -> Verdict:
@@ -502,16 +507,18 @@ def overfit_verdict(validation: Validation, draws: int = 2000, seed: int = 0) ->
     measured where it was chosen, a best step always looks better than it is.
     """
 
-    def say(answer: Answer, because: str) -> Verdict:
-        return Verdict("overfit", *OVERFIT, answer, "no", because)
+    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
+        return Verdict("overfit", OVERFIT, answer, "no", because, detail)
 
     losses_SN = validation.losses_SN
     if len(validation.steps) < 3 or validation.steps[0] != 0:
         return say(
-            "cannot tell", "needs the validation loss at step 0 and at two later steps; see train.validate_every"
+            "cannot tell", "this needs the validation loss at step 0 and two later steps; see train.validate_every"
         )
     if losses_SN.shape[1] < MIN_PROMPTS:
-        return say("cannot tell", f"{losses_SN.shape[1]} validation pictures; at least {MIN_PROMPTS} are needed")
+        return say(
+            "cannot tell", f"there are {losses_SN.shape[1]} validation pictures, at least {MIN_PROMPTS} are needed"
+        )
     half_N = np.arange(losses_SN.shape[1]) % 2
     best_of = [int(losses_SN[:, half_N != h].mean(1).argmin()) for h in (0, 1)]
     best_N = np.where(half_N == 0, losses_SN[best_of[0]], losses_SN[best_of[1]])
@@ -519,30 +526,42 @@ def overfit_verdict(validation: Validation, draws: int = 2000, seed: int = 0) ->
     mean_S = losses_SN.mean(1)
     best = int(mean_S.argmin())
     bound = OVERFIT_SHARE * max(0.0, float(mean_S[0] - mean_S[best]))
-    what = f"validation loss {number(mean_S[0])} at the start, {number(mean_S[best])} at its best"
-    what += f" (step {validation.steps[best]}), {number(mean_S[-1])} at the end"
-    what += f" (rise after the best step {change(rise)}){_training(validation, best)}"
+    detail = f"validation loss {number(mean_S[0])} at the start, {number(mean_S[best])} at its best (step {validation.steps[best]})"
+    detail += f", {number(mean_S[-1])} at the end; rise {change(rise)}{_training(validation, best)}"
     if rise.low > bound:
-        return say("yes", what + ("; it never fell below the base's" if best == 0 else ""))
+        never = (
+            "the validation loss never fell below the base's"
+            if best == 0
+            else "the validation loss rose again; stop earlier"
+        )
+        return say("yes", never, detail)
     if rise.high <= bound:
-        return say("no", what)
-    return say("cannot tell", f"{what}; a rise of {OVERFIT_SHARE:.0%} of the gain can be neither shown nor excluded")
+        return say("no", f"after its best step it lost less than {OVERFIT_SHARE:.0%} of what it had gained", detail)
+    return say(
+        "cannot tell",
+        f"a loss of {OVERFIT_SHARE:.0%} of the gain after the best step can be neither shown nor excluded",
+        detail,
+    )
 
 
 def copy_verdict(flagged: int, prompts: int, limit: float, real: float, drawn: float, held_out: int) -> Verdict:
     """Is the share of suspicious prompts, with its exact interval, above or below COPY_LIMIT?"""
     s = stats.share(flagged, prompts)
-    what = (
-        f"for {flagged} of {prompts} prompts a picture lies nearer to a training picture than any of {held_out} held-out real ones does "
-        f"(cosine {limit:.2f}; 95 % interval {s.low:.0%} to {s.high:.0%}); medians {drawn:.2f} drawn, {real:.2f} real"
-    )
-    sound = prompts >= MIN_PROMPTS and held_out >= MIN_PROMPTS
-    answer: Answer = (
-        "cannot tell" if not sound else "yes" if s.low > COPY_LIMIT else "no" if s.high < COPY_LIMIT else "cannot tell"
-    )
-    return Verdict(
-        "copied", *COPIED, answer, "no", what if sound else f"{what}; at least {MIN_PROMPTS} of both are needed"
-    )
+    detail = f"{flagged} of {prompts} prompts nearer than the nearest of {held_out} held-out real pictures (cosine {limit:.2f})"
+    detail += f", 95% interval {s.low:.0%} to {s.high:.0%}; medians {drawn:.2f} drawn, {real:.2f} real"
+    if prompts < MIN_PROMPTS or held_out < MIN_PROMPTS:
+        few = f"at least {MIN_PROMPTS} prompts and held-out pictures are needed"
+        return Verdict("copied", COPIED, "cannot tell", "no", few, detail)
+    if s.low > COPY_LIMIT:
+        return Verdict(
+            "copied", COPIED, "yes", "no", "too many pictures are nearly training pictures; see the pairs below", detail
+        )
+    if s.high < COPY_LIMIT:
+        return Verdict(
+            "copied", COPIED, "no", "no", "its pictures are no nearer to training pictures than real ones are", detail
+        )
+    unclear = f"more than {COPY_LIMIT:.0%} of copies can be neither shown nor excluded; see the pairs below"
+    return Verdict("copied", COPIED, "cannot tell", "no", unclear, detail)
 
 
 def _training(validation: Validation, best: int) -> str:
@@ -563,11 +582,18 @@ def _training(validation: Validation, best: int) -> str:
 def _limits(figures: Sequence[Figure]) -> list[str]:
     """What these pictures could not have shown."""
     rows = [f"{f.label}: {f.note}" for f in figures if not f.evidence]
-    for f in figures:
-        if f.evidence and f.difference and 0 < f.difference.detectable < math.inf:
-            unseen = f"a change of less than {number(f.difference.detectable)} would mostly have gone unseen"
-            rows.append(f"{f.label}: {unseen} ({f.difference.n} {_units(f)}, 80 % power, 5 %)")
+    seen = [f"{f.label} {size}" for f in figures if (size := unseen(f))]
+    if seen:
+        rows.append(f"Smaller changes than these would mostly have gone unseen (80% power at 5%): {'; '.join(seen)}")
     return rows
+
+
+def unseen(figure: Figure) -> str:
+    """The smallest change that this many prompts would mostly show, in words; nothing where there is none."""
+    if not figure.evidence or figure.difference is None or not 0 < figure.difference.detectable < math.inf:
+        return ""
+    least = figure.difference.detectable
+    return f"{100 * least:.0f} points" if figure.key == "found_first" else number(least)
 
 
 def _units(figure: Figure) -> str:
@@ -578,16 +604,16 @@ def number(value: float) -> str:
     """Three significant digits, without an exponent where one can read it."""
     if not math.isfinite(value):
         return "-"
-    if value and not 1e-4 <= abs(value) < 1e5:
+    if value and not 1e-5 <= abs(value) < 1e5:
         return f"{value:.2e}"
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{round(value, digits):.{min(digits, 6)}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def change(d: Interval, factor: float = 1.0) -> str:
     """A signed difference with its interval."""
     texts = [f"{'+' if v > 0 else ''}{number(v * factor)}" for v in (d.value, d.low, d.high)]
-    return f"{texts[0]}, 95 % interval {texts[1]} to {texts[2]}"
+    return f"{texts[0]}, 95% interval {texts[1]} to {texts[2]}"
 
 
 def _without_nan(value: Any) -> Any:

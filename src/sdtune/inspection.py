@@ -70,12 +70,8 @@ class AdapterReport:
 
     def groups(self) -> dict[str, int]:
         """The layers counted by the last part of their name."""
-        return dict(
-            Counter(
-                ".".join(name.split(".")[-2:] if name.endswith(".0") else name.split(".")[-1:])
-                for name, _, _ in self.layers
-            )
-        )
+        names = [name.split(".") for name, _, _ in self.layers]
+        return dict(Counter(".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:]) for parts in names))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sdtune import config as configs
-from sdtune.evaluate import COPY_LIMIT, Figure, Scores, Validation, number
+from sdtune.evaluate import COPY_LIMIT, Figure, Scores, Validation, number, unseen
 from sdtune.events import Finished, Sampled, Started
 from sdtune.metrics.content import strip_shared
 
@@ -72,7 +72,7 @@ def as_json(c: Comparison) -> Json:
             "per_picture_last": [float(v) for v in losses.losses_SN[-1]] if losses.steps else [],
         },
         "statistics": {
-            "interval": "95 % percentile interval, cluster bootstrap over prompts",
+            "interval": "95% percentile interval, cluster bootstrap over prompts",
             "draws": c.config.evaluate.draws,
             "seed": c.config.train.seed,
             "primary": c.config.evaluate.primary,
@@ -87,7 +87,10 @@ def as_json(c: Comparison) -> Json:
 def markdown(c: Comparison) -> str:
     """Verdicts and figures for a README or an issue."""
     lines = [f"**{headline(c.scores)[0]}**", ""]
-    lines += [f"- {v.question} **{v.answer}**: {v.because}" for v in c.scores.verdicts]
+    lines += [
+        f"- {v.question} **{v.answer}**: {v.because}" + (f" ({v.detail})" if v.detail else "")
+        for v in c.scores.verdicts
+    ]
     lines += ["", "| figure | base | tuned | change | real pictures | note |", "|---|---|---|---|---|---|"]
     for row in _table(c.scores.figures):
         cells = [row["label"], *(_plain(row[k]) for k in ("base", "tuned", "difference", "real")), row["note"]]
@@ -133,7 +136,7 @@ def _view(c: Comparison) -> Json:
         "limits": c.scores.limits,
         "facts": _facts(c),
         "groups": _groups(c),
-        "seeds": list(dict.fromkeys(p.seed for p in c.pairs)),
+        "size": "small" if _side(c) <= SMALL else "large",
         "targets": [{"src": _thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
         "neighbours": _neighbours(c, train),
         "suspicious": sum(n.suspicious for n in c.scores.neighbours),
@@ -173,6 +176,7 @@ def _table(figures: Sequence[Figure]) -> list[Json]:
                 "wins": "" if f.wins is None else f"{f.wins} of {f.wins + (f.losses or 0)}",
                 "p": _p_value(f),
                 "note": f.note,
+                "unseen": unseen(f),
             }
         )
     return rows
@@ -184,9 +188,14 @@ def _cell(i: Any, percent: bool, signed: bool = False) -> tuple[str, str] | None
 
     def text(v: float) -> str:
         plus = "+" if signed and v > 0 else ""
-        return f"{plus}{100 * v:.0f} %".replace("-", "\N{MINUS SIGN}") if percent else plus + number(v)
+        return (
+            f"{plus}{100 * v:.0f}{'' if signed else '%'}".replace("-", "\N{MINUS SIGN}")
+            if percent
+            else plus + number(v)
+        )
 
-    return text(i.value), f"{text(i.low)} to {text(i.high)}" if math.isfinite(i.low) else ""
+    points = " points" if percent and signed else ""
+    return text(i.value) + points, f"{text(i.low)} to {text(i.high)}" if math.isfinite(i.low) else ""
 
 
 def _plain(cell: tuple[str, str] | None) -> str:
@@ -298,6 +307,11 @@ def _duration(seconds: float) -> str:
 
 
 # ---- pictures
+
+
+def _side(c: Comparison) -> int:
+    with Image.open(c.pairs[0].base) as im:
+        return max(im.size)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,6 +1,6 @@
 """What a few dozen prompts can tell: bootstrap over prompts, smallest detectable effect, exact binomial figures. numpy only.
 
-The unit is always the prompt (the cluster): its seeds stay together. Intervals are 95 % percentile intervals.
+The unit is always the prompt (the cluster): its seeds stay together. Intervals are 95% percentile intervals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, its 95 % interval and the number of independent units (prompts or pictures) behind it."""
+    """An estimate, its 95% interval and the number of independent units (prompts or pictures) behind it."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ class Interval:
 
     @property
     def detectable(self) -> float:
-        """The smallest true effect that so many units show with 80 % power at 5 %, in the units of `value`."""
+        """The smallest true effect that so many units show with 80% power at 5%, in the units of `value`."""
         return detectable_effect(self.n) * self.error * math.sqrt(self.n)
 
 
@@ -87,7 +87,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def share(hits: int, n: int) -> Interval:
-    """A share with its exact 95 % interval (Clopper and Pearson, 1934). Good at 0 of n too, where a bootstrap is blind."""
+    """A share with its exact 95% interval (Clopper and Pearson, 1934). Good at 0 of n too, where a bootstrap is blind."""
     if n == 0:
         return Interval(math.nan, 0.0, 1.0, 0, math.nan)
     tail = (1 - LEVEL) / 2

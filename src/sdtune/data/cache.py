@@ -17,7 +17,7 @@ from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
 from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, to_square
-from sdtune.data.layouts import listed
+from sdtune.data.layouts import listed, plural
 from sdtune.data.shards import Row, Shards
 from sdtune.errors import DataError
 from sdtune.model import Cond, Latents, Model
@@ -168,16 +168,16 @@ class Cache:
 
     def _small_notes(self) -> Iterator[str]:
         if small := [e.image.name for e in self.examples if min(e.size) < self.resolution]:
-            yield f"{len(small)} pictures are smaller than {self.resolution} pixels and get enlarged: {listed(small)}"
+            yield f"{plural(len(small), 'picture')} smaller than {self.resolution} pixels, enlarged: {listed(small)}"
         if long := [e.image.name for e in self.examples if max(e.size) > 3 * min(e.size)]:
             lost = {"squash": "squashed", "pad": "mostly background"}.get(self._crop, "mostly cut away")
-            yield f"{len(long)} pictures are more than three times as long as wide and are {lost}: {listed(long)}"
+            yield f"{plural(len(long), 'picture')} more than three times as long as wide, {lost}: {listed(long)}"
 
     def _long_notes(self) -> Iterator[str]:
         count, limit = self._model.token_counts, self._model.max_tokens
         if long := [t for t, n in zip(self._texts, count(self._texts), strict=True) if n > limit]:
             yield (
-                f"{len(long)} captions are longer than the {limit} tokens that the text encoder reads; "
+                f"{plural(len(long), 'caption')} of more than the {limit} tokens that the text encoder reads; "
                 f"of the first, this is cut off: {cut_off(long[0], count, limit)!r}"
             )
 

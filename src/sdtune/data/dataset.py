@@ -12,7 +12,7 @@ from pathlib import Path
 from sdtune.data import images, layouts
 from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig
-from sdtune.data.layouts import Entry, Fault, listed
+from sdtune.data.layouts import Entry, Fault, listed, plural
 from sdtune.errors import DataError
 
 VALIDATION = ("validation", "valid", "val", "dev")
@@ -134,7 +134,7 @@ def _folders(root: Path, config: DataConfig) -> tuple[Path, Path | None, tuple[s
     if tests:
         notes.append(f"{', '.join(f'{t}/' for t in tests)} is left alone: neither trained on nor validated with")
     if train != root and (loose := [p.name for p in sorted(root.iterdir()) if p.suffix.lower() in images.SUFFIXES]):
-        notes.append(f"{len(loose)} pictures beside {train.name}/ are left alone: {listed(loose)}")
+        notes.append(f"{plural(len(loose), 'picture')} beside {train.name}/, left alone: {listed(loose)}")
     skip = (*VALIDATION, *TEST) if train == root else ()
     return train, given or inside, skip, notes
 
@@ -145,7 +145,7 @@ def _by_row(train: _Collected, folder: Path) -> list[Example]:
     validation = [e for e in train.examples if split[e.image] in VALIDATION]
     kept = [e for e in train.examples if split[e.image] not in VALIDATION + TEST]
     if test := len(train.examples) - len(kept) - len(validation):
-        train.notes.append(f"{_count(test, 'picture')} in {TEST[0]}/: neither trained on nor validated with")
+        train.notes.append(f"{plural(test, 'picture')} in {TEST[0]}/: neither trained on nor validated with")
     if validation:
         train.notes.append(f"split by folders: {len(kept)} train, {len(validation)} validation")
     train.examples = kept
@@ -160,7 +160,7 @@ def _by_hash(train: _Collected, share: float, seed: int) -> list[Example]:
     validation = [e for e in train.examples if e.digest in held]
     train.examples = [e for e in train.examples if e.digest not in held]
     if validation:
-        train.notes.append(f"{_count(len(validation), 'picture')} kept for validation (data.validation_share)")
+        train.notes.append(f"{plural(len(validation), 'picture')} kept for validation (data.validation_share)")
     return validation
 
 
@@ -188,16 +188,12 @@ def _judge(faults: Sequence[Fault], config: DataConfig, root: Path) -> list[str]
     """Notes for the faults that are let pass; raises DataError with all faults if one is not."""
     stopping = [f for f in faults if config.on_bad == "fail" or not f.skippable]
     if stopping:
-        lines = [f"{root}: {_count(len(stopping), 'fault')}", *map(str, stopping[:_SHOWN]), *_more(stopping)]
+        lines = [f"{root}: {plural(len(stopping), 'fault')}", *map(str, stopping[:_SHOWN]), *_more(stopping)]
         if all(f.skippable for f in stopping):
             lines.append("mend them, or set data.on_bad=skip to leave them out")
         raise DataError("\n".join(lines))
     left_out = [f"left out (data.on_bad=skip): {f}" for f in faults[:_SHOWN]]
     return [f"{len(faults)} left out (data.on_bad=skip)", *left_out, *_more(faults)] if faults else []
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def _more(faults: Sequence[Fault]) -> list[str]:
@@ -226,7 +222,7 @@ def _collect(folder: Path, config: DataConfig, skip: Collection[str] = ()) -> _C
             out.examples.append(example)
         else:
             out.faults.append(_captionless(entry, folder))
-    out.notes += [f"{_count(len(names), 'picture')} {text}: {listed(names)}" for text, names in remarks.items()]
+    out.notes += [f"{plural(len(names), 'picture')} {text}: {listed(names)}" for text, names in remarks.items()]
     out.examples = [_decorated(e, config) for e in out.examples]
     out.notes += _caption_notes(found.entries, out.examples, folder, config) + _copies(out.examples, folder)
     return out
@@ -266,9 +262,11 @@ def _caption_notes(
     notes = []
     used = {e.image for e in examples}
     if bare := [_relative(e.image, folder) for e in entries if e.image in used and not e.captions]:
-        notes.append(f"{len(bare)} pictures without a caption get {decorate('', config)!r} alone: {listed(bare)}")
+        notes.append(
+            f"{plural(len(bare), 'picture')} without a caption, shown with {decorate('', config)!r} alone: {listed(bare)}"
+        )
     if several := sum(len(e.captions) > 1 for e in examples):
-        notes.append(f"{several} pictures have several captions: one is drawn at each visit")
+        notes.append(f"{plural(several, 'picture')} with several captions: one is drawn at each visit")
     return notes
 
 
@@ -282,4 +280,4 @@ def _copies(examples: Sequence[Example], folder: Path) -> list[str]:
     if not groups:
         return []
     pairs = [" = ".join(names) for names in groups.values()]
-    return [f"{_count(len(pairs), 'picture')} with exact copies, seen more often than others: {listed(pairs)}"]
+    return [f"{plural(len(pairs), 'picture')} with exact copies, seen more often than the others: {listed(pairs)}"]

@@ -76,6 +76,10 @@ def listed(names: Collection[str], limit: int = 5) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def plural(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
 def _walk(folder: Path, skip: Collection[str], found: Found) -> Iterator[Path]:
     """All files in a fixed order, hidden ones left out."""
     for parent, folders, names in os.walk(folder):
@@ -110,8 +114,8 @@ def _read_metadata(folder: Path, name: str, column: str, files: list[Path], foun
         if _is_picture(path) and path.resolve() not in seen:
             found.fault(_name(path, folder), f"not in {name}; add a row for it or take it away", skippable=True)
     if sidecars := [p for p in files if p.suffix == ".txt" and any(p.with_suffix(s).exists() for s in SUFFIXES)]:
-        found.notes.append(f"{len(sidecars)} .txt files beside pictures are not read: {name} has the captions")
-    found.notes.insert(0, f"imagefolder with {name}: {len(found.entries)} pictures")
+        found.notes.append(f"{plural(len(sidecars), '.txt file')} beside pictures, not read: {name} has the captions")
+    found.notes.insert(0, f"imagefolder with {name}: {plural(len(found.entries), 'picture')}")
 
 
 def _lacks(name: str, rows: list[tuple[int, dict[Any, Any]]], needed: str, found: Found) -> bool:
@@ -252,7 +256,7 @@ def _read_sidecars(folder: Path, files: list[Path], found: Found) -> None:
             else:
                 found.fault(_name(path, folder), "a link that leaves the folder; copy the picture into it")
     _tell_of_others(folder, files, set(pictures), found)
-    found.notes.insert(0, f"pictures with .txt files: {len(found.entries)} pictures")
+    found.notes.insert(0, f"pictures with .txt files: {plural(len(found.entries), 'picture')}")
 
 
 def _lines(path: Path, name: str, found: Found) -> tuple[str, ...] | None:
@@ -285,9 +289,9 @@ def _tell_of_others(folder: Path, files: list[Path], stems: set[Path], found: Fo
         elif path.suffix != ".txt" and not _is_picture(path):
             other.append(name)
     if alone:
-        found.notes.append(f"{len(alone)} .txt files without a picture: {listed(alone)}")
+        found.notes.append(f"{plural(len(alone), '.txt file')} without a picture: {listed(alone)}")
     if other:
-        found.notes.append(f"{len(other)} other files are not read: {listed(other)}")
+        found.notes.append(f"{plural(len(other), 'other file')} not read: {listed(other)}")
 
 
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:

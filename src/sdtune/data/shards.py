@@ -47,11 +47,11 @@ class Shards:
                 continue  # another run has just mended it
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                notes.append(f"cache: {path.name} was damaged ({reason:.80}); what was in it is encoded again")
+                notes.append(f"cache: {path.name}: damaged ({reason:.80}); what was in it is encoded again")
                 _remove(path)
                 continue
             if bad:
-                notes.append(f"cache: {len(bad)} of the entries in {path.name} were damaged and are encoded again")
+                notes.append(f"cache: {path.name}: {len(bad)} damaged, encoded again")
                 self.write(found)
                 _remove(path)
             rows |= {key: row for key, row in found.items() if key in missing}

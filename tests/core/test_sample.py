@@ -1,0 +1,153 @@
+"""Sampling equals diffusers' pipeline; adapters load there; pictures carry their parameters."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdtune import tuned
+from sdtune.config import SampleConfig
+from sdtune.errors import ConfigError, ModelError
+from sdtune.families.sd1 import Sd1
+from sdtune.methods import adapters
+from sdtune.methods.full import Full
+from sdtune.methods.lora import Lora
+from sdtune.model import Model
+from sdtune.sample import build_scheduler, sample, save_png
+from tests import tiny
+
+PROMPTS = ("a red dog", "a photo of a blue house")
+SCHEDULERS = get_args(get_type_hints(SampleConfig)["scheduler"])
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.sd1_folder(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture
+def model(folder: Path) -> Model:
+    return Sd1(path=str(folder)).load()
+
+
+def drawn(model: Model, config: SampleConfig) -> NDArray[np.int16]:
+    return np.stack([np.asarray(s.image, np.int16) for s in sample(model, config)])
+
+
+def by_diffusers(folder: Path, model: Model, config: SampleConfig, adapter: Path | None = None) -> NDArray[np.int16]:
+    """The same pictures from StableDiffusionPipeline, one at a time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = StableDiffusionPipeline.from_pretrained(folder)
+        if adapter:
+            pipe.load_lora_weights(adapter.parent, weight_name=adapter.name)
+    pipe.unet.eval()
+    pipe.set_progress_bar_config(disable=True)
+    out = []
+    for prompt in config.prompts:
+        for seed in config.seeds:
+            pipe.scheduler = build_scheduler(model, config.scheduler)
+            picture = pipe(
+                prompt, negative_prompt=config.negative, num_inference_steps=config.steps, guidance_scale=config.guidance,
+                generator=torch.Generator().manual_seed(seed), height=32, width=32, output_type="np",
+            ).images[0]  # fmt: skip
+            out.append((picture * 255).round().astype(np.int16))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_equals_diffusers(folder: Path, model: Model, scheduler: str) -> None:
+    config = SampleConfig(prompts=PROMPTS, seeds=(3, 4), steps=4, scheduler=scheduler, negative="a cat", guidance=3.0)  # type: ignore[arg-type]
+    ours, theirs = drawn(model, config), by_diffusers(folder, model, config)
+    assert abs(ours - theirs).max() <= 1
+    assert ours.std() > 5 and abs(ours[0] - ours[1]).max() > 5
+
+
+def test_without_guidance_it_equals_diffusers_too(folder: Path, model: Model) -> None:
+    config = SampleConfig(prompts=PROMPTS, seeds=(1,), steps=3, guidance=1.0)
+    assert abs(drawn(model, config) - by_diffusers(folder, model, config)).max() <= 1
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(model: Model) -> None:
+    config = {"steps": 3, "scheduler": "euler-a", "seeds": (5, 6, 7)}
+    together = drawn(model, SampleConfig(prompts=PROMPTS, batch_size=8, **config))  # type: ignore[arg-type]
+    alone = drawn(model, SampleConfig(prompts=PROMPTS[1:], batch_size=1, **config))  # type: ignore[arg-type]
+    assert abs(together[3:] - alone).max() <= 1
+
+
+def trained(model: Model, method: Lora | Full) -> None:
+    """Stand in for a training: move what the method would train."""
+    rng = torch.Generator().manual_seed(1)
+    for p in method.attach(model, seed=0).values():
+        p.data += torch.randn(p.shape, generator=rng) * (0.05 if isinstance(method, Full) else 0.3)
+
+
+@pytest.mark.parametrize("method", [Lora(rank=3, alpha=5.0, targets="many"), Lora(rank=2, targets="attention"), Full()])
+def test_what_we_save_gives_our_picture_again(folder: Path, model: Model, tmp_path: Path, method: Lora | Full) -> None:
+    config = SampleConfig(prompts=PROMPTS, seeds=(3,), steps=3)
+    base = drawn(model, config)
+    trained(model, method)
+    expected = drawn(model, config)
+    weights = {n: p for n, p in model.denoiser.named_parameters() if p.requires_grad}
+    path = method.export(model, weights, tmp_path / "final", "mine", {"steps": 1})
+
+    fresh = Sd1(path=str(folder)).load()
+    with_it = tuned.load(fresh, tmp_path / "final")
+    assert np.array_equal(drawn(fresh, config), expected) and abs(expected - base).max() > 5
+    with_it.set_strength(0.0)
+    assert np.array_equal(drawn(fresh, config), base), "strength 0 is the base, byte for byte"
+    with_it.set_strength(0.5)
+    assert abs(drawn(fresh, config) - base).max() > 2
+    with_it.close()
+    assert np.array_equal(drawn(fresh, config), base) and not list(adapters.adapters_of(fresh.denoiser))
+    if isinstance(method, Lora):
+        assert abs(by_diffusers(folder, model=fresh, config=config, adapter=path) - expected).max() <= 1, "alpha must reach diffusers"
+
+
+def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
+    other = tiny.sd1(tokenizer_folder=tmp_path / "tok").unet
+    weights = {"mid_block.attentions.0.proj_in.lora_A": torch.zeros(2, 7, 1, 1), "mid_block.attentions.0.proj_in.lora_B": torch.zeros(9, 2, 1, 1)}
+    assert "mid_block.attentions.0.proj_in" in dict(other.named_modules())
+    path = Lora(rank=2).export(model, weights, tmp_path, "foreign", {})
+    with pytest.raises(ModelError, match="0 of 1 adapted layers fit"):
+        tuned.load(model, path)
+
+
+@pytest.mark.parametrize("damage", ["text", "nan", "empty"])
+def test_a_damaged_adapter_is_one_clear_line(model: Model, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "bad.safetensors"
+    if damage == "text":
+        path.write_text("hello")
+    else:
+        name, value = ("x.lora_A", float("nan")) if damage == "nan" else ("y", 0.0)
+        Lora(rank=2).export(model, {name: torch.full((2, 2), value)}, tmp_path, "bad", {})
+    with pytest.raises(ModelError, match=r"bad.safetensors: (cannot be read|x.lora_A holds NaN|no keys)") as error:
+        tuned.load(model, path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_size_that_does_not_fit_is_refused(model: Model) -> None:
+    with pytest.raises(ConfigError, match=r"sample.width: 33 is not a multiple of 2"):
+        list(sample(model, SampleConfig(prompts=("a",), width=33)))
+
+
+def test_png_carries_its_parameters(model: Model, tmp_path: Path) -> None:
+    config = SampleConfig(prompts=("a réd dog",), negative="blue", seeds=(9,), steps=2, scheduler="ddim", guidance=2.5)
+    (picture,) = sample(model, config)
+    save_png(picture, tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as read:
+        text = read.info["parameters"]
+        assert np.array_equal(np.asarray(read), np.asarray(picture.image))
+        record = json.loads(read.info["sdtune"])
+    first, negative, last = text.split("\n")
+    assert (first, negative) == ("a réd dog", "Negative prompt: blue")
+    assert last.startswith("Steps: 2, Sampler: DDIM, CFG scale: 2.5, Seed: 9, Size: 32x32, Model: ")
+    assert record == json.loads((tmp_path / "p.json").read_text())
+    assert (record["seed"], record["steps"], record["scheduler"], record["prompt"]) == (9, 2, "ddim", "a réd dog")

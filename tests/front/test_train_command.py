@@ -1,0 +1,238 @@
+"""`sdtune train` as a real process: events, Ctrl-C, going on, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+import sdtune
+from sdtune.events import Encoding, Failed, Finished, Saved, Started, Step, Stopped, Validated, from_line
+from sdtune.runs import Run
+from tests.front.conftest import COMMAND, Place
+
+
+def test_json_lines_are_the_events(finished: subprocess.CompletedProcess[str], place: Place) -> None:
+    events = [from_line(line) for line in finished.stdout.splitlines()]
+    kinds = [type(event) for event in events]
+    assert {Encoding, Started, Step, Validated, Saved, Finished} <= set(kinds)
+    assert [e.step for e in events if isinstance(e, Step)] == list(range(1, 61))
+    assert kinds[-1] is Finished
+    assert finished.stderr == ""
+
+
+def test_plain_output_is_lines_without_escapes(finished: subprocess.CompletedProcess[str], place: Place) -> None:
+    again = place.run("train", "tiny.toml", "name=done")
+    assert again.returncode == 0
+    assert "this run is finished already" in again.stdout
+    assert "sdtune compare runs/done" in again.stdout
+    assert not re.search(r"[\x1b\r\x08]", again.stdout)
+    assert again.stderr == ""
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(finished: subprocess.CompletedProcess[str], place: Place) -> None:
+    with place.popen("train", "tiny.toml", "name=stopped") as process:
+        assert process.stdout is not None
+        assert any(line.startswith("step ") and "loss" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: sdtune train tiny.toml name=stopped\n" in err
+    run = Run(place.folder / "runs" / "stopped")
+    last = list(run.events())[-1]
+    assert isinstance(last, Stopped)
+    assert 0 < last.step < 60
+    assert f"stopped after step {last.step}, which is saved" in out
+    assert not run.lock_file.exists()
+
+    on = place.run("train", "tiny.toml", "name=stopped")
+    assert on.returncode == 0, on.stderr
+    assert re.search(rf"^goes on +from step {last.step}$", on.stdout, re.MULTILINE)
+    assert [e.step for e in run.events() if isinstance(e, Step)] == list(range(1, 61))
+    one, other = (load_file(place.folder / f"runs/{n}/final/{n}.safetensors") for n in ("done", "stopped"))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_sigterm_saves_too(place: Place) -> None:
+    with place.popen("train", "tiny.toml", "name=terminated", "--json") as process:
+        assert process.stdout is not None
+        assert any(isinstance(from_line(line), Step) for line in process.stdout)
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "go on with: sdtune train tiny.toml name=terminated --json\n" in err
+    assert isinstance(from_line(out.splitlines()[-1]), Stopped)
+    assert list((place.folder / "runs/terminated/checkpoints").glob("step-*"))
+
+
+def test_a_second_ctrl_c_leaves_at_once(place: Place) -> None:
+    """The step in which the first is heard never ends here, so only the second can end the process."""
+    code = (
+        "import sys, time, sdtune.train\n"
+        "def never(*a, **k):\n"
+        "    print('in the step', flush=True)\n"
+        "    while True: time.sleep(0.01)\n"
+        "sdtune_train = sys.modules['sdtune.train']\n"
+        "sdtune_train.train_step = never\n"
+        "from sdtune.cli import main\n"
+        "main(['train', 'tiny.toml', 'name=twice', '--quiet'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=place.folder, stdout=-1, stderr=-1, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "in the step\n"
+        process.send_signal(signal.SIGINT)
+        assert "once more leaves at once" in process.stderr.readline() + process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 130
+
+
+def test_a_terminal_gets_a_live_display(finished: subprocess.CompletedProcess[str], place: Place) -> None:
+    shown = in_terminal(place, "train", "tiny.toml", "name=done")
+    assert "\x1b[" in shown
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown), "a colour despite NO_COLOR"
+    assert "sdtune compare runs/done" in shown
+
+
+def in_terminal(place: Place, *arguments: str) -> str:
+    """What `sdtune ARGUMENTS` writes to a terminal."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "46", "LINES": "30"}
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=place.folder, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while block := os.read(ours, 65536):
+            shown += block
+    except OSError:
+        pass  # Linux says so when the other end is closed
+    os.close(ours)
+    assert process.wait(timeout=60) == 0, shown
+    return shown.decode()
+
+
+# ---- refusals: one line or list, the file or key, the remedy, the exit code
+
+
+def test_all_typos_in_one_list(place: Place) -> None:
+    error = place.fails(2, "train", "tiny.toml", "optimizer.learning_rte=1", "train.batch_sise=2", "train.steps=-3", "mehtod.rank=4")
+    assert error.startswith("error: 4 faults\n")
+    assert "optimizer.learning_rte: no such key" in error
+    assert "train.batch_sise: no such key; did you mean 'batch_size'?" in error
+    assert "train.steps: input should be greater than 0, got -3" in error
+    assert "did you mean 'method'?" in error
+
+
+def test_unknown_choice_names_the_near_one(place: Place) -> None:
+    error = place.fails(2, "train", "tiny.toml", "optimizer.schedule=cosin", "sample.scheduler=dim")
+    assert "did you mean 'cosine'?" in error
+    assert "did you mean 'ddim'?" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nowhere.toml"], "nowhere.toml: no such file or directory; `sdtune init` writes a recipe"),
+        (["train", "tiny.toml", "steps"], "'steps' is not key=value"),
+        (["init", "demo-lore"], "demo-lore: no such preset; did you mean 'demo-lora'?"),
+        (["keys", "optimiser"], "optimiser: no key begins so"),
+        (["sample", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+    ],
+)
+def test_wrong_arguments(place: Place, arguments: list[str], words: str) -> None:
+    assert words in place.fails(2, *arguments)
+
+
+def test_json_error_is_an_event_too(place: Place) -> None:
+    done = place.run("--json", "train", "nowhere.toml")
+    assert done.returncode == 2
+    (event,) = [from_line(line) for line in done.stdout.splitlines()]
+    assert isinstance(event, Failed)
+    assert event.message in done.stderr
+
+
+def test_debug_shows_where(place: Place) -> None:
+    done = place.run("train", "nowhere.toml", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_missing_model(place: Place) -> None:
+    error = place.fails_after_opening(4, "train", "tiny.toml", "name=no-model", "model.path=./nowhere")
+    assert "./nowhere: no such folder" in error
+
+
+def test_no_pictures(place: Place) -> None:
+    (place.folder / "empty").mkdir()
+    error = place.fails_after_opening(3, "train", "tiny.toml", "name=no-data", "data.path=empty")
+    assert "empty" in error
+
+
+def test_a_folder_in_use_is_refused(place: Place) -> None:
+    run = Run(place.folder / "runs" / "taken")
+    run.path.mkdir(parents=True)
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
+    run.lock_file.write_text(json.dumps(me), encoding="utf-8")
+    error = place.fails_after_opening(6, "train", "tiny.toml", "name=taken")
+    assert f"in use by process {os.getpid()}" in error
+    assert not run.config_file.exists()
+
+
+def test_a_changed_config_is_refused(finished: subprocess.CompletedProcess[str], place: Place) -> None:
+    before = (place.folder / "runs/done/config.toml").read_bytes()
+    error = place.fails_after_opening(6, "train", "tiny.toml", "name=done", "method.rank=4")
+    assert "method.rank: 2 -> 4" in error
+    assert (place.folder / "runs/done/config.toml").read_bytes() == before
+
+
+# ---- what else is done with a run
+
+
+def test_sample_of_a_run_and_of_its_base(finished: subprocess.CompletedProcess[str], place: Place) -> None:
+    prompts = place.folder / "prompts.txt"
+    prompts.write_text("a red apple\n\n a blue dog \n", encoding="utf-8")
+    done = place.run("sample", "runs/done", "--prompts", "prompts.txt", "--out", "drawn", "--sheet", "--quiet")
+    assert done.returncode == 0, done.stderr
+    names = ["drawn/000-a-red-apple-0.png", "drawn/001-a-blue-dog-0.png", "drawn-sheet.png"]
+    assert done.stdout.split() == names
+    assert all((place.folder / name).is_file() for name in names)
+    assert (place.folder / "drawn/000-a-red-apple-0.json").is_file()
+
+
+def test_api_and_command_draw_the_same(finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path) -> None:
+    done = place.run("sample", "runs/done", "-p", "a cat", "--out", "same", "sample.seeds=[5]")
+    assert done.returncode == 0, done.stderr
+    (drawn,) = sdtune.sample(place.folder / "runs/done", prompts=["a cat"], seeds=[5])
+    from PIL import Image
+
+    with Image.open(place.folder / "same/000-a-cat-5.png") as image:
+        assert image.tobytes() == drawn.image.tobytes()
+
+
+def test_tensorboard_reads_the_log(finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from sdtune import tb
+
+    run = Run(place.folder / "runs" / "done")
+    for _ in range(2):  # the second call replaces what the first wrote
+        tb.write(run, tmp_path)
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    losses = [(e.step, e.loss) for e in run.events() if isinstance(e, Step)]
+    shown = [(s.step, s.value) for s in reader.Scalars("train/loss")]
+    assert [step for step, _ in shown] == [step for step, _ in losses]
+    assert [value for _, value in shown] == pytest.approx([loss for _, loss in losses])
+    assert [s.step for s in reader.Scalars("validation/loss")] == [0, 20, 40, 60]
