@@ -365,7 +365,7 @@ def doctor(
         failed |= check.status == "fail"
         if options.as_json:
             options.screen().emit(console.record(check))
-        elif not (options.quiet and check.status == "ok"):
+        elif not (options.quiet and check.status in ("ok", "note")):
             console.finding(check.status, check.name, check.detail, check.remedy)
     if failed:
         raise typer.Exit(1)
@@ -559,7 +559,7 @@ def _show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpo
     for verdict in result.scores.verdicts:
         screen.verdict(verdict.question, verdict.answer, verdict.because, verdict.good)
     screen.say("")
-    screen.result(result.report)
+    screen.result(result.report, "report")
 
 
 def _show_figures(scores: Scores) -> None:

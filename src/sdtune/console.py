@@ -258,9 +258,9 @@ class Screen(AbstractContextManager["Screen"]):
     def rows(self, rows: Sequence[tuple[str, str]]) -> None:
         """Lines of name and text, for people."""
 
-    def result(self, path: Path) -> None:
-        """A file that was made."""
-        self.say(str(path))
+    def result(self, path: Path, name: str = "") -> None:
+        """A file that was made; `name` says what it is."""
+        self.say(f"{name}  {path}" if name else str(path))
 
     def emit(self, record: object) -> None:
         """One JSON object, for programs."""
@@ -300,7 +300,7 @@ class Silent(Screen):
             case _:
                 pass
 
-    def result(self, path: Path) -> None:
+    def result(self, path: Path, name: str = "") -> None:
         _write(str(path))
 
 
@@ -639,7 +639,7 @@ def record(value: Any) -> Any:
 
 def finding(status: str, name: str, detail: str, remedy: str) -> None:
     """One line of `sdtune doctor`, with the remedy on a line of its own."""
-    colour = {"ok": "32", "warn": "33", "fail": "1;31"}[status]
+    colour = {"ok": "32", "note": "2", "warn": "33", "fail": "1;31"}[status]
     mark = f"\x1b[{colour}m{status:<4}\x1b[0m" if _coloured() else f"{status:<4}"
     _write(f"{mark}  {name:<14}  {detail}")
     if remedy:

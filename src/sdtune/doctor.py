@@ -19,13 +19,13 @@ from sdtune.errors import SdtuneError
 if TYPE_CHECKING:
     from sdtune.config import RunConfig
 
-Status = Literal["ok", "warn", "fail"]
+Status = Literal["ok", "note", "warn", "fail"]
 FAST_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bf16"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `remedy` says what to do where `status` is not "ok"."""
+    """One finding. `remedy` says what to do where `status` is "warn" or "fail"."""
 
     name: str
     status: Status
@@ -184,14 +184,18 @@ def _disk() -> Iterator[Check]:
 
 
 def _writing() -> Iterator[Check]:
-    place = _existing(Path("runs"))
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            yield Check("writing", "ok", f"{place.resolve()} can be written to")
-    except OSError as error:
-        yield Check(
-            "writing", "fail", f"{place.resolve()}: {error.strerror}", "go to a folder of your own, or give --out"
-        )
+    from sdtune.data.config import DataConfig
+
+    places = {"writing": (Path("runs"), "--out"), "cache": (DataConfig().cache_folder(), "data.cache or SDTUNE_CACHE")}
+    for name, (wanted, elsewhere) in places.items():
+        place = _existing(wanted)
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                yield Check(name, "ok", f"{place.absolute()} can be written to")
+        except OSError as error:
+            yield Check(
+                name, "fail", f"{place.absolute()}: {error.strerror}", f"choose another folder with {elsewhere}"
+            )
 
 
 def _existing(path: Path) -> Path:
@@ -245,11 +249,13 @@ def _recipe(recipe: str, overrides: tuple[str, ...]) -> Iterator[Check]:
             yield Check("recipe", "fail", line, "`sdtune keys` lists all keys")
         return
     yield Check("recipe", "ok", f"{recipe}: {config.method.type} on {config.model.path}, {config.train.steps} steps")
-    yield from _pictures(config)
-    yield from _model(config)
+    captions: list[str] = []
+    yield from _pictures(config, captions)
+    yield from _model(config, captions)
 
 
-def _pictures(config: RunConfig) -> Iterator[Check]:
+def _pictures(config: RunConfig, captions: list[str]) -> Iterator[Check]:
+    """Checks the data, and puts their captions into `captions`."""
     try:
         from sdtune.data.dataset import scan
 
@@ -258,10 +264,11 @@ def _pictures(config: RunConfig) -> Iterator[Check]:
         for line in str(error).splitlines():
             yield Check("pictures", "fail", line)
         return
+    captions += [text for example in (*splits.train, *splits.validation) for text in example.captions]
     train, held_out = len(splits.train), len(splits.validation)
     yield Check("pictures", "ok", f"{train} to train on, {held_out} held out ({config.data.path})")
     for note in splits.notes:
-        yield Check("pictures", "warn", note)
+        yield Check("pictures", "note", note)
     if held_out < 20:
         yield Check(
             "pictures", "warn", f"{held_out} held-out pictures",
@@ -269,7 +276,7 @@ def _pictures(config: RunConfig) -> Iterator[Check]:
         )  # fmt: skip
 
 
-def _model(config: RunConfig) -> Iterator[Check]:
+def _model(config: RunConfig, captions: list[str]) -> Iterator[Check]:
     import time
 
     from sdtune import devices
@@ -285,3 +292,9 @@ def _model(config: RunConfig) -> Iterator[Check]:
     precision = str(dtype).removeprefix("torch.")
     where = f"{device}, {precision}, loaded in {duration(time.monotonic() - began)}"
     yield Check("model", "ok", f"{model.source}: {config.method.type} trains {count(trained)} parameters; {where}")
+    if long := [n for n in (model.token_counts(captions) if captions else ()) if n > model.max_tokens]:
+        yield Check(
+            "captions", "warn",
+            f"{len(long)} of {len(captions)} are longer than the {model.max_tokens} tokens that the text encoder reads (up to {max(long)})",
+            "what is beyond is not learned: put the important words first, or shorten them",
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures to figures, figures to verdicts. Figures are computed in figures.. functions, verdicts only read them.
+"""Pictures to figures, figures to verdicts.
 
 Base and tuned pictures share prompts and seeds, in the same order. The prompt is the unit of all intervals: the seeds of a
 prompt stay together, and base and tuned are drawn together, so differences are paired. The held-out real pictures are
@@ -37,7 +37,7 @@ SCORER_FLOOR = 0.5
 """Content is judged only where the scorer finds at least this share of real target pictures (and of the base's) by their captions."""
 OVERFIT_SHARE = 0.1
 """Overfit: more than this share of the gain in validation loss was lost again after the best step."""
-COPY_LIMIT = 0.15
+COPY_LIMIT = 0.2
 """Copied: more than this share of the prompts gives pictures nearer to a training picture than any held-out real one is."""
 MIN_PROMPTS = 20
 """Fewer prompts, or validation pictures, decide nothing."""
@@ -101,6 +101,8 @@ class Verdict:
     """In plain words."""
     detail: str = ""
     """The numbers behind it."""
+    way: float | None = None
+    """Of "moved": the share of the way from the base to real target pictures, where that can be said."""
 
     @property
     def good(self) -> bool | None:
@@ -426,8 +428,10 @@ def moved_verdict(figure: Figure | None) -> Verdict:
     if d.high < 0 and figure.key == "validation_loss":
         return say("yes", f"it predicts held-out target pictures better, by {-d.value / base.value:.0%}", detail)
     if d.high < 0:
-        far = f", {min(1.0, -d.value / way):.0%} of the way to real ones" if way > 0 else ""
-        return say("yes", f"its pictures came nearer to held-out target pictures{far}", detail)
+        gone = min(1.0, -d.value / way) if way > 0 else None
+        far = "" if gone is None else f", {gone:.0%} of the way to real ones"
+        came = f"its pictures came nearer to held-out target pictures{far}"
+        return Verdict("moved", MOVED, "yes", "yes", came, detail, gone)
     if d.low > 0:
         return say("no", "it is further away from the target than the base is", detail)
     if way > 0 and max(-d.low, d.high) < MOVED_SHARE * way:
@@ -536,7 +540,8 @@ def overfit_verdict(validation: Validation, draws: int = 2000, seed: int = 0) ->
         )
         return say("yes", never, detail)
     if rise.high <= bound:
-        return say("no", f"after its best step it lost less than {OVERFIT_SHARE:.0%} of what it had gained", detail)
+        little = f"after its best step it lost less than {OVERFIT_SHARE:.0%} of what it had gained"
+        return say("no", "the validation loss was lowest at the end" if best == len(mean_S) - 1 else little, detail)
     return say(
         "cannot tell",
         f"a loss of {OVERFIT_SHARE:.0%} of the gain after the best step can be neither shown nor excluded",

@@ -136,10 +136,14 @@ def _parts(model: Model) -> list[Part]:
 
 
 def target_set(denoiser: nn.Module, name: str, rank: int) -> TargetSet:
-    """What `method.targets = name` at `method.rank = rank` would train. Raises ConfigError for an unknown set."""
+    """What `method.targets = name` (a set, or a pattern such as "*.to_k") at `method.rank = rank` would train.
+
+    Raises ConfigError for an unknown set.
+    """
     from sdtune.methods.lora import Lora
 
-    layers = Lora(targets=name, rank=rank).select(denoiser)
+    targets = (name,) if {"*", "."} & set(name) else name
+    layers = Lora(targets=targets, rank=rank).select(denoiser)
     return TargetSet(name, tuple(layers), rank, sum(_adapter_size(layer.weight, rank) for layer in layers.values()))
 
 

@@ -30,7 +30,8 @@ LARGE = 512
 """Pictures are shown at most so wide; larger ones are reduced and stored as JPEG."""
 SMALL = 128
 TIMELINE_STEPS = 8
-CLOSEST = 24
+HALF_WAY = 0.5
+"""A shorter way to the target is named in the headline."""
 
 Json = dict[str, Any]
 
@@ -106,16 +107,20 @@ def headline(scores: Scores) -> tuple[str, str]:
         return "The fine-tuning did not move the model to the target.", "bad"
     if moved != "yes":
         return "These pictures cannot show whether the fine-tuning helped.", "open"
+    way = next((v.way for v in scores.verdicts if v.key == "moved"), None)
+    where = f"moved {way:.0%} of the way to the target" if way is not None and way < HALF_WAY else "moved to the target"
     if content == "no":
-        return "The model moved to the target, but lost what it was asked to draw.", "bad"
+        return f"The model {where}, but lost what it was asked to draw.", "bad"
     if answers.get("copied") == "yes":
-        return "The model moved to the target, but draws copies of its training pictures.", "bad"
+        return f"The model {where}, but draws copies of its training pictures.", "bad"
     if answers.get("away") == "no":
         return "The model moved nearer to everything, not to the target in particular.", "open"
     if content != "yes":
-        return "The model moved to the target; whether it still draws what is asked cannot be told.", "open"
+        return f"The model {where}; whether it still draws what is asked cannot be told.", "open"
     if answers.get("overfit") == "yes":
-        return "The fine-tuning worked, and went on for too long.", "open"
+        return f"The model {where} and still draws what is asked, but was trained for too long.", "open"
+    if where != "moved to the target":
+        return f"The model {where} and still draws what is asked.", "good"
     return "The fine-tuning worked: the pictures moved to the target and still show what was asked.", "good"
 
 
@@ -346,7 +351,7 @@ class Chart:
     words: str
 
 
-WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 58, 36, 14, 18
+WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 72, 36, 14, 22
 
 
 def _validation_chart(v: Validation) -> Chart | None:

@@ -83,9 +83,16 @@ def _add_preview(writer: SummaryWriter, run: Run, event: Sampled) -> int:
 
 def main() -> None:
     """`python -m sdtune.tb RUN [FOLDER]`."""
-    from sdtune.cli import main as sdtune
-
-    sdtune(["tensorboard", *sys.argv[1:2], *(["--out", sys.argv[2]] if len(sys.argv) > 2 else [])])
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m sdtune.tb RUN [FOLDER]")
+    run = Run(Path(sys.argv[1]))
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else run.path / "tensorboard"
+    try:
+        records = write(run, folder)
+    except SdtuneError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    sys.stdout.write(f"{folder}: {records} records\n")
 
 
 if __name__ == "__main__":

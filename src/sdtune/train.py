@@ -131,7 +131,8 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
         yield _log(run, Noted(note))
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
-        cache = Cache.open(examples, model, config.data, resolution=config.data.resolution or model.resolution)
+        resolution = config.data.resolution or model.resolution
+        cache = Cache.open(examples, model, config.data, resolution=resolution, augment=not what)
         for name, done, total in cache.fill():
             yield Encoding(what + name, done, total)
         for note in cache.notes:

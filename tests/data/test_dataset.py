@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from PIL import Image
 
 from sdtune.data import dataset
@@ -19,6 +18,7 @@ from sdtune.data.caption import cut_off, decorate
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example, Splits
 from sdtune.errors import DataError
+from tests import tiny
 
 CANARY = "never to be read"
 
@@ -207,6 +207,7 @@ def test_validation_share_of_few_pictures(tmp_path: Path, count: int, share: flo
 def test_copies_stay_on_one_side_and_are_told(tmp_path: Path) -> None:
     for i in range(6):
         pair(tmp_path / f"{i}.png", "x", i // 2)
+    found = scan(tmp_path)
     for seed in range(5):
         found = scan(tmp_path, validation_share=0.3, seed=seed)
         assert len(found.validation) == 2
@@ -278,7 +279,7 @@ def test_faults_of_both_splits_come_together(tmp_path: Path) -> None:
 
 
 def test_faults_in_metadata_have_line_numbers(tmp_path: Path) -> None:
-    for i, name in enumerate(("a.png", "b.png", "c.png", "extra.png")):
+    for i, name in enumerate(("a.png", "b.png", "c.png", "d.png", "extra.png")):
         put(tmp_path / name, i)
     jsonl(
         tmp_path,
@@ -290,7 +291,8 @@ def test_faults_in_metadata_have_line_numbers(tmp_path: Path) -> None:
         ["b.png", "x"],
         {"text": "x"},
         {"file_name": "b.png", "text": 7},
-        {"file_name": "c.png"},
+        '{"file_name": "c.png", "text": "half \\ud800"}',
+        {"file_name": "d.png"},
     )
     lines = faults(tmp_path)
     assert lines[0].startswith("metadata.jsonl:2: not valid JSON: ")
@@ -301,8 +303,9 @@ def test_faults_in_metadata_have_line_numbers(tmp_path: Path) -> None:
         "metadata.jsonl:5: gone.png does not exist; remove the row or add the picture",
         "metadata.jsonl:7: file_name is None, not the name of a file",
         "metadata.jsonl:8: 'text' of b.png is no text or list of texts: 7",
+        r"metadata.jsonl:9: 'text' of c.png is no text or list of texts: 'half \ud800'",
         "extra.png: not in metadata.jsonl; add a row for it or take it away",
-        "c.png: no caption in metadata.jsonl:9; write one",
+        "d.png: no caption in metadata.jsonl:10; write one",
     ]
 
 
@@ -324,6 +327,8 @@ def test_csv_with_broken_rows(tmp_path: Path) -> None:
     assert lines[0] == "metadata.csv:4: other fields than the first line has; put captions with commas in quotes"
     assert lines[1] == "metadata.csv:5: other fields than the first line has; put captions with commas in quotes"
     assert lines[2].startswith("metadata.csv:6: not valid CSV: ")
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,x\ngone.png,"two\nlines"\n')
+    assert faults(tmp_path)[0] == "metadata.csv:3: gone.png does not exist; remove the row or add the picture"
 
 
 def test_wrong_columns_are_named(tmp_path: Path) -> None:
@@ -357,7 +362,8 @@ ESCAPES = {
     "file://{outside}": "is an address",
     "https://example.org/a.png": "is an address",
     "sub\\a.png": "has a backslash",
-    "a.png\0": "holds a NUL character",
+    "a.png\0": "holds characters that are no text",
+    "a\ud800.png": "holds characters that are no text",
     "link.png": "is a link that leaves the folder",
     "folder/secret.png": "is a link that leaves the folder",
 }
@@ -371,7 +377,12 @@ def test_no_row_leaves_the_folder(tmp_path: Path, outside: Path, name: str, monk
     (root / "folder").symlink_to(tmp_path)
     jsonl(root, {"file_name": "a.png", "text": "x"}, {"file_name": name.format(outside=outside), "text": "x"})
     read, read_bytes = list[Path](), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self), read_bytes(self))[1])
+
+    def recording(self: Path) -> bytes:
+        read.append(self)
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", recording)
     for policy in ("fail", "skip"):
         line = next(x for x in faults(root, on_bad=policy) if x.startswith("metadata.jsonl:2: "))
         assert ESCAPES[name] in line
@@ -407,6 +418,16 @@ def test_split_folder_that_is_a_link_out(tmp_path: Path) -> None:
     (tmp_path / "data" / "train").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="train: a link that leaves"):
         scan(tmp_path / "data")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    pair(tmp_path / "a.png", "x")
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    (tmp_path / os.fsdecode(b"caf\xe9.md")).write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, caption_prefix="sks")
+    assert str(caught.value).encode().decode().splitlines()[1] == r"caf\udce9.png: the file is empty; copy it again"
+    assert "\n".join(scan(tmp_path, on_bad="skip").notes).encode()
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import tiny
+from tests import tiny
 
 COMMAND = [sys.executable, "-m", "sdtune"]
 RECIPE = """

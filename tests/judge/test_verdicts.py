@@ -87,9 +87,20 @@ def curve(*means: float, pictures: int = 30, noise: float = 0.001, seed: int = 0
 
 
 def test_a_real_effect_is_seen() -> None:
-    scores = judge(made(0, prompts=48, content=0.97), curve(1, 0.8, 0.7, 0.7), primary="kid", draws=400)
+    scores = judge(made(0, prompts=48, real=96, content=0.97), curve(1, 0.8, 0.7, 0.7), primary="kid", draws=400)
     assert answers(scores) == {"moved": "yes", "content": "yes", "away": "yes", "overfit": "no", "copied": "no"}
     assert all(v.good for v in scores.verdicts)
+
+
+def test_the_way_gone_is_said() -> None:
+    half = judge(made(0, tuned=1.0), Validation(), primary="kid", draws=200).verdict("moved")
+    whole = judge(made(0), Validation(), primary="kid", draws=200).verdict("moved")
+    assert half is not None
+    assert whole is not None
+    assert half.way is not None
+    assert 0.5 < half.way < 0.98
+    assert f"{half.way:.0%} of the way" in half.because
+    assert whole.way == pytest.approx(1, abs=0.1)
 
 
 def test_under_no_effect_yes_is_rare() -> None:
@@ -124,7 +135,7 @@ def test_an_unchanged_model_did_not_move() -> None:
 @pytest.mark.parametrize("changes", [{"real": 49}, {"prompts": 24}, {"prompts": 19, "seeds": 4}])
 def test_too_few_pictures_decide_nothing(changes: dict[str, int]) -> None:
     """Below 50 pictures on a side, or 20 prompts, even an obvious effect is not evidence."""
-    scores = judge(made(0, **changes), Validation(), primary="kid", draws=200)  # type: ignore[arg-type]
+    scores = judge(made(0, **changes), Validation(), primary="kid", draws=200)
     moved = scores.figure("kid_target")
     assert moved is not None
     assert "not evidence" in moved.note
@@ -214,11 +225,12 @@ def test_the_best_of_many_equal_steps_is_not_overfitting() -> None:
 
 
 @pytest.mark.parametrize(
-    "flagged, n, answer", [(0, 48, "no"), (20, 48, "yes"), (5, 48, "cannot tell"), (0, 15, "cannot tell")]
+    "flagged, n, answer",
+    [(0, 48, "no"), (20, 48, "yes"), (4, 48, "no"), (5, 48, "cannot tell"), (0, 15, "cannot tell")],
 )
 def test_copied(flagged: int, n: int, answer: str) -> None:
     assert copy_verdict(flagged, n, 0.9, 0.5, 0.5, 60).answer == answer
-    assert COPY_LIMIT == 0.15
+    assert COPY_LIMIT == 0.2
 
 
 def test_copies_are_found_and_shown_first() -> None:
@@ -231,7 +243,8 @@ def test_copies_are_found_and_shown_first() -> None:
     )
     assert answers(scores)["copied"] == "yes"
     first = scores.neighbours[0]
-    assert (first.picture, first.cosine) == (2 * first.train, pytest.approx(1))
+    assert first.picture == 2 * first.train
+    assert first.cosine == pytest.approx(1)
     cosines = [n.cosine for n in scores.neighbours]
     assert cosines == sorted(cosines, reverse=True)
 

@@ -17,7 +17,7 @@ from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
 from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, to_square
-from sdtune.data.layouts import listed, plural
+from sdtune.data.layouts import listed, plural, shown
 from sdtune.data.shards import Row, Shards
 from sdtune.errors import DataError
 from sdtune.model import Cond, Latents, Model
@@ -61,9 +61,7 @@ class Cache:
         self._crop = config.crop if augment or config.crop != "random" else "center"
         self._flip = config.flip and augment
         self._views_NV, self._texts = self._plan_views(), self._plan_texts()
-        encoder = hashlib.sha256(
-            f"{FORMAT}/{model.family}/{model.max_tokens}/{model.fingerprint}".encode()
-        ).hexdigest()[:24]
+        encoder = _key(FORMAT, model.family, str(model.max_tokens), model.fingerprint)[:24]
         self._at_once = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // resolution**2))
         folder = config.cache_folder()
         self._pictures = Shards(folder / f"pictures-{resolution}-{encoder}")
@@ -85,7 +83,7 @@ class Cache:
         cache.notes += [*cache._small_notes(), *cache._long_notes()]
         return cache
 
-    def fill(self) -> Iterator[tuple[str, int, int]]:
+    def fill(self) -> Generator[tuple[str, int, int], None, None]:
         """Encode what is missing; yields (what, done, total). Stopped anywhere, it goes on there the next time."""
         views = {view.key: view for row in self._views_NV for view in row}
         rows = yield from self._complete(
@@ -167,9 +165,9 @@ class Cache:
         return texts
 
     def _small_notes(self) -> Iterator[str]:
-        if small := [e.image.name for e in self.examples if min(e.size) < self.resolution]:
+        if small := [shown(Path(e.image.name)) for e in self.examples if min(e.size) < self.resolution]:
             yield f"{plural(len(small), 'picture')} smaller than {self.resolution} pixels, enlarged: {listed(small)}"
-        if long := [e.image.name for e in self.examples if max(e.size) > 3 * min(e.size)]:
+        if long := [shown(Path(e.image.name)) for e in self.examples if max(e.size) > 3 * min(e.size)]:
             lost = {"squash": "squashed", "pad": "mostly background"}.get(self._crop, "mostly cut away")
             yield f"{plural(len(long), 'picture')} more than three times as long as wide, {lost}: {listed(long)}"
 
@@ -212,7 +210,9 @@ class Cache:
             for key, mean, logvar in zip(keys, means, logvars, strict=True):
                 if not (mean + logvar).isfinite().all():
                     bad = self.examples[views[key].example].image
-                    raise DataError(f"{bad}: the VAE makes NaN or infinity of it; take one that is made for fp32")
+                    raise DataError(
+                        f"{shown(bad)}: the VAE makes NaN or infinity of it; take one that is made for fp32"
+                    )
             return [{"mean": m, "logvar": v} for m, v in zip(means, logvars, strict=True)]
 
         return encode
@@ -229,11 +229,11 @@ class Cache:
         example, config = self.examples[view.example], self._config
         data = _bytes(example.image)
         if example.digest and _digest(data) != example.digest:
-            raise DataError(f"{example.image}: changed while it was being read; start again")
+            raise DataError(f"{shown(example.image)}: changed while it was being read; start again")
         try:
             im = decode(data, background=config.background, max_pixels=config.max_pixels)
         except DataError as error:
-            raise DataError(f"{example.image}: {error}") from None
+            raise DataError(f"{shown(example.image)}: {error}") from None
         square = to_square(im, self.resolution, box=view.box, pad=self._crop == "pad", background=config.background)
         return np.ascontiguousarray(square[:, ::-1]) if view.mirrored else square
 
@@ -242,7 +242,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+        raise DataError(f"{shown(path)}: {(error.strerror or 'cannot be read').lower()}") from None
 
 
 def _digest(data: bytes) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sdtune.data import images, layouts
 from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig
-from sdtune.data.layouts import Entry, Fault, listed, plural
+from sdtune.data.layouts import Entry, Fault, listed, plural, shown
 from sdtune.errors import DataError
 
 VALIDATION = ("validation", "valid", "val", "dev")
@@ -181,7 +181,7 @@ def _within(folder: Path, root: Path, where: str) -> str:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return shown(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _judge(faults: Sequence[Fault], config: DataConfig, root: Path) -> list[str]:

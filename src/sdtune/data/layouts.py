@@ -91,8 +91,13 @@ def _walk(folder: Path, skip: Collection[str], found: Found) -> Iterator[Path]:
         yield from (here / n for n in sorted(names) if not n.startswith(".") and n not in ("Thumbs.db", "desktop.ini"))
 
 
+def shown(path: Path) -> str:
+    """A path as text that can be printed and stored, whatever bytes the file system allows in names."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
+    return shown(path.relative_to(folder))
 
 
 def _is_picture(path: Path) -> bool:
@@ -137,7 +142,7 @@ def _read_row(
     if not isinstance(file_name, str) or not file_name.strip():
         return found.fault(where, f"file_name is {file_name!r}, not the name of a file")
     if why := _outside(file_name):
-        return found.fault(where, f"file_name {file_name!r} {why}; use a path inside the folder, relative to it")
+        return found.fault(where, f"file_name {file_name!a} {why}; use a path inside the folder, relative to it")
     try:
         path = (folder / file_name).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):
@@ -149,25 +154,32 @@ def _read_row(
     seen[path] = line
     captions = _captions_of(row.get(column))
     if captions is None:
-        return found.fault(where, f"{column!r} of {file_name} is no text or list of texts: {row.get(column)!r:.60}")
+        return found.fault(where, f"{column!r} of {file_name} is no text or list of texts: {row.get(column)!a:.60}")
     found.entries.append(Entry(folder / file_name, captions, where))
     return None
 
 
 def _captions_of(value: object) -> tuple[str, ...] | None:
-    """The captions that are not blank; None if `value` is of no use as captions."""
+    """The captions that are not blank; None if `value` is of no use as captions (JSON can even hold half characters)."""
     values: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str) for v in values):
+    if not all(isinstance(v, str) and _is_text(v) for v in values):
         return None
     return tuple(v.strip() for v in values if v.strip())
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
 
 
 def _outside(name: str) -> str:
     """Why `name` is no plain relative path, or nothing."""
     plain = unquote(name)
     windows = PureWindowsPath(plain)
-    if "\0" in plain:
-        return "holds a NUL character"
+    if not _is_text(plain):
+        return "holds characters that are no text"
     if "://" in plain or plain.lower().startswith(("file:", "data:", "http:", "https:")):
         return "is an address"
     if PurePosixPath(plain).is_absolute() or windows.drive or windows.root or plain.startswith("~"):

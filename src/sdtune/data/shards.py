@@ -94,11 +94,9 @@ def _load(path: Path, wanted: set[str]) -> tuple[dict[str, Row], list[str]]:
         if wanted.isdisjoint(keys):
             return {}, []
         stacked = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    if {len(keys), len(checksums)} != {len(t) for t in stacked.values()}:
-        raise ValueError("keys and rows differ in number")
-    sound = [a == b for a, b in zip(_checksums(stacked), checksums, strict=True)]
-    rows = {key: {name: t[i] for name, t in stacked.items()} for i, key in enumerate(keys) if sound[i]}
-    return rows, [key for key, ok in zip(keys, sound, strict=True) if not ok]
+    sound = {key for key, was, now in zip(keys, checksums, _checksums(stacked), strict=True) if was == now}
+    rows = {key: {name: t[i] for name, t in stacked.items()} for i, key in enumerate(keys) if key in sound}
+    return rows, [key for key in keys if key not in sound]
 
 
 def _remove(path: Path) -> None:

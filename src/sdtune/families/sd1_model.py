@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,9 +106,12 @@ class Sd1Model(Model):
         pixels: Tensor = self.vae.decode(latents_BCHW.float() / self.vae.config.scaling_factor).sample
         return pixels.clamp(-1, 1)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        configs = (self.text_encoder.config.to_dict(), dict(self.vae.config))
+        settings = [{k: v for k, v in c.items() if not k.startswith("_") and k != "transformers_version"} for c in configs]
+        text = json.dumps([self.tokenizer.backend_tokenizer.to_str(), self.max_tokens, settings], sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode())
         for part in (self.vae, self.text_encoder):
             for name, value in part.state_dict().items():
                 digest.update(name.encode())

@@ -1,0 +1,263 @@
+"""From a finished tiny run to a report: the right prompts, nothing drawn twice, the base untouched."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests import tiny
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from sdtune import config as configs
+from sdtune.compare import Progress, compare, comparing, make_plan, read_validation
+from sdtune.config import RunConfig
+from sdtune.errors import EvaluationError
+from sdtune.events import Step, Validated
+from sdtune.metrics.features import Scorer
+from sdtune.runs import Run
+from sdtune.train import train
+
+module = importlib.import_module("sdtune.compare")  # the package's own `compare` is the function
+SETTINGS = (
+    "train.steps=2", "train.batch_size=2", "train.validate_every=1", "train.sample_every=2", "train.validation_timesteps=1",
+    "train.precision=fp32", "train.threads=1", "train.device=cpu", "optimizer.lr=0.1", "method.rank=2", "sample.steps=2",
+    "sample.seeds=[0]", "data.caption_suffix=in ink", "evaluate.seeds=[3, 4]", "evaluate.draws=100", "name=tiny",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, a set with train, validation and test pictures, and a finished run."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.sd1_folder(folder / "model")
+    tiny.imagefolder(folder / "set" / "train", ["red dog", "blue dog", "green dog"])
+    tiny.imagefolder(folder / "set" / "validation", ["red sun", "blue sun"], seed=20)
+    tiny.imagefolder(folder / "set" / "test", ["red cat", "blue cat", "green cat", "red cat"], seed=40)
+    tiny.imagefolder(folder / "control", ["house", "red house"], seed=60)
+    config = config_of(folder)
+    for _ in train(config, Run(folder / "run")):
+        pass
+    return folder
+
+
+def config_of(world: Path, *overrides: str) -> RunConfig:
+    paths = (f"model.path={world / 'model'}", f"data.path={world / 'set'}", f"data.cache={world / 'cache'}")
+    return configs.load(None, [*paths, *SETTINGS, *overrides])
+
+
+@pytest.fixture
+def run(world: Path, tmp_path: Path) -> Run:
+    shutil.copytree(world / "run", tmp_path / "run", dirs_exist_ok=True)
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    """A scorer of the shipped one's classes, with random weights."""
+    folder = tmp_path_factory.mktemp("scorer")
+    words = tiny.tokenizer(folder / "tokenizer")
+    words.save_pretrained(folder / "tokenizer")
+    tiny.text_encoder(words).save_pretrained(folder / "text")
+    torch.manual_seed(0)
+    shape = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=16,
+    )
+    CLIPVisionModelWithProjection(shape).save_pretrained(folder / "vision")
+    return Scorer.load(folder / "vision", text=folder / "text", tokenizer=folder / "tokenizer")
+
+
+@pytest.fixture
+def fitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scorer judge the tiny model, as it judges the embedded base."""
+    monkeypatch.setattr(module, "_unfit", lambda config: "")
+
+
+@pytest.fixture
+def drawings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is really drawn."""
+    sampler = importlib.import_module("sdtune.sample")
+    real, made = sampler.sample, list[tuple[str, int]]()
+
+    def counted(model: Any, config: Any, *, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Any]:
+        for picture in real(model, config, prompts=prompts, seeds=seeds):
+            made.append((picture.prompt, picture.seed))
+            yield picture
+
+    monkeypatch.setattr(sampler, "sample", counted)
+    return made
+
+
+def test_the_whole_way(world: Path, run: Run, scorer: Scorer, fitting: None) -> None:
+    seen: list[Progress] = []
+    config = config_of(world, f"evaluate.control={world / 'control'}")
+    result = compare(run, config, scorer=scorer, progress=seen.append)
+    assert result.plan.prompts == ("red cat in ink", "blue cat in ink", "green cat in ink")
+    assert [(p.prompt, p.seed) for p in result.pairs] == [(q, s) for q in result.plan.prompts for s in (3, 4)]
+    for pair in result.pairs:
+        base, tuned = (np.asarray(Image.open(p)) for p in (pair.base, pair.tuned))
+        assert base.shape == (32, 32, 3)
+        assert not np.array_equal(base, tuned)
+    scores = json.loads(run.scores_file.read_text())
+    assert scores["format"] == "sdtune comparison 1"
+    assert {v["answer"] for v in scores["verdicts"]} == {"cannot tell"}  # six pictures prove nothing
+    assert [e.captions[0] for e in result.plan.control] == ["house", "red house"]
+    assert run.report_file.read_text().startswith("<!doctype html>")
+    assert seen[0] == ("base pictures", 0, 6)
+    assert ("tuned pictures", 6, 6) in seen
+    assert seen[-1] == ("report", 1, 1)
+
+
+def test_base_pictures_are_those_of_the_plain_model(world: Path, run: Run, scorer: Scorer, fitting: None) -> None:
+    from sdtune.sample import sample
+
+    config = config_of(world)
+    result = compare(run, config, scorer=scorer)
+    model = config.model.load(device="cpu")
+    for pair in result.pairs[:2]:
+        (picture,) = sample(model, config.sample, prompts=[pair.prompt], seeds=[pair.seed])
+        difference = np.abs(np.asarray(picture.image, int) - np.asarray(Image.open(pair.base), int))
+        assert difference.max() <= 1  # a batch may round otherwise than a single picture
+
+
+def test_what_is_drawn_is_not_drawn_again(
+    world: Path, run: Run, scorer: Scorer, fitting: None, drawings: list[tuple[str, int]]
+) -> None:
+    first = compare(run, config_of(world), scorer=scorer)
+    report = run.report_file.read_bytes()
+    assert len(drawings) == 12
+    drawings.clear()
+    compare(run, config_of(world), scorer=scorer)
+    assert drawings == []
+    assert run.report_file.read_bytes() == report
+    first.pairs[0].base.unlink()
+    first.pairs[3].tuned.write_bytes(first.pairs[3].tuned.read_bytes()[:100])
+    compare(run, config_of(world), scorer=scorer)
+    assert drawings == [(first.pairs[0].prompt, 3), (first.pairs[3].prompt, 4)]
+    assert run.report_file.read_bytes() == report
+
+
+def test_other_settings_or_weights_are_drawn_anew(
+    world: Path, run: Run, scorer: Scorer, fitting: None, drawings: list[tuple[str, int]]
+) -> None:
+    compare(run, config_of(world), scorer=scorer)
+    drawings.clear()
+    compare(run, config_of(world, "sample.guidance=2"), scorer=scorer)
+    assert len(drawings) == 12
+    drawings.clear()
+    (adapter,) = run.final.glob("*.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(adapter, "pt") as file:
+        about = file.metadata()
+    save_file({k: v * 2 if v.ndim else v for k, v in load_file(adapter).items()}, adapter, about)
+    compare(run, config_of(world, "sample.guidance=2"), scorer=scorer)
+    assert len(drawings) == 6  # the tuned ones
+
+
+def test_interrupted_drawing_goes_on(
+    world: Path, run: Run, scorer: Scorer, fitting: None, drawings: list[tuple[str, int]]
+) -> None:
+    parts = comparing(run, config_of(world, "sample.batch_size=1"), scorer=scorer)
+    next(p for p in parts if p == ("base pictures", 3, 6))
+    parts.close()
+    drawings.clear()
+    compare(run, config_of(world, "sample.batch_size=1"), scorer=scorer)
+    assert len(drawings) == 9
+
+
+def test_pictures_of_earlier_prompts_are_removed(world: Path, run: Run, scorer: Scorer, fitting: None) -> None:
+    compare(run, config_of(world), scorer=scorer)
+    compare(run, config_of(world, 'evaluate.prompts=["sun", "dog"]', "evaluate.seeds=[3]"), scorer=scorer)
+    assert sorted(p.name for p in (run.comparison / "base").glob("*.png")) == ["000-3.png", "001-3.png"]
+
+
+def test_another_base_is_judged_by_its_loss_alone(world: Path, run: Run) -> None:
+    result = compare(run, config_of(world))
+    assert result.scorer is None
+    assert [f.key for f in result.scores.figures] == ["validation_loss"]
+    assert "need other encoders" in " ".join(result.scores.limits)
+    assert "other encoders" in run.report_file.read_text()
+
+
+def test_plan(world: Path, tmp_path: Path) -> None:
+    given = make_plan(config_of(world, 'evaluate.prompts=["sun", "house in ink", "sun"]'))
+    assert given.prompts == ("sun in ink", "house in ink")
+    (tmp_path / "prompts.txt").write_text("red sun\n\nblue sun\n")
+    assert make_plan(config_of(world, f"evaluate.prompts={tmp_path / 'prompts.txt'}")).prompts == (
+        "red sun in ink",
+        "blue sun in ink",
+    )
+    few = make_plan(config_of(world, "evaluate.max_prompts=2"))
+    assert few.prompts == ("red cat in ink", "blue cat in ink")
+    assert len(few.reference) == 4
+    other = make_plan(config_of(world, f"evaluate.reference={world / 'set' / 'validation'}"))
+    assert other.prompts == ("red sun in ink", "blue sun in ink")
+    shutil.copytree(world / "set", tmp_path / "set")
+    shutil.rmtree(tmp_path / "set" / "test")
+    plain = make_plan(config_of(world, f"data.path={tmp_path / 'set'}"))
+    assert "validation pictures" in plain.sources["reference"]
+    assert plain.notes
+
+
+def test_pictures_that_were_trained_on_are_no_reference(world: Path) -> None:
+    with pytest.raises(EvaluationError, match="3 of its pictures are trained on"):
+        make_plan(config_of(world, f"evaluate.reference={world / 'set' / 'train'}"))
+
+
+def test_losses_are_read_up_to_the_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step, loss in ((0, 1.0), (10, 0.5), (20, 0.7), (30, 0.8)):
+        run.log(Step(step + 1, loss, 1.0, 0.1, 0.1))
+        run.log(Validated(step, loss, (loss, loss)))
+    assert read_validation(run).steps == (0, 10, 20, 30)
+    assert read_validation(run, "best").steps == (0, 10)
+    assert read_validation(run, "step-000020").steps == (0, 10, 20)
+    assert read_validation(run, "step-000020").train_steps == (1, 11)
+
+
+def test_evaluate_measures_one_folder(scorer: Scorer) -> None:
+    from sdtune.evaluate import evaluate
+    from sdtune.metrics.kid import kid
+
+    drawn, real = [tiny.picture(i) for i in range(6)], [tiny.picture(i) for i in range(10, 15)]
+    prompts = ["red dog", "blue dog", "sun"] * 2
+    scores = evaluate(drawn, real, prompts=prompts, scorer=scorer, draws=100)
+    assert [f.key for f in scores.figures] == ["kid_target", "fd_target", "found_first", "prompt_cosine"]
+    assert all(f.base is None and f.difference is None for f in scores.figures)
+    plain = evaluate(drawn, real, scorer=scorer, draws=100).figure("kid_target")
+    assert plain is not None
+    assert plain.tuned is not None
+    assert plain.tuned.value == pytest.approx(kid(scorer.features(drawn), scorer.features(real)))
+    assert "not evidence" in plain.note
+    with pytest.raises(EvaluationError, match="2 for 6 pictures"):
+        evaluate(drawn, real, prompts=["a", "b"], scorer=scorer)
+
+
+def test_scorer_reads_pictures_of_any_size(scorer: Scorer) -> None:
+    small, large = tiny.picture(1, (16, 16)), tiny.picture(1, (16, 16)).resize((64, 64), Image.Resampling.NEAREST)
+    features, embeds = scorer.see([small, large])
+    assert np.allclose(features[0], features[1], atol=1e-5)  # reduced by area, blocks become their pixels again
+    assert np.allclose(np.linalg.norm(embeds, axis=1), 1)
+    assert np.allclose(scorer.features([small]), features[:1], atol=1e-6)
+    assert np.allclose(np.linalg.norm(scorer.texts(["red dog", "blue dog"]), axis=1), 1)
+
+
+def test_scorer_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no tokenizer there"):
+        Scorer.load(tmp_path, text=tmp_path, tokenizer=tmp_path)
+    (tmp_path / "vocab.json").touch()
+    with pytest.raises(EvaluationError, match="no scorer there"):
+        Scorer.load(tmp_path, text=tmp_path, tokenizer=tmp_path)

@@ -1,0 +1,255 @@
+"""The report: one file that needs nothing else, and says what the scores say."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests import tiny
+
+from sdtune import config as configs
+from sdtune import report
+from sdtune.compare import Comparison, Pair, Plan
+from sdtune.data.dataset import Example
+from sdtune.evaluate import Evidence, Figure, Scores, Seen, Validation, Verdict, judge
+from sdtune.events import Finished, Sampled, Started
+from sdtune.runs import Run
+from sdtune.stats import Interval
+
+VOID = {"meta", "img", "input", "br", "line", "path", "circle", "link"}
+
+
+class Page(HTMLParser):
+    """Collects tags and texts, and checks that tags close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def drawn(path: Path, seed: int, side: int = 32) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tiny.picture(seed, (side, side)).save(path)
+    return path
+
+
+PROMPTS = tuple(f"{w} in <ink> & 'line' style" for w in ("red apple", "dog", "<script>alert(1)</script>", "sun"))
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    run = Run(tmp_path / "runs" / "ink")
+    run.path.mkdir(parents=True)
+    run.log(Started(0, 40, "ink", "cpu", "fp32", 1000, 9_000_000, 8, 4, 4))
+    for step in (0, 20, 40):
+        file = drawn(run.samples / f"step-{step:06d}" / "00.png", step)
+        run.log(Sampled(step, PROMPTS[0], 0, str(file.relative_to(run.path))))
+    run.log(Finished(40, 75.0, "final", 40))
+    pairs = tuple(
+        Pair(
+            p,
+            s,
+            drawn(run.comparison / "base" / f"{i:03d}-{s}.png", i),
+            drawn(run.comparison / "tuned" / f"{i:03d}-{s}.png", 9 + i),
+        )
+        for i, p in enumerate(PROMPTS)
+        for s in (1, 2)
+    )
+    real = tuple(Example(drawn(tmp_path / f"real{i}.png", 50 + i), (PROMPTS[i],), (32, 32)) for i in range(4))
+    train = tuple(Example(drawn(tmp_path / f"train{i}.png", 80 + i), (f"thing {i}",), (32, 32)) for i in range(5))
+    rng = np.random.default_rng(0)
+    asked = np.repeat(np.arange(4), 2)
+
+    def look(asked: np.ndarray[tuple[int], np.dtype[np.int64]], shift: float) -> Seen:
+        return Seen(rng.normal(shift, 1, (len(asked), 6)), np.eye(4)[asked % 4], asked)
+
+    evidence = Evidence(
+        PROMPTS,
+        np.eye(4),
+        look(asked, 2),
+        look(asked, 0),
+        look(np.arange(4), 0),
+        look(np.full(5, -1), 0),
+        look(np.full(5, -1), 2),
+    )
+    validation = Validation(
+        (0, 20, 40), np.array([[0.1] * 4, [0.08] * 4, [0.07] * 4]), tuple(range(1, 41)), (0.1,) * 40
+    )
+    plan = Plan(
+        PROMPTS, train, real, (), {"prompts": "captions", "reference": "the test pictures", "control": "none"}, ()
+    )
+    scores = judge(evidence, validation, primary="kid", draws=100)
+    config = configs.load(None, ["name=ink"])
+    return Comparison(
+        run, config, "final", plan, pairs, scores, validation, "ab" * 32, {"drawing": 1.0, "judging": 2.0}
+    )
+
+
+def test_page_is_whole_and_loads_nothing(comparison: Comparison) -> None:
+    text = report.html(comparison)
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "a")
+        for name in ("src", "srcset", "href", "xlink:href", "action", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith("data:image/"), (tag, name, value)
+    css, script = (re.search(rf"<{tag}>(.*?)</{tag}>", text, re.S) for tag in ("style", "script"))
+    assert css is not None
+    assert script is not None
+    assert not re.search(r"url\(|@import|http", css[1])
+    assert not re.search(r"fetch|XMLHttp|import\(|http|eval", script[1])
+    policy = [a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"]
+
+
+def test_every_pair_is_there_in_order_and_none_is_picked(comparison: Comparison) -> None:
+    page = Page(report.html(comparison))
+    alts = [a.get("alt") or "" for t, a in page.tags if t == "img"]
+    wanted = [f"{which}: {p}, seed {s}" for p in PROMPTS for s in (1, 2) for which in ("base", "tuned")]
+    assert [a for a in alts if a.startswith(("base: ", "tuned: "))] == wanted
+    assert all(alts)
+    first = next(a["src"] for t, a in page.tags if t == "img")
+    assert first is not None
+    shown = Image.open(io.BytesIO(base64.b64decode(first.split(",")[1])))
+    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(comparison.pairs[0].base)))  # lossless
+
+
+def test_captions_are_text_and_never_markup(comparison: Comparison) -> None:
+    text = report.html(comparison)
+    assert "alert(1)" in text
+    assert "<script>alert" not in text
+    assert len([t for t, _ in Page(text).tags if t == "script"]) == 1
+
+
+def test_page_says_what_the_scores_say(comparison: Comparison) -> None:
+    text = " ".join(" ".join(Page(report.html(comparison)).texts).split())
+    for v in comparison.scores.verdicts:
+        assert v.question in text
+        assert v.answer.capitalize() in text
+    assert report.headline(comparison.scores)[0] in text
+    for words in (
+        "indicative only: 4 pictures, 2,048 are needed",
+        "not evidence",
+        "Nearest training pictures",
+        "Step by step",
+        "1 min 15 s",
+    ):
+        assert words in text
+    assert "sdtune compare" in text
+    assert 'path = "embedded:lineart"' in text
+
+
+def test_page_without_the_optional_parts(comparison: Comparison) -> None:
+    comparison.run.events_file.unlink()
+    bare = dataclasses.replace(comparison, scores=Scores(), validation=Validation(), scorer=None)
+    text = " ".join(Page(report.html(bare)).texts)
+    assert "Step by step" not in text
+    assert "Nearest training pictures" not in text
+    assert "These pictures cannot show" in text
+
+
+def test_report_is_the_same_each_time(comparison: Comparison) -> None:
+    assert report.html(comparison) == report.html(comparison)
+    assert report.as_json(comparison) == report.as_json(comparison)
+
+
+def test_large_pictures_are_reduced(tmp_path: Path) -> None:
+    uri = report._thumb(drawn(tmp_path / "large.png", 1, 1024), report.LARGE)
+    assert uri.startswith("data:image/jpeg;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (512, 512)
+
+
+def test_json_and_markdown_hold_everything(comparison: Comparison) -> None:
+    record = json.loads(json.dumps(report.as_json(comparison), allow_nan=False))
+    assert [v["key"] for v in record["verdicts"]] == ["moved", "content", "away", "overfit", "copied"]
+    assert {f["key"] for f in record["figures"]} >= {
+        "kid_target",
+        "fd_target",
+        "found_first",
+        "kid_control",
+        "validation_loss",
+    }
+    assert len(record["pictures"]) == 8
+    assert record["pictures"][0]["base"] == "base/000-1.png"
+    assert record["config"]["name"] == "ink"
+    assert record["plan"]["prompts_without_shared_words"][:2] == ["red apple", "dog"]
+    rows = [line for line in report.markdown(comparison).splitlines() if line.startswith("|")]
+    assert {line.count("|") - line.count("\\|") for line in rows} == {7}
+
+
+def verdicts(**answers: str) -> Scores:
+    return Scores(verdicts=tuple(Verdict(k, k, v, "yes", "") for k, v in answers.items()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "answers, words, tone",
+    [
+        ({"moved": "yes", "content": "yes", "away": "yes", "overfit": "no", "copied": "no"}, "worked", "good"),
+        ({"moved": "yes", "content": "no"}, "lost what it was asked", "bad"),
+        ({"moved": "yes", "content": "cannot tell"}, "cannot be told", "open"),
+        ({"moved": "cannot tell", "content": "yes"}, "cannot show", "open"),
+        ({"moved": "no", "content": "yes"}, "did not move", "bad"),
+        ({"moved": "yes", "content": "yes", "copied": "yes"}, "copies", "bad"),
+        ({"moved": "yes", "content": "yes", "away": "no"}, "nearer to everything", "open"),
+        ({}, "cannot show", "open"),
+    ],
+)
+def test_headline(answers: dict[str, str], words: str, tone: str) -> None:
+    sentence, got = report.headline(verdicts(**answers))
+    assert words in sentence
+    assert got == tone
+
+
+def test_headline_names_a_short_way() -> None:
+    def moved(way: float) -> str:
+        rows = (Verdict("moved", "", "yes", "yes", "", "", way), Verdict("content", "", "yes", "yes", ""))
+        return report.headline(Scores(verdicts=rows))[0]
+
+    assert "moved 31% of the way" in moved(0.31)
+    assert "worked" in moved(0.9)
+
+
+def test_colours_follow_the_wanted_direction() -> None:
+    lower = Interval(-1, -2, -0.5, 30, 0.3)
+    rows = [
+        Figure("a", "a", "lower", difference=lower),
+        Figure("b", "b", "higher", difference=lower),
+        Figure("c", "c", "lower", difference=lower, evidence=False),
+        Figure("d", "d", "", difference=lower),
+        Figure("e", "e", "lower", difference=Interval(-1, -2, 0.5, 30, 0.3)),
+    ]
+    assert [r["side"] for r in report._table(rows)] == [1, -1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("low, high", [(0, 400), (0.045, 0.07), (3, 3), (0, 0), (-0.2, 1e6)])
+def test_axis_marks_are_few_and_span_the_values(low: float, high: float) -> None:
+    ticks = report._ticks(low, high)
+    assert 1 <= len(ticks) <= 8
+    assert ticks[0] <= low + 1e-9
+    assert ticks[-1] >= high - 1e-9
