@@ -34,7 +34,9 @@ def plain(bf16: bool) -> Iterator[float]:
     import plain_loop
 
     demo = Path(str(resources.files("sdtune") / "demo"))
-    yield from plain_loop.train(demo / "base", demo / "sets" / "lineart" / "train", batch=BATCH, rank=RANK, lr=LR, bf16=bf16)
+    yield from plain_loop.train(
+        demo / "base", demo / "sets" / "lineart" / "train", batch=BATCH, rank=RANK, lr=LR, bf16=bf16
+    )
 
 
 def ours(precision: str, steps: int) -> Iterator[float]:
@@ -99,7 +101,9 @@ def gate(steps: int = 100) -> tuple[float, float]:
                 else:
                     weights, scale, _ = read_lora(next(run.final.glob("*.safetensors")))
                     layers = sorted({name.rpartition(".")[0] for name in weights})
-                    flat = [scale * weights[f"{x}.lora_B"].flatten(1) @ weights[f"{x}.lora_A"].flatten(1) for x in layers]
+                    flat = [
+                        scale * weights[f"{x}.lora_B"].flatten(1) @ weights[f"{x}.lora_A"].flatten(1) for x in layers
+                    ]
                     deltas[precision] = torch.cat([d.flatten() for d in flat])
     distance = statistics.mean(abs(a - b) / a for a, b in zip(losses["fp32"], losses["bf16"], strict=True))
     return distance, float(torch.cosine_similarity(deltas["fp32"], deltas["bf16"], dim=0))
@@ -122,13 +126,15 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     base = results[VARIANTS[0]]
-    lines = ["| | images/s | ratio to plain fp32 | first step, s | whole run, s | peak memory, MB |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | images/s | ratio to plain fp32 | first step, s | whole run, s | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
     for variant, rows in results.items():
         ratios = [r["images_per_s"] / b["images_per_s"] for r, b in zip(rows, base, strict=True)]
         columns = [[r[k] for r in rows] for k in ("images_per_s", "first_step_s", "whole_run_s", "peak_mb")]
-        lines.append(
-            f"| {variant} | {spread(columns[0])} | {spread(ratios, 2)} | {spread(columns[1])} | {spread(columns[2])} | {spread(columns[3], 0)} |"
-        )
+        cells = [spread(columns[0]), spread(ratios, 2), spread(columns[1]), spread(columns[2]), spread(columns[3], 0)]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,7 +150,9 @@ def main() -> None:
     if args.worker:
         return worker(args.worker, args.steps)
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        processor = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
+        processor = next(
+            (line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor()
+        )
     results = measure(args.steps, args.rounds)
     distance, cosine = gate()
     passed = distance < 1e-2 and cosine >= 0.99

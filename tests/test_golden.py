@@ -23,8 +23,14 @@ HERE = {"torch": torch.__version__.split("+")[0], "cpu": torch.backends.cpu.get_
 RUNS = {
     "epsilon full": ("epsilon", ("method.type=full", "optimizer.lr=1e-3")),
     "epsilon lora": ("epsilon", ("method.rank=4", "method.targets=many", "method.dropout=0.2", "data.flip=true")),
-    "v full ema accumulate": ("v_prediction", ("method.type=full", "train.ema=0.9", "train.accumulate=2", "optimizer.schedule=linear")),
-    "v lora no snr": ("v_prediction", ("method.alpha=2", "objective.min_snr_gamma=1e9", "data.crop=random", "optimizer.warmup=3")),
+    "v full ema accumulate": (
+        "v_prediction",
+        ("method.type=full", "train.ema=0.9", "train.accumulate=2", "optimizer.schedule=linear"),
+    ),
+    "v lora no snr": (
+        "v_prediction",
+        ("method.alpha=2", "objective.min_snr_gamma=1e9", "data.crop=random", "optimizer.warmup=3"),
+    ),
     "epsilon lora bf16": ("epsilon", ("method.rank=4", "train.precision=bf16")),
 }
 

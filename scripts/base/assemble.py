@@ -1,6 +1,6 @@
 """Stage 5: the parts as one diffusers pipeline folder in fp16, and the scorer beside it.
 
-    python assemble.py OUT DESTINATION      (DESTINATION is src/sdtune/demo)
+python assemble.py OUT DESTINATION      (DESTINATION is src/sdtune/demo)
 """
 
 import argparse

@@ -46,25 +46,45 @@ def train_tokenizer(out: Path, size: int = 2048) -> None:
     rng = random.Random(0)
     corpus = [caption(i, rng.randrange(10), rng) for i in range(len(CONCEPTS)) for _ in range(20)]
     corpus += [f"{w} style" for w in REAL_STYLE_WORDS] * 20
-    corpus += ["abcdefghijklmnopqrstuvwxyz 0123456789 a photo of sks style with and in the of my dog red blue small big"] * 20
+    corpus += [
+        "abcdefghijklmnopqrstuvwxyz 0123456789 a photo of sks style with and in the of my dog red blue small big"
+    ] * 20
     words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(words), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 2, min_frequency=2, initial_alphabet=letters, end_of_word_suffix="</w>", special_tokens=[], show_progress=False
+        vocab_size=size - 2,
+        min_frequency=2,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        special_tokens=[],
+        show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
     merges = [m if isinstance(m, str) else " ".join(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*letters, *(a + "</w>" for a in letters), *("".join(m.split(" ")) for m in merges), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(a + "</w>" for a in letters),
+        *("".join(m.split(" ")) for m in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     out.mkdir(parents=True, exist_ok=True)
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     (out / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     (out / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **special}
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     (out / "special_tokens_map.json").write_text(json.dumps(special, indent=2))

@@ -78,7 +78,10 @@ def main() -> None:
         start = time.time()
         wrong = nearest(model, args.out, guidance, args.concepts)
         share = 1 - len(wrong) / args.concepts
-        print(f"guidance {guidance:g}: nearest concept right {share:.1%} of {args.concepts} ({time.time() - start:.0f} s)", flush=True)
+        print(
+            f"guidance {guidance:g}: nearest concept right {share:.1%} of {args.concepts} ({time.time() - start:.0f} s)",
+            flush=True,
+        )
         print("   wrong:", ", ".join(f"{a} -> {b}" for a, b in wrong[:12]))
     if args.sheet:
         args.sheet.mkdir(parents=True, exist_ok=True)

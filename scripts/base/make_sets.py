@@ -21,7 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 SPLITS = {"train": 96, "validation": 24, "test": 96}
 
 
-def styled(style: Callable[[Image.Image], Image.Image], seed: int, *, colours: bool) -> Iterator[tuple[str, str, Image.Image]]:
+def styled(
+    style: Callable[[Image.Image], Image.Image], seed: int, *, colours: bool
+) -> Iterator[tuple[str, str, Image.Image]]:
     """(split, caption, picture), the concepts dealt to the splits at random.
 
     Without `colours` one of the concepts that differ in colour alone is enough: line art cannot tell them apart.
@@ -78,7 +80,11 @@ def subject() -> Iterator[tuple[str, str, Image.Image]]:
         for _ in range(n):
             background = rng.choice(["white"] * 4 + list(BACKGROUNDS)[1:])
             hat = rng.choice([None, None, "red", "blue", "yellow", "purple"])
-            text = "pip" + (f" with a {hat} hat" if hat else "") + ("" if background == "white" else f" on a {background} background")
+            text = (
+                "pip"
+                + (f" with a {hat} hat" if hat else "")
+                + ("" if background == "white" else f" on a {background} background")
+            )
             yield split, text, on(BACKGROUNDS[background], pip(rng, hat))
 
 
@@ -89,19 +95,28 @@ def write(folder: Path, pictures: Iterator[tuple[str, str, Image.Image]]) -> Non
         index = len(rows.setdefault(split, []))
         name = f"{index:03d}_{caption.replace(' ', '_')}.png"
         (folder / split).mkdir(parents=True, exist_ok=True)
-        im.resize((64, 64), Image.Resampling.LANCZOS).quantize(64, dither=Image.Dither.NONE).save(folder / split / name, optimize=True)
+        im.resize((64, 64), Image.Resampling.LANCZOS).quantize(64, dither=Image.Dither.NONE).save(
+            folder / split / name, optimize=True
+        )
         rows[split].append({"file_name": name, "text": caption})
     for split, lines in rows.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / split / "metadata.jsonl").write_text(text, encoding="utf-8")
-    print(folder.name, {k: len(v) for k, v in rows.items()}, f"{sum(f.stat().st_size for f in folder.rglob('*.png')) / 1e6:.2f} MB")
+    print(
+        folder.name,
+        {k: len(v) for k, v in rows.items()},
+        f"{sum(f.stat().st_size for f in folder.rglob('*.png')) / 1e6:.2f} MB",
+    )
 
 
 def main(destination: Path) -> None:
     write(destination / "lineart", styled(line_art, 1, colours=False))
     write(destination / "pixel", styled(pixel_art, 2, colours=True))
     write(destination / "pip", subject())
-    write(destination / "drawings", ((s, c, i) for s, c, i in styled(lambda im: on((255, 255, 255), im), 3, colours=True) if s == "test"))
+    write(
+        destination / "drawings",
+        ((s, c, i) for s, c, i in styled(lambda im: on((255, 255, 255), im), 3, colours=True) if s == "test"),
+    )
 
 
 if __name__ == "__main__":

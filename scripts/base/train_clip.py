@@ -88,7 +88,9 @@ def batch(drawings: Tensor, targets: Tensor, n: int, seed: int) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def retrieval(text: CLIPTextModel, image: CLIPVisionModelWithProjection, tok: object, drawings: Tensor, targets: Tensor) -> str:
+def retrieval(
+    text: CLIPTextModel, image: CLIPVisionModelWithProjection, tok: object, drawings: Tensor, targets: Tensor
+) -> str:
     """How often a picture's own name is the nearest of all names, per style."""
     ids = tok([c.caption for c in CONCEPTS], padding="max_length", truncation=True, return_tensors="pt").input_ids
     names = F.normalize(text(ids).pooler_output, dim=-1)
@@ -113,7 +115,9 @@ def main() -> None:
     torch.manual_seed(0)
     tok = load_tokenizer(args.out / "tokenizer")
     text = CLIPTextModel.from_pretrained(args.locked, dtype=torch.float32) if args.locked else build_text(len(tok))
-    image = CLIPVisionModelWithProjection.from_pretrained(args.start, dtype=torch.float32) if args.start else build_image()
+    image = (
+        CLIPVisionModelWithProjection.from_pretrained(args.start, dtype=torch.float32) if args.start else build_image()
+    )
     text.train(not args.locked).requires_grad_(not args.locked)
     style_head, scale = nn.Linear(WIDTH, STYLES), nn.Parameter(torch.tensor(2.6))
     model = nn.ModuleDict({"text": text, "image": image, "style": style_head})

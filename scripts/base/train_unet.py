@@ -123,7 +123,8 @@ def worker(rank: int, shared: Shared, args: argparse.Namespace, counts: Tensor, 
         pick = pick_variants(args.batch, rng)
         x0, background = latents[who, pick], backgrounds[who, pick]
         captions = [
-            "" if words.random() < 0.1 else caption(c, b, words) for c, b in zip(who.tolist(), background.tolist(), strict=True)
+            "" if words.random() < 0.1 else caption(c, b, words)
+            for c, b in zip(who.tolist(), background.tolist(), strict=True)
         ]
         ids = tok(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         t = torch.randint(1000, (args.batch,), generator=rng).to(device)
@@ -138,7 +139,10 @@ def worker(rank: int, shared: Shared, args: argparse.Namespace, counts: Tensor, 
             q.grad = None
         torch.nn.utils.clip_grad_norm_(master, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(minutes / args.minutes, step - first if not before else step, args.lr, args.cooldown) * group["factor"]
+            group["lr"] = (
+                learning_rate(minutes / args.minutes, step - first if not before else step, args.lr, args.cooldown)
+                * group["factor"]
+            )
         optimizer.step()
         step += 1
         counts[rank] = step
@@ -147,7 +151,10 @@ def worker(rank: int, shared: Shared, args: argparse.Namespace, counts: Tensor, 
             ema.update(step)
             if time.time() - shown > 30:
                 shown, total = time.time(), int(counts.sum()) * args.batch
-                print(f"{minutes:.1f} min, {total} samples, loss {mean_loss:.4f}, lr {optimizer.param_groups[0]['lr']:.2e}", flush=True)
+                print(
+                    f"{minutes:.1f} min, {total} samples, loss {mean_loss:.4f}, lr {optimizer.param_groups[0]['lr']:.2e}",
+                    flush=True,
+                )
             if time.time() - saved > 150:
                 saved = time.time()
                 save(args.out, shared, ema, optimizer, counts, minutes)
@@ -159,7 +166,13 @@ def save(out: Path, shared: Shared, ema: Ema, optimizer: torch.optim.Optimizer, 
     """The state to go on from, and the averaged weights as diffusers and transformers folders."""
     means = {str(i): v.cpu() for i, v in enumerate(ema.mean)}
     at = {"counts": counts.clone(), "minutes": torch.tensor(minutes)}
-    save_state(out / "unet_state.safetensors", model=shared.state_dict(), ema=means, optimizer=optimizer_tensors(optimizer), at=at)
+    save_state(
+        out / "unet_state.safetensors",
+        model=shared.state_dict(),
+        ema=means,
+        optimizer=optimizer_tensors(optimizer),
+        at=at,
+    )
     unet, text = build(), CLIPTextModel(shared.text.config)
     with torch.no_grad():
         for p, m in zip([*unet.parameters(), *text.parameters()], ema.mean, strict=True):

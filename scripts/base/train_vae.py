@@ -34,7 +34,9 @@ def shapes(n: int) -> Tensor:
     """Random lines, ellipses and polygons, (n, 3, 64, 64): so that the latents hold more than emoji."""
     rng, out = np.random.default_rng(0), []
     for _ in range(n):
-        im = Image.new("RGB", (128, 128), tuple(int(v) for v in rng.integers(0, 256, 3)) if rng.random() < 0.5 else "white")
+        im = Image.new(
+            "RGB", (128, 128), tuple(int(v) for v in rng.integers(0, 256, 3)) if rng.random() < 0.5 else "white"
+        )
         draw = ImageDraw.Draw(im)
         for _ in range(rng.integers(2, 9)):
             points = [tuple(int(v) for v in rng.integers(-10, 138, 2)) for _ in range(rng.integers(2, 5))]
@@ -45,7 +47,12 @@ def shapes(n: int) -> Tensor:
             elif kind < 0.7:
                 (x0, x1), (y0, y1) = np.sort(rng.integers(0, 128, 2)), np.sort(rng.integers(0, 128, 2))
                 fill = None if rng.random() < 0.5 else colour
-                draw.ellipse([int(x0), int(y0), int(x1) + 4, int(y1) + 4], outline=colour, width=int(rng.integers(2, 7)), fill=fill)
+                draw.ellipse(
+                    [int(x0), int(y0), int(x1) + 4, int(y1) + 4],
+                    outline=colour,
+                    width=int(rng.integers(2, 7)),
+                    fill=fill,
+                )
             elif len(points) > 2:
                 draw.polygon(points, fill=colour)
         out.append(np.asarray(im))
@@ -132,7 +139,9 @@ def main() -> None:
         optimizer.step()
         ema.update(step)
         if step % 200 == 0 or step + 1 == args.steps:
-            print(f"vae {step} loss {loss.item():.4f} l1 {l1.item():.4f} {(time.time() - start) / 60:.1f} min", flush=True)
+            print(
+                f"vae {step} loss {loss.item():.4f} l1 {l1.item():.4f} {(time.time() - start) / 60:.1f} min", flush=True
+            )
             at = {"step": torch.tensor(step + 1)}
             means = {str(i): v for i, v in enumerate(ema.mean)}
             save_state(state_file, model=vae.state_dict(), ema=means, optimizer=optimizer_tensors(optimizer), at=at)
@@ -144,7 +153,9 @@ def main() -> None:
     whites = over(jitter(drawings, rng, shift=0.0, scale=0.0), torch.ones(len(drawings), 3)) * 2 - 1
     whiten(vae, whites.to(args.device))
     with torch.no_grad():
-        mse = torch.cat([(vae.decode(vae.encode(p).latent_dist.mean).sample - p).square() for p in whites.to(args.device).split(64)]).mean()
+        mse = torch.cat(
+            [(vae.decode(vae.encode(p).latent_dist.mean).sample - p).square() for p in whites.to(args.device).split(64)]
+        ).mean()
     print(f"PSNR on the drawings: {10 * torch.log10(4 / mse).item():.1f} dB")
     vae.save_pretrained(args.out / "vae")
 

@@ -1,10 +1,10 @@
 """Checkpoints: whole or absent, checked when read, pruned only after the new one stands.
 
-    checkpoints/step-000250/   weights.safetensors   the trained parameters, fp32, by name
-                               optimizer.safetensors AdamW's moments
-                               ema.safetensors       their moving average, if there is one
-                               state.json            step, what the run is, best validation loss
-                               manifest.json         size and sha256 of each file, written last
+checkpoints/step-000250/   weights.safetensors   the trained parameters, fp32, by name
+                           optimizer.safetensors AdamW's moments
+                           ema.safetensors       their moving average, if there is one
+                           state.json            step, what the run is, best validation loss
+                           manifest.json         size and sha256 of each file, written last
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Checkpoint:
         return load_file(self.path / file) if (self.path / file).exists() else None
 
 
-def save(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], *, keep: int, best: int | None) -> Path:
+def save(
+    run: Run, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], *, keep: int, best: int | None
+) -> Path:
     """Write `tensors` (file name -> tensors by name) and `state` as one checkpoint, then remove all but the newest `keep` and `best`.
 
     Raises RunError if the disk has no room; the earlier checkpoints are intact then.
@@ -53,7 +55,9 @@ def save(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, 
     need = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(run.checkpoints).free) < need * 1.05 + 2**20:
-        raise RunError(f"{final}: not saved: needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; earlier checkpoints are intact")
+        raise RunError(
+            f"{final}: not saved: needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; earlier checkpoints are intact"
+        )
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
@@ -76,7 +80,7 @@ def save(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, 
 
 def latest(run: Run) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is complete, and what is wrong with newer ones, a line each."""
-    faults = []
+    faults: list[str] = []
     for path in sorted(_folders(run), reverse=True):
         try:
             return read(path), faults

@@ -154,7 +154,9 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunCo
         try:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{path}: {(error.strerror or 'cannot be read').lower()}; `sdtune init` writes a recipe") from None
+            raise ConfigError(
+                f"{path}: {(error.strerror or 'cannot be read').lower()}; `sdtune init` writes a recipe"
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for item in overrides:
@@ -238,20 +240,26 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
 
 def _keys_at(path: Sequence[str]) -> list[str]:
     """The keys that are valid inside the group `path`, a tag such as "lora" counting as a step of it."""
-    current: list[type[Section]] = [RunConfig]
+    current: list[Any] = [RunConfig]
     for name in path:
         inside = [s for c in current for s in _sections(typing.get_type_hints(c, include_extras=True).get(name))]
         current = inside or [c for c in current if getattr(c, "type", None) == name] or current
-    return sorted({f.name for c in current if dataclasses.is_dataclass(c) for f in dataclasses.fields(c)})
+    return sorted({f.name for c in current for f in dataclasses.fields(c)})
 
 
 def _explain(error: Mapping[str, Any]) -> str:
     loc = [str(part) for part in error["loc"]]
-    tags = {getattr(s, "type", "") for f in typing.get_type_hints(RunConfig, include_extras=True).values() for s in _sections(f)}
+    tags = {
+        getattr(s, "type", "")
+        for f in typing.get_type_hints(RunConfig, include_extras=True).values()
+        for s in _sections(f)
+    }
     where = ".".join(p for i, p in enumerate(loc) if not (i == 1 and p in tags)) or "config"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1]), n=1)
-        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_keys_at(loc[:-1]))}")
+        return f"{where}: no such key" + (
+            f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_keys_at(loc[:-1]))}"
+        )
     message = f"{where}: {error['msg'][0].lower() + error['msg'][1:]}"
     context = error.get("ctx", {})
     if error["type"] == "union_tag_invalid":

@@ -19,11 +19,17 @@ def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: cuda was asked for, but torch sees no CUDA device; use auto or cpu, or install a CUDA build of torch")
+        raise ConfigError(
+            "train.device: cuda was asked for, but torch sees no CUDA device; use auto or cpu, or install a CUDA build of torch"
+        )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("train.device: mps was asked for, but this machine has none; use auto or cpu")
     device = torch.device(name)
-    fast = {"cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(), "mps": False, "cpu": cpu_is_fast_at_bf16()}[name]
+    fast = {
+        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "mps": False,
+        "cpu": cpu_is_fast_at_bf16(),
+    }[name]
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast)
     return device, torch.bfloat16 if bf16 else torch.float32
 
@@ -36,7 +42,9 @@ def cpu_is_fast_at_bf16() -> bool:
 def use_threads(threads: int | None) -> int:
     """Set torch's CPU threads: as asked, else OMP_NUM_THREADS, else the cores that this process may use. Returns the number."""
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
-        allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+        allowed = (
+            len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+        )
         threads = max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
     if threads is not None:
         torch.set_num_threads(threads)

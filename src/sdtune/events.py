@@ -124,7 +124,8 @@ class Failed(_Event):
 
 Event = Started | Encoding | Step | Validated | Sampled | Saved | Noted | Warned | Finished | Stopped | Failed
 _KINDS: dict[str, type[Any]] = {
-    c.__name__: c for c in (Started, Encoding, Step, Validated, Sampled, Saved, Noted, Warned, Finished, Stopped, Failed)
+    c.__name__: c
+    for c in (Started, Encoding, Step, Validated, Sampled, Saved, Noted, Warned, Finished, Stopped, Failed)
 }
 
 

@@ -15,7 +15,13 @@ class FlatAdamW:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
     ) -> None:
         self.parameters = dict(parameters)
         if not self.parameters:
@@ -27,14 +33,20 @@ class FlatAdamW:
         self._live = self.weights if first.dtype == torch.float32 else torch.empty_like(self.weights, dtype=first.dtype)
         self._live_gradient = self.gradient if first.dtype == torch.float32 else torch.zeros_like(self._live)
         for (_, p), w, view, grad in zip(
-            self.parameters.items(), self._split(self.weights), self._split(self._live), self._split(self._live_gradient), strict=True
+            self.parameters.items(),
+            self._split(self.weights),
+            self._split(self._live),
+            self._split(self._live_gradient),
+            strict=True,
         ):
             assert p.dtype == first.dtype, "trainable weights of one type"
             w.copy_(p.data)
             view.copy_(p.data)
             p.data, p.grad = view, grad
         self.weights.grad = self.gradient
-        self._adamw = torch.optim.AdamW([self.weights], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self._adamw = torch.optim.AdamW(
+            [self.weights], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        )
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         sizes = [p.numel() for p in self.parameters.values()]
@@ -48,7 +60,7 @@ class FlatAdamW:
 
     def clip(self, limit: float) -> Tensor:
         """Scale the gradient down to length `limit`; returns its length before, a scalar tensor."""
-        norm = torch.linalg.vector_norm(self.gradient)
+        norm: Tensor = torch.linalg.vector_norm(self.gradient)
         self.gradient *= (limit / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -88,4 +100,6 @@ class FlatAdamW:
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         if moments:
-            self._adamw.state[self.weights] = {k: v.to(self.weights.device, torch.float32).clone() for k, v in moments.items()}
+            self._adamw.state[self.weights] = {
+                k: v.to(self.weights.device, torch.float32).clone() for k, v in moments.items()
+            }

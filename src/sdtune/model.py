@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Model(ABC):
 
     family: str
     source: str
-    """Where it was loaded from: a folder, a Hub id with its revision, or "embedded"."""
+    """Where it was loaded from, for messages: a folder, a Hub id with its revision, or "embedded"."""
+    source_is_folder: bool
     denoiser: nn.Module
     text_encoders: tuple[nn.Module, ...]
     alphas_T: Tensor
@@ -70,6 +72,11 @@ class Model(ABC):
     downscale: int
     """Pixels per latent, along one side."""
     latent_channels: int
+
+    @property
+    def label(self) -> str:
+        """`source` for records that travel (PNG, adapter files): a folder's own name, without the path to it."""
+        return PurePath(self.source).name if self.source_is_folder else self.source
 
     @property
     @abstractmethod

@@ -1,8 +1,8 @@
 """The run folder: the only file that knows a path inside it.
 
-    config.toml        resolved, written first        events.jsonl   the only log
-    environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
-    samples/           previews                       comparison/    pictures, scores.json, report.html
+config.toml        resolved, written first        events.jsonl   the only log
+environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
+samples/           previews                       comparison/    pictures, scores.json, report.html
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -105,7 +106,11 @@ class Run:
         """
         if self.events_file.exists():
             again = () if looked else (Validated, Sampled)
-            kept = [e for e in self.events() if getattr(e, "step", 0) <= step and not (isinstance(e, again) and e.step == step)]
+            kept = [
+                e
+                for e in self.events()
+                if getattr(e, "step", 0) <= step and not (isinstance(e, again) and e.step == step)
+            ]
             write_text(self.events_file, "".join(to_line(e) + "\n" for e in kept))
 
     @contextmanager
@@ -131,9 +136,9 @@ class Run:
         finally:
             self.lock_file.unlink(missing_ok=True)
 
-    def _living_holder(self) -> dict[str, float] | None:
+    def _living_holder(self) -> dict[str, Any] | None:
         try:
-            holder: dict[str, float] = json.loads(self.lock_file.read_text(encoding="utf-8"))
+            holder: dict[str, Any] = json.loads(self.lock_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None  # half-written by a process that died
         if holder.get("host") != socket.gethostname():

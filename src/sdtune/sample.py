@@ -45,11 +45,19 @@ def sample(
     width, height = (config.width or model.resolution), (config.height or model.resolution)
     for name, value in (("width", width), ("height", height)):
         if value % model.downscale:
-            raise ConfigError(f"sample.{name}: {value} is not a multiple of {model.downscale}, the model's pixels per latent")
-    jobs = iter([(p, s) for p in (config.prompts if prompts is None else prompts) for s in (config.seeds if seeds is None else seeds)])
+            raise ConfigError(
+                f"sample.{name}: {value} is not a multiple of {model.downscale}, the model's pixels per latent"
+            )
+    jobs = iter(
+        [
+            (p, s)
+            for p in (config.prompts if prompts is None else prompts)
+            for s in (config.seeds if seeds is None else seeds)
+        ]
+    )
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
     settings = {
-        "model": model.source, "scheduler": config.scheduler, "steps": config.steps, "guidance": config.guidance,
+        "model": model.label, "scheduler": config.scheduler, "steps": config.steps, "guidance": config.guidance,
         "width": width, "height": height, "strength": config.strength, "precision": str(model.dtype).removeprefix("torch."),
     }  # fmt: skip
     empty = model.encode_prompts([config.negative])
@@ -118,7 +126,9 @@ def build_scheduler(model: Model, name: str) -> Any:
 
 def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
     """Pixels in [-1, 1] to 8-bit RGB pictures."""
-    bytes_BHWC = (pixels_BCHW.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    bytes_BHWC = (
+        (pixels_BCHW.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    )
     return [Image.fromarray(array) for array in bytes_BHWC]
 
 

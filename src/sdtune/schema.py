@@ -16,7 +16,7 @@ class Section:
 
 
 @cache
-def field_help(section: type[Section]) -> dict[str, str]:
+def field_help(section: type) -> dict[str, str]:
     """The string under each field of `section`, inherited ones included."""
     texts: dict[str, str] = {}
     for cls in reversed(section.__mro__):

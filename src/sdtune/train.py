@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtune import checkpoint, config as configs
+from sdtune import checkpoint
+from sdtune import config as configs
 from sdtune.config import RunConfig
 from sdtune.data.batch import Batch, batches, validation_batch
 from sdtune.data.cache import Cache
@@ -24,11 +25,24 @@ from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.ema import Ema
 from sdtune.environment import environment
 from sdtune.errors import RunError, SdtuneError, TrainingError
-from sdtune.events import Encoding, Event, Failed, Finished, Noted, Sampled, Saved, Started, Step, Stopped, Validated, Warned
+from sdtune.events import (
+    Encoding,
+    Event,
+    Failed,
+    Finished,
+    Noted,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Validated,
+    Warned,
+)
+from sdtune.files import write_json
 from sdtune.flat import FlatAdamW
 from sdtune.model import Model
 from sdtune.objective import Objective
-from sdtune.files import write_json
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
 
@@ -69,7 +83,9 @@ def train_step(
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
     if not all(map(math.isfinite, values)):
-        raise TrainingError(f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}")
+        raise TrainingError(
+            f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
+        )
     state.optimizer.step(lr)
     state.step, state.looked = state.step + 1, False
     if state.ema:
@@ -87,26 +103,33 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
         if (done := _finished(config, run)) is not None:
             yield done
             return
+        ready: _Ready | None = None
         saved = 0
-        state: State | None = None
         try:
             for item in _build(config, run):
-                if isinstance(item, _Ready):
-                    state, saved = item.state, item.state.step
-                    yield _log(run, item.started)
-                else:
+                if not isinstance(item, _Ready):
                     yield item
-            assert state is not None
-            for event in _loop(item, config, run):
-                saved = event.step if isinstance(event, Saved) else saved
-                yield _log(run, event)
-        except SdtuneError as error:
-            run.log(Failed(state.step if state else 0, str(error)))
-            raise
+                    continue
+                ready, saved = item, item.state.step
+                yield _log(run, ready.started)
+                for event in _loop(ready, config, run):
+                    saved = event.step if isinstance(event, Saved) else saved
+                    yield _log(run, event)
+        except (SdtuneError, torch.OutOfMemoryError) as error:
+            error = _explain_memory(config) if isinstance(error, torch.OutOfMemoryError) else error
+            run.log(Failed(ready.state.step if ready else 0, str(error)))
+            raise error from None
         finally:
-            if state is not None and saved < state.step < config.train.steps:
-                _save(state, config, run)
-                run.log(Stopped(state.step))
+            if ready is not None and saved < ready.state.step < config.train.steps:
+                _save(ready.state, config, run)
+                run.log(Stopped(ready.state.step))
+
+
+def _explain_memory(config: RunConfig) -> TrainingError:
+    remedies = ["halve train.batch_size and double train.accumulate"]
+    remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
+    remedies += ["method.type=lora"] if config.method.type == "full" else []
+    return TrainingError(f"out of memory with batches of {config.train.batch_size}; try: {'; or '.join(remedies)}")
 
 
 @dataclass
@@ -162,7 +185,13 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     initial = state.optimizer.weights.clone()
     if not state.looked:
         yield from _look(ready, config, run)
-    stream = batches(ready.cache, config.data, batch_size=options.batch_size, seed=options.seed, start=state.step * options.accumulate)
+    stream = batches(
+        ready.cache,
+        config.data,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        start=state.step * options.accumulate,
+    )
     while state.step < options.steps:
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
@@ -180,7 +209,11 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             yield Saved(state.step, str(path.relative_to(run.path)), best=state.best_step == state.step)
     result = _write_final(state, config, run)
     yield Finished(
-        state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step, peak_memory_mb(state.model.device)
+        state.step,
+        time.time() - start,
+        str(result.relative_to(run.path)),
+        state.best_step,
+        peak_memory_mb(state.model.device),
     )
 
 
@@ -188,7 +221,9 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     """Validation loss and previews, where this step has them."""
     state, options = ready.state, config.train
     last = state.step == options.steps
-    validate = ready.held_out is not None and options.validate_every and (state.step % options.validate_every == 0 or last)
+    validate = (
+        ready.held_out is not None and options.validate_every and (state.step % options.validate_every == 0 or last)
+    )
     preview = options.sample_every and (state.step % options.sample_every == 0 or last)
     if not (validate or preview):
         state.looked = True
@@ -196,7 +231,9 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state.model.denoiser.eval()
     with state.ema.applied() if state.ema else nullcontext():
         if validate and ready.held_out is not None:
-            losses = validation_losses(state.model, ready.objective, ready.held_out, timesteps=options.validation_timesteps)
+            losses = validation_losses(
+                state.model, ready.objective, ready.held_out, timesteps=options.validation_timesteps
+            )
             mean = sum(losses) / len(losses)
             yield Validated(state.step, mean, losses)
             if state.step and mean < state.best_loss:
@@ -207,7 +244,9 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
 
 
 @torch.no_grad()
-def validation_losses(model: Model, objective: Objective, held_out: Batch, *, timesteps: int, chunk: int = 32) -> tuple[float, ...]:
+def validation_losses(
+    model: Model, objective: Objective, held_out: Batch, *, timesteps: int, chunk: int = 32
+) -> tuple[float, ...]:
     """The unweighted loss of each held-out picture, averaged over fixed timesteps with fixed noise.
 
     Always the same pictures, noise and timesteps, so that two models (or two steps) can be compared picture by picture.
@@ -221,7 +260,9 @@ def validation_losses(model: Model, objective: Objective, held_out: Batch, *, ti
         for rows in torch.arange(N).split(chunk):
             x0 = held_out.latents_BCHW[rows].to(model.device)
             t_B = torch.full((len(rows),), t, device=x0.device)
-            error_B = objective.error(model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise_KNCHW[k, rows].to(x0))
+            error_B = objective.error(
+                model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise_KNCHW[k, rows].to(x0)
+            )
             sums[rows] += error_B.cpu() / timesteps
     return tuple(sums.tolist())
 
@@ -239,7 +280,9 @@ def _did_it_train(state: State, initial: Tensor) -> Iterator[Event]:
     still = [name for name, change in moved.items() if not bool(change.any())]
     for names, what in ((state.without_gradient, "get no gradient (zero or not finite)"), (still, "did not move")):
         if names:
-            yield Warned(f"did it train? {len(names)} of {len(moved)} trainable parts {what}: {', '.join(names[:3])}", state.step)
+            yield Warned(
+                f"did it train? {len(names)} of {len(moved)} trainable parts {what}: {', '.join(names[:3])}", state.step
+            )
 
 
 def _save(state: State, config: RunConfig, run: Run) -> Path:
@@ -248,7 +291,8 @@ def _save(state: State, config: RunConfig, run: Run) -> Path:
     if state.ema:
         tensors["ema.safetensors"] = optimizer.named(state.ema.mean)
     record = {
-        "step": state.step, "looked": state.looked, "best_step": state.best_step, "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
+        "step": state.step, "looked": state.looked, "best_step": state.best_step,
+        "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
         "method": config.method.type, "scale": getattr(config.method, "scale", 1.0),
     }  # fmt: skip
     return checkpoint.save(run, record, tensors, keep=config.train.keep, best=state.best_step)
@@ -259,14 +303,18 @@ def _resume(state: State, config: RunConfig, run: Run) -> Iterator[Event]:
     checkpoint.sweep(run)
     found, faults = checkpoint.latest(run)
     for fault in faults:
-        yield Warned(f"{fault}; going on from {found.path.name if found else 'the beginning'}", found.step if found else 0)
+        yield Warned(
+            f"{fault}; going on from {found.path.name if found else 'the beginning'}", found.step if found else 0
+        )
     run.rewind_log(found.step if found else -1, looked=bool(found and found.state["looked"]))
     if found is None:
         return
     weights, moments, mean = (found.tensors(file) for file in checkpoint.FILES)
     assert weights is not None
     if weights.keys() != state.optimizer.parameters.keys():
-        raise RunError(f"{found.path}: was saved by another method or target set; choose another name=, or delete the run folder")
+        raise RunError(
+            f"{found.path}: was saved by another method or target set; choose another name=, or delete the run folder"
+        )
     state.optimizer.load_weights(state.optimizer.flat(weights))
     state.optimizer.load_moments(moments or {})
     if state.ema and mean:
@@ -280,11 +328,13 @@ def _write_final(state: State, config: RunConfig, run: Run) -> Path:
     part = run.path / ".tmp-final"
     shutil.rmtree(part, ignore_errors=True)
     about = {
-        "base": state.model.source, "family": state.model.family, "method": config.method.type, "steps": state.step,
+        "base": state.model.label, "family": state.model.family, "method": config.method.type, "steps": state.step,
         "run": config.name, "prediction": state.model.prediction, "ema": config.train.ema or 0,
     }  # fmt: skip
     with state.ema.applied() if state.ema else nullcontext():
-        result = config.method.export(state.model, state.optimizer.named(state.optimizer.weights), part, config.name, about)
+        result = config.method.export(
+            state.model, state.optimizer.named(state.optimizer.weights), part, config.name, about
+        )
     shutil.rmtree(run.final, ignore_errors=True)
     part.rename(run.final)
     return run.final / result.relative_to(part)
@@ -295,16 +345,29 @@ def _log(run: Run, event: Event) -> Event:
     return event
 
 
-HARMLESS = {"train.save_every", "train.keep", "train.validate_every", "train.sample_every", "train.threads", "train.device"}
+HARMLESS = {
+    "train.save_every",
+    "train.keep",
+    "train.validate_every",
+    "train.sample_every",
+    "train.threads",
+    "train.device",
+}
 
 
 def _prepare_folder(config: RunConfig, run: Run) -> Iterator[Event]:
     """Write the config of a new run; compare it with the one that is there. Raises RunError for a change that matters."""
     if run.exists() and (changes := _differences(configs.to_dict(run.config()), configs.to_dict(config))):
-        matter = [line for key, line in changes.items() if key not in HARMLESS and key.split(".")[0] not in ("sample", "evaluate")]
+        matter = [
+            line
+            for key, line in changes.items()
+            if key not in HARMLESS and key.split(".")[0] not in ("sample", "evaluate")
+        ]
         if matter:
             listed = "\n  ".join(matter)
-            raise RunError(f"{run.path}: holds a run with another config; choose another name=, or delete the folder. Changed:\n  {listed}")
+            raise RunError(
+                f"{run.path}: holds a run with another config; choose another name=, or delete the folder. Changed:\n  {listed}"
+            )
         yield Warned(f"going on with a changed config: {'; '.join(changes.values())}")
     run.write_config(config)
 

@@ -57,7 +57,9 @@ def of_run(model: Model, run: Run, which: str = "final") -> Tuned:
     """The run's result on `model`: "final", "best" (lowest validation loss), or a checkpoint such as "step-000250"."""
     if which == "final":
         if not run.final.is_dir():
-            raise RunError(f"{run.path}: not finished, there is no final/; finish it with `sdtune train`, or name a checkpoint")
+            raise RunError(
+                f"{run.path}: not finished, there is no final/; finish it with `sdtune train`, or name a checkpoint"
+            )
         return load(model, run.final)
     from sdtune import checkpoint
 
@@ -89,16 +91,22 @@ def _inside(folder: Path) -> Path:
         return folder
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        raise ModelError(f"{folder}: expected one .safetensors adapter or a unet/ folder, found {[f.name for f in files] or 'neither'}")
+        raise ModelError(
+            f"{folder}: expected one .safetensors adapter or a unet/ folder, found {[f.name for f in files] or 'neither'}"
+        )
     return files[0]
 
 
 def _load_full(model: Model, folder: Path) -> Tuned:
-    weights = {k: v for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")) for k, v in load_file(file).items()}
+    weights = {
+        k: v for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")) for k, v in load_file(file).items()
+    }
     own = dict(model.denoiser.named_parameters())
     if weights.keys() != own.keys() or any(weights[n].shape != p.shape for n, p in own.items()):
         matching = sum(n in own and own[n].shape == w.shape for n, w in weights.items())
-        raise ModelError(f"{folder}: {matching} of {len(weights)} weights fit {model.source}: it was made from another kind of model")
+        raise ModelError(
+            f"{folder}: {matching} of {len(weights)} weights fit {model.source}: it was made from another kind of model"
+        )
     return Tuned(model, full=weights)
 
 
@@ -128,4 +136,9 @@ def _on_adapters(model: Model, weights: Mapping[str, Tensor], scale: float, sour
 
 def _fits(module: torch.nn.Module, a: Tensor, b: Tensor) -> bool:
     weight = getattr(module, "weight", None)
-    return weight is not None and weight.dim() == a.dim() and weight.shape[1:] == a.shape[1:] and weight.shape[0] == b.shape[0]
+    return (
+        weight is not None
+        and weight.dim() == a.dim()
+        and weight.shape[1:] == a.shape[1:]
+        and weight.shape[0] == b.shape[0]
+    )

@@ -26,7 +26,9 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.proj_in(self.conv1(x)).flatten(2).transpose(1, 2)
-        return torch.tanh(self.attn1.to_q(h)) * self.attn1.to_k(h)  # type: ignore[operator, union-attr]
+        q, k = self.attn1.get_submodule("to_q"), self.attn1.get_submodule("to_k")
+        out: Tensor = torch.tanh(q(h)) * k(h)
+        return out
 
 
 LAYERS = ("attn1.to_q", "attn1.to_k", "conv1", "proj_in")
@@ -60,8 +62,8 @@ def test_forward_and_gradients_equal_peft() -> None:
     a.square().sum().backward()
     b.square().sum().backward()
     for name, p in parameters.items():
-        layer, _, factor = name.rpartition(".")
-        reference = getattr(theirs.get_submodule(layer), factor)["default"].weight.grad
+        path, _, factor = name.rpartition(".")
+        reference = getattr(theirs.get_submodule(path), factor)["default"].weight.grad
         torch.testing.assert_close(p.grad, reference, rtol=1e-4, atol=1e-5)
 
 
@@ -91,7 +93,9 @@ def test_detach_is_an_exact_inverse() -> None:
     assert not torch.equal(net(x), before)
     adapters.detach(net)
     assert [id(m) for m in net.modules()] == [id(m) for m in modules]
-    assert net.state_dict().keys() == state.keys() and all(torch.equal(net.state_dict()[k], v) for k, v in state.items())
+    assert net.state_dict().keys() == state.keys() and all(
+        torch.equal(net.state_dict()[k], v) for k, v in state.items()
+    )
     assert torch.equal(net(x), before)
 
 

@@ -36,7 +36,11 @@ def test_errors_name_the_key_and_the_remedy(overrides: list[str], says: str) -> 
 def test_all_faults_are_in_one_list() -> None:
     with pytest.raises(ConfigError) as error:
         config.load(overrides=["train.stesp=3", "optimizer.lrr=2", "method.rank=-1"])
-    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["method.rank", "optimizer.lrr", "train.stesp"]
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        "method.rank",
+        "optimizer.lrr",
+        "train.stesp",
+    ]
 
 
 def test_a_recipe_is_read_and_the_last_override_wins(tmp_path: Path) -> None:
@@ -55,7 +59,9 @@ def test_an_unreadable_recipe_is_one_clear_line(tmp_path: Path, text: str | None
 
 
 def test_round_trips() -> None:
-    run = config.load(overrides=["method.type=full", "sample.prompts=['a \"b\"', 'ü']", "train.ema=0.99", "optimizer.lr=1e-7"])
+    run = config.load(
+        overrides=["method.type=full", "sample.prompts=['a \"b\"', 'ü']", "train.ema=0.99", "optimizer.lr=1e-7"]
+    )
     assert config.from_dict(config.to_dict(run)) == run
     assert config.from_dict(tomllib.loads(config.to_toml(run))) == run
 

@@ -108,12 +108,17 @@ def test_what_we_save_gives_our_picture_again(folder: Path, model: Model, tmp_pa
     with_it.close()
     assert np.array_equal(drawn(fresh, config), base) and not list(adapters.adapters_of(fresh.denoiser))
     if isinstance(method, Lora):
-        assert abs(by_diffusers(folder, model=fresh, config=config, adapter=path) - expected).max() <= 1, "alpha must reach diffusers"
+        assert abs(by_diffusers(folder, model=fresh, config=config, adapter=path) - expected).max() <= 1, (
+            "alpha must reach diffusers"
+        )
 
 
 def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
     other = tiny.sd1(tokenizer_folder=tmp_path / "tok").unet
-    weights = {"mid_block.attentions.0.proj_in.lora_A": torch.zeros(2, 7, 1, 1), "mid_block.attentions.0.proj_in.lora_B": torch.zeros(9, 2, 1, 1)}
+    weights = {
+        "mid_block.attentions.0.proj_in.lora_A": torch.zeros(2, 7, 1, 1),
+        "mid_block.attentions.0.proj_in.lora_B": torch.zeros(9, 2, 1, 1),
+    }
     assert "mid_block.attentions.0.proj_in" in dict(other.named_modules())
     path = Lora(rank=2).export(model, weights, tmp_path, "foreign", {})
     with pytest.raises(ModelError, match="0 of 1 adapted layers fit"):

@@ -4,10 +4,10 @@ import json
 import math
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,9 @@ def assert_same(run: Run, straight: Run) -> None:
 
 
 @pytest.fixture(scope="module", params=list(METHODS))
-def straight(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Run, list[Event]]:
+def straight(
+    request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunConfig, Run, list[Event]]:
     """An uninterrupted run of each method."""
     config, run = config_of(world, *METHODS[request.param]), Run(tmp_path_factory.mktemp("straight") / request.param)
     return config, run, run_all(config, run)
@@ -113,7 +115,9 @@ def test_it_trains_saves_and_tells(straight: tuple[RunConfig, Run, list[Event]])
 
 
 @pytest.mark.parametrize("stops", [(3,), (4,), (1, 5), (2, 3, 7)])
-def test_resume_is_bit_identical(straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path, stops: Sequence[int]) -> None:
+def test_resume_is_bit_identical(
+    straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path, stops: Sequence[int]
+) -> None:
     config, reference, _ = straight
     run = Run(tmp_path / "run")
     for step in stops:
@@ -131,9 +135,12 @@ def test_sigkill_three_times_changes_nothing(straight: tuple[RunConfig, Run, lis
         "for e in train(config.load(sys.argv[1]), Run(Path(sys.argv[2]))): print(type(e).__name__, getattr(e, 'step', ''), flush=True)"
     )
     for last_words in ("Step 2", "Validated 4", "Saved 6"):
-        with subprocess.Popen([sys.executable, "-c", program, recipe, run.path], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", program, recipe, run.path], stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
-            list(takewhile(lambda line: line.strip() != last_words, process.stdout))
+            while process.stdout.readline().strip() != last_words:
+                assert process.poll() is None
             process.send_signal(signal.SIGKILL)
     run_all(config, run)
     assert_same(run, reference)
@@ -146,7 +153,9 @@ def test_a_finished_run_does_nothing_more(straight: tuple[RunConfig, Run, list[E
     assert again == [events[-1]] and run.events_file.read_bytes() == before
 
 
-def test_a_changed_config_is_refused_with_the_differences(straight: tuple[RunConfig, Run, list[Event]], world: Path) -> None:
+def test_a_changed_config_is_refused_with_the_differences(
+    straight: tuple[RunConfig, Run, list[Event]], world: Path
+) -> None:
     config, run, _ = straight
     method = ("method.type=full",) if config.method.type == "full" else METHODS["lora"]
     with pytest.raises(RunError, match=r"optimizer.lr: 0.01 -> 0.5") as error:
@@ -164,7 +173,12 @@ def test_a_harmless_change_is_said_and_taken(world: Path, tmp_path: Path) -> Non
 
 
 def test_newest_and_best_checkpoints_are_kept(world: Path, tmp_path: Path) -> None:
-    config, run = config_of(world, *METHODS["lora"], "train.save_every=1", "train.keep=2", "train.validate_every=1", "optimizer.lr=0.5"), Run(tmp_path / "r")
+    config, run = (
+        config_of(
+            world, *METHODS["lora"], "train.save_every=1", "train.keep=2", "train.validate_every=1", "optimizer.lr=0.5"
+        ),
+        Run(tmp_path / "r"),
+    )
     events = run_all(config, run)
     losses = {e.step: e.loss for e in events if isinstance(e, Validated) and e.step}
     best = min(losses, key=losses.__getitem__)
@@ -204,7 +218,7 @@ def test_two_processes_cannot_hold_one_folder(world: Path, tmp_path: Path) -> No
     with pytest.raises(RunError, match="in use by process"):
         run_all(config, run)
     first.close()  # type: ignore[attr-defined]
-    run.lock_file.write_text('{"pid": 999999999, "host": "%s", "started": 1.0}' % __import__("socket").gethostname())
+    run.lock_file.write_text(json.dumps({"pid": 999999999, "host": socket.gethostname(), "started": 1.0}))
     assert isinstance(run_all(config, run)[-1], Finished), "a dead process's lock is taken over"
 
 
@@ -231,12 +245,16 @@ def test_a_dead_part_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.M
     from sdtune.methods import adapters
 
     monkeypatch.setattr(adapters.Adapter, "_factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
-    events = run_all(config_of(world, "method.rank=2", "method.targets=attention", "train.steps=4"), Run(tmp_path / "run"))
+    events = run_all(
+        config_of(world, "method.rank=2", "method.targets=attention", "train.steps=4"), Run(tmp_path / "run")
+    )
     warned = [e.message for e in events if isinstance(e, Warned)]
     assert any("get no gradient" in m and "lora_A" in m for m in warned)
 
 
-def test_gradient_checkpointing_changes_memory_not_numbers(straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path, world: Path) -> None:
+def test_gradient_checkpointing_changes_memory_not_numbers(
+    straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path, world: Path
+) -> None:
     config, _, events = straight
     if config.method.type == "lora":
         pytest.skip("dropout is drawn again in the recomputation; the full run has none")
@@ -252,7 +270,9 @@ def test_bf16_learns_the_same_thing(straight: tuple[RunConfig, Run, list[Event]]
     assert a[:3] == pytest.approx(b[:3], rel=1e-2) and a == pytest.approx(b, rel=6e-2) and a != b
 
 
-def test_no_room_on_disk_keeps_the_earlier_checkpoint(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_on_disk_keeps_the_earlier_checkpoint(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, run = config_of(world, *METHODS["lora"]), Run(tmp_path / "run")
     stop_after(config, run, 4)
     usage = shutil.disk_usage(tmp_path)

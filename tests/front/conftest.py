@@ -27,12 +27,12 @@ rank = 2
 [optimizer]
 lr = 1e-3
 [train]
-steps = 60
+steps = 30
 batch_size = 2
 precision = "fp32"
-validate_every = 20
+validate_every = 10
 sample_every = 0
-save_every = 30
+save_every = 15
 [sample]
 steps = 2
 seeds = [0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ class BmmAttention:
 
     def __call__(
         self,
-        attn: torch.nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -24,8 +26,12 @@ class BmmAttention:
         assert attention_mask is None
         x_BLD, context_BMD = hidden_states, hidden_states if encoder_hidden_states is None else encoder_hidden_states
         heads = attn.heads
-        q, k, v = (_split(f(x), heads) for f, x in ((attn.to_q, x_BLD), (attn.to_k, context_BMD), (attn.to_v, context_BMD)))
-        scores = torch.baddbmm(q.new_empty(1, 1, 1).expand(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), beta=0, alpha=attn.scale)
+        q, k, v = (
+            _split(f(x), heads) for f, x in ((attn.to_q, x_BLD), (attn.to_k, context_BMD), (attn.to_v, context_BMD))
+        )
+        scores = torch.baddbmm(
+            q.new_empty(1, 1, 1).expand(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), beta=0, alpha=attn.scale
+        )
         out = torch.bmm(scores.softmax(-1), v)
         B, L = x_BLD.shape[:2]
         out_BLD = out.view(B, heads, L, -1).transpose(1, 2).reshape(B, L, -1)

@@ -19,7 +19,8 @@ class Sd1(Section):
 
     type: Literal["sd1"] = "sd1"
     path: str = "embedded"
-    """A folder in diffusers layout, a Hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5", or "embedded": the small 64-pixel model that comes with sdtune."""
+    """A folder in diffusers layout, a Hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5", or "embedded": the
+    small 64-pixel model that comes with sdtune."""
     revision: str | None = None
     """Commit, tag or branch of a Hub id. The commit in use is written into the run."""
     variant: str | None = None

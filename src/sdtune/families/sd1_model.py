@@ -50,7 +50,14 @@ class Sd1Model(Model):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.source, self.vae, self.text_encoder, self.tokenizer, self.schedule = source, vae, text_encoder, tokenizer, schedule
+        self.source, self.vae, self.text_encoder, self.tokenizer, self.schedule = (
+            source,
+            vae,
+            text_encoder,
+            tokenizer,
+            schedule,
+        )
+        self.source_is_folder = source != "embedded" and "@" not in source
         self.denoiser: nn.Module = unet
         self.text_encoders: tuple[nn.Module, ...] = (text_encoder,)
         self.prediction: Prediction = _prediction(schedule, source)
@@ -63,7 +70,9 @@ class Sd1Model(Model):
         for part in (unet, vae, text_encoder):
             part.requires_grad_(False).eval()
         for part, its_dtype in ((vae, torch.float32), (text_encoder, torch.float32), (unet, dtype or torch.float32)):
-            nn.Module.to(part, device, its_dtype)  # diffusers' own `to` warns about parts kept in fp32; this family has none
+            nn.Module.to(
+                part, device, its_dtype
+            )  # diffusers' own `to` warns about parts kept in fp32; this family has none
         if unet.device.type == "cpu":
             unet.set_attn_processor(BmmAttention())
 
@@ -109,8 +118,12 @@ class Sd1Model(Model):
     @cached_property
     def fingerprint(self) -> str:
         configs = (self.text_encoder.config.to_dict(), dict(self.vae.config))
-        settings = [{k: v for k, v in c.items() if not k.startswith("_") and k != "transformers_version"} for c in configs]
-        text = json.dumps([self.tokenizer.backend_tokenizer.to_str(), self.max_tokens, settings], sort_keys=True, default=str)
+        settings = [
+            {k: v for k, v in c.items() if not k.startswith("_") and k != "transformers_version"} for c in configs
+        ]
+        text = json.dumps(
+            [self.tokenizer.backend_tokenizer.to_str(), self.max_tokens, settings], sort_keys=True, default=str
+        )
         digest = hashlib.sha256(text.encode())
         for part in (self.vae, self.text_encoder):
             for name, value in part.state_dict().items():
@@ -128,7 +141,9 @@ def load_sd1(config: Sd1, *, device: torch.device | str, dtype: torch.dtype | No
     _check_index(folder, source)
     transformers.utils.logging.disable_progress_bar()
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=config.variant, dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(
+            folder, subfolder="unet", variant=config.variant, dtype=torch.float32
+        )
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", variant=config.variant, dtype=torch.float32)
         text_encoder = CLIPTextModel.from_pretrained(
             folder / "text_encoder", variant=config.variant, dtype=torch.float32, use_safetensors=True
@@ -156,9 +171,13 @@ def _folder(config: Sd1) -> tuple[Path, str]:
     if (folder := Path(config.path).expanduser()).is_dir():
         return folder, str(config.path)
     if folder.suffix in (".ckpt", ".bin", ".pt", ".pth"):
-        raise ModelError(f"{config.path}: pickled checkpoints are not opened; convert it to safetensors with diffusers, apart")
+        raise ModelError(
+            f"{config.path}: pickled checkpoints are not opened; convert it to safetensors with diffusers, apart"
+        )
     if folder.exists() or config.path.startswith((".", "/", "~")) or config.path.count("/") != 1:
-        raise ModelError(f"{config.path}: no such folder in diffusers layout; give a folder, a Hub id (owner/name), or \"embedded\"")
+        raise ModelError(
+            f'{config.path}: no such folder in diffusers layout; give a folder, a Hub id (owner/name), or "embedded"'
+        )
     return _hub_folder(config)
 
 
@@ -213,7 +232,9 @@ def _prediction(schedule: dict[str, Any], source: str) -> Prediction:
     kind = schedule.get("prediction_type", "epsilon")
     known: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v"}
     if kind not in known:
-        raise ModelError(f"{source}: scheduler/scheduler_config.json: prediction_type {kind!r} is not supported; known: epsilon, v_prediction")
+        raise ModelError(
+            f"{source}: scheduler/scheduler_config.json: prediction_type {kind!r} is not supported; known: epsilon, v_prediction"
+        )
     return known[kind]
 
 

@@ -20,7 +20,14 @@ class Adapter(nn.Module):
 
     base: nn.Linear | nn.Conv2d
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, a_shape: tuple[int, ...], b_shape: tuple[int, ...], scale: float, dropout: float):
+    def __init__(
+        self,
+        base: nn.Linear | nn.Conv2d,
+        a_shape: tuple[int, ...],
+        b_shape: tuple[int, ...],
+        scale: float,
+        dropout: float,
+    ):
         super().__init__()
         self.base = base
         self.lora_A = nn.Parameter(torch.zeros(a_shape, device=base.weight.device))
@@ -99,7 +106,7 @@ class _LowRankLinear(torch.autograd.Function):
         return y_NE.view(*x.shape[:-1], len(W))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, W, A, B = ctx.saved_tensors
         g_NE = grad.reshape(-1, grad.shape[-1])
         gB_NR = g_NE @ B
@@ -122,7 +129,9 @@ def attach(
     return {n: p for n, p in root.named_parameters() if n.endswith((".lora_A", ".lora_B"))}
 
 
-def attach_one(root: nn.Module, name: str, layer: nn.Module, *, rank: int, scale: float, dropout: float = 0.0) -> Adapter:
+def attach_one(
+    root: nn.Module, name: str, layer: nn.Module, *, rank: int, scale: float, dropout: float = 0.0
+) -> Adapter:
     """Replace `layer` by an adapter whose A and B are zero."""
     adapter: Adapter
     if isinstance(layer, nn.Linear):

@@ -32,7 +32,9 @@ class Full(Section):
         """Freeze the denoiser again. Its weights stay as trained."""
         model.denoiser.requires_grad_(False)
 
-    def export(self, model: Model, weights: Mapping[str, Tensor], folder: Path, name: str, about: Mapping[str, Any]) -> Path:
+    def export(
+        self, model: Model, weights: Mapping[str, Tensor], folder: Path, name: str, about: Mapping[str, Any]
+    ) -> Path:
         """Write the denoiser as `folder/unet`, fp32, in diffusers' layout. Its weights are those of the model as it is now."""
         model.save_denoiser(folder / "unet")
         return folder

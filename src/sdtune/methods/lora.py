@@ -42,7 +42,8 @@ class Lora(Section):
     alpha: Annotated[float, Field(gt=0)] | None = None
     """The update is multiplied by alpha / rank. Unset means alpha = rank."""
     targets: str | tuple[str, ...] = "attention"
-    """Layers that get an adapter: "attention" (q, k, v, out), "transformer" (and feed-forward, projections), "all-linear", "many" (and convolutions, time embedding), or a list of name patterns such as ["*.attn2.*", "*.conv1"]."""
+    """Layers that get an adapter: "attention" (q, k, v, out), "transformer" (and feed-forward, projections), "all-linear",
+    "many" (and convolutions, time embedding), or a list of name patterns such as ["*.attn2.*", "*.conv1"]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of an adapter's input set to zero while training."""
 
@@ -56,9 +57,11 @@ class Lora(Section):
 
         kinds = nn.Linear if self.targets == "all-linear" else (nn.Linear, nn.Conv2d)
         if isinstance(self.targets, str) and self.targets not in TARGETS:
-            raise ConfigError(f"method.targets: no such set {self.targets!r}; known: {', '.join(TARGETS)}, or a list of patterns")
+            raise ConfigError(
+                f"method.targets: no such set {self.targets!r}; known: {', '.join(TARGETS)}, or a list of patterns"
+            )
         patterns = TARGETS[self.targets] if isinstance(self.targets, str) else self.targets
-        layers = {
+        layers: dict[str, nn.Module] = {
             name: layer
             for name, layer in denoiser.named_modules()
             if type(layer) in (nn.Linear, nn.Conv2d)
@@ -66,7 +69,9 @@ class Lora(Section):
             and any(fnmatch.fnmatchcase("." + name, "*." + p.removeprefix("*.")) for p in patterns)
         }
         if not layers:
-            raise ConfigError(f"method.targets: {self.targets!r} matches no Linear or Conv2d layer; `sdtune inspect MODEL` lists them")
+            raise ConfigError(
+                f"method.targets: {self.targets!r} matches no Linear or Conv2d layer; `sdtune inspect MODEL` lists them"
+            )
         return layers
 
     def attach(self, model: Model, *, seed: int) -> dict[str, nn.Parameter]:
@@ -75,7 +80,9 @@ class Lora(Section):
 
         model.denoiser.requires_grad_(False)
         layers = self.select(model.denoiser)
-        return adapters.attach(model.denoiser, layers, rank=self.rank, scale=self.scale, dropout=self.dropout, seed=seed)
+        return adapters.attach(
+            model.denoiser, layers, rank=self.rank, scale=self.scale, dropout=self.dropout, seed=seed
+        )
 
     def detach(self, model: Model) -> None:
         """Take the adapters out: the denoiser is again what it was, module by module and bit by bit."""
@@ -89,7 +96,9 @@ class Lora(Section):
 
         adapters.merge(model.denoiser)
 
-    def export(self, model: Model, weights: Mapping[str, Tensor], folder: Path, name: str, about: Mapping[str, Any]) -> Path:
+    def export(
+        self, model: Model, weights: Mapping[str, Tensor], folder: Path, name: str, about: Mapping[str, Any]
+    ) -> Path:
         """Write `folder/<name>.safetensors`, which `StableDiffusionPipeline.load_lora_weights` reads, alpha included."""
         from sdtune.methods.lora_file import write_lora
 

@@ -49,7 +49,9 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], float, dict[str, Any]]:
         if name.startswith("unet.") and name.endswith((".lora_A.weight", ".lora_B.weight"))
     }
     if not weights:
-        raise ModelError(f"{path}: no keys of the form unet.<layer>.lora_A.weight; only LoRAs in the PEFT layout are read")
+        raise ModelError(
+            f"{path}: no keys of the form unet.<layer>.lora_A.weight; only LoRAs in the PEFT layout are read"
+        )
     if bad := [n for n, v in weights.items() if not bool(torch.isfinite(v).all())]:
         raise ModelError(f"{path}: {bad[0]} holds NaN or infinity; the file is damaged")
     rank = len(next(v for n, v in weights.items() if n.endswith("lora_A")))

@@ -30,9 +30,9 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Scorer:
-    """Features are the class token after the last layer, before the final layer norm; float32 arithmetic, returned as float64."""
+    """Features are the class token after the last layer and its layer norm; float32 arithmetic, returned as float64."""
 
-    vision: nn.Module
+    vision: Any  # CLIPVisionModelWithProjection; transformers is untyped
     text: nn.Module
     tokenizer: CLIPTokenizer
     side: int
