@@ -76,7 +76,7 @@ def pip(rng: random.Random, hat: str | None, side: int = 256) -> Image.Image:
 
 def subject() -> Iterator[tuple[str, str, Image.Image]]:
     rng = random.Random(7)
-    for split, n in {"train": 60, "validation": 12, "test": 48}.items():
+    for split, n in {"train": 60, "validation": 12, "test": 60}.items():
         for _ in range(n):
             background = rng.choice(["white"] * 4 + list(BACKGROUNDS)[1:])
             hat = rng.choice([None, None, "red", "blue", "yellow", "purple"])

@@ -119,8 +119,8 @@ class EvaluateConfig(Section):
 class RunConfig(Section):
     """Everything needed to repeat a run."""
 
-    name: str = "run"
-    """Name of the run's folder below `runs/`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)] = "run"
+    """Name of the run's folder below `runs/`: letters, digits and _ . + -"""
     model: Family = field(default_factory=Sd1)
     """The model to start from."""
     data: DataConfig = field(default_factory=DataConfig)

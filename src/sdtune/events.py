@@ -25,6 +25,7 @@ class Started(_Event):
     trainable: int
     """Trainable parameters."""
     total: int
+    """Parameters of the denoiser, adapters not counted."""
     pictures: int
     validation_pictures: int
     batch_size: int

@@ -161,8 +161,8 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
         for note in cache.notes:
             yield _log(run, Warned(note))
         caches.append(cache)
-    parameters = config.method.attach(model, seed=config.train.seed)
     total = sum(p.numel() for p in model.denoiser.parameters())
+    parameters = config.method.attach(model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     optimizer = config.optimizer.build(parameters)

@@ -24,6 +24,7 @@ from sdtune.schema import Section, field_help
         (["method.type=loro"], "did you mean 'lora'?"),
         (["train.steps"], "'train.steps' is not key=value"),
         (["name=a", "name.x=1"], "name.x: 'name' is a value, not a group of keys"),
+        (["name=../elsewhere"], "name: string should match pattern"),
         (["trian.steps=1"], "trian: no such key; did you mean 'train'?"),
     ],
 )

@@ -226,6 +226,16 @@ def test_sample_command_and_api_draw_the_same(finished: subprocess.CompletedProc
             assert image.tobytes() == sample.image.tobytes()
 
 
+def test_strength_0_is_the_base_and_1_is_not(finished: subprocess.CompletedProcess[str], place: Place) -> None:
+    def drawn(source: str, *overrides: str) -> bytes:
+        (one,) = sdtune.sample(place.folder / source, "train.precision=fp32", *overrides, prompts=["a dog"], seeds=[0])
+        return one.image.tobytes()
+
+    base = drawn("model", "sample.steps=2")
+    assert drawn("runs/done", "sample.strength=0") == base
+    assert drawn("runs/done") != base
+
+
 def test_tensorboard_reads_the_log(finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
