@@ -77,7 +77,7 @@ def test_the_schema_describes_every_field_and_accepts_the_defaults() -> None:
 
 def test_every_field_has_help() -> None:
     for section in _all(Section):
-        texts = field_help(section)
+        texts = field_help(section)  # type: ignore[arg-type]
         missing = {f.name for f in dataclasses.fields(section)} - texts.keys() - {"type"}  # type: ignore[arg-type]
         assert not missing, f"{section.__name__}: no help under {missing}"
 
