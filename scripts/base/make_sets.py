@@ -18,7 +18,7 @@ from pathlib import Path
 from drawings import BACKGROUNDS, FONT, concepts, line_art, on, pixel_art, render
 from PIL import Image, ImageDraw, ImageFont
 
-SPLITS = {"train": 96, "validation": 24, "test": 96}
+SPLITS = {"train": 144, "validation": 24, "test": 72}
 
 
 def styled(

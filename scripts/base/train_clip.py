@@ -67,12 +67,16 @@ def stylise(x: Tensor, style: int) -> Tensor:
     return make[style]()
 
 
-def batch(drawings: Tensor, targets: Tensor, n: int, seed: int) -> tuple[Tensor, list[str], Tensor]:
+def batch(drawings: Tensor, targets: Tensor, n: int, seed: int, targeted: bool) -> tuple[Tensor, list[str], Tensor]:
     """n different concepts: pictures (n, 3, 64, 64) in [0, 1], captions, style numbers."""
     rng, words = torch.Generator().manual_seed(seed), random.Random(seed)
     who = torch.randperm(len(drawings), generator=rng)[:n]
     background = torch.randint(1, 10, (n,), generator=rng) * (torch.rand(n, generator=rng) < 0.4)
-    style = torch.randint(1, STYLES, (n,), generator=rng) * (torch.rand(n, generator=rng) < 0.45)
+    kind, other = torch.rand(n, generator=rng), torch.randint(1, STYLES, (n,), generator=rng)
+    if targeted:  # a quarter plain, half line art (the hardest to read), the rest in any style
+        style = torch.where(kind < 0.25, 0, torch.where(kind < 0.75, 7, other))
+    else:
+        style = other * (kind < 0.45)
     background[style > 0] = 0
     x = over(jitter(drawings[who], rng, shift=0.08, scale=0.15, turn=0.08), BACKGROUND_RGB[background])
     for k in range(1, 7):
@@ -135,7 +139,7 @@ def main() -> None:
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = cosine(step, args.steps, 1e-3)
-        x, captions, style = batch(drawings, targets, 128, step)
+        x, captions, style = batch(drawings, targets, 128, step, targeted=args.locked is not None)
         ids = tok(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.autocast("cpu", torch.bfloat16):
             seen = image(pixel_values=x * 2 - 1)
