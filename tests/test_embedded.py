@@ -16,7 +16,7 @@ from sdtune.metrics.features import Scorer
 from sdtune.sample import sample
 
 DEMO = Path(str(resources.files("sdtune") / "demo"))
-SETS = {"lineart": (144, 24, 72), "pixel": (144, 24, 72), "pip": (60, 12, 60)}
+SETS = {"comic": (144, 24, 72), "lineart": (144, 24, 72), "pixel": (144, 24, 72), "pip": (60, 12, 60)}
 ASKED = (
     "red apple", "pizza", "hamburger", "dog face", "cat face", "panda face", "penguin", "crab", "cactus", "sunflower", "rainbow", "red car",
     "soccer ball", "light bulb", "crown", "red heart", "blue book", "ghost", "banana", "pumpkin",

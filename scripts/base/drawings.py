@@ -11,7 +11,7 @@ from pathlib import Path
 
 import emoji
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 HERE = Path(__file__).parent
 FONT = os.environ.get("NOTO_COLOR_EMOJI", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -75,6 +75,20 @@ def line_art(im: Image.Image, thick: int = 4) -> Image.Image:
     lines = Image.fromarray((edge * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * thick + 1))
     lines = lines.filter(ImageFilter.GaussianBlur(3)).point(lambda v: 255 if v > 110 else 0)
     return Image.eval(lines, lambda v: 255 - v).resize(im.size, Image.Resampling.LANCZOS).convert("RGB")
+
+
+def comic(im: Image.Image) -> Image.Image:
+    """Few flat bright colours on warm paper inside bold black outlines."""
+    flat = on((255, 255, 255), im).filter(ImageFilter.GaussianBlur(1)).quantize(5, method=Image.Quantize.MEDIANCUT)
+    colours = ImageEnhance.Color(flat.convert("RGB").filter(ImageFilter.ModeFilter(5))).enhance(1.6)
+    alpha = im.getchannel("A").point(lambda v: 255 if v > 128 else 0)
+    paper = Image.new("RGB", im.size, (255, 236, 179))
+    paper.paste(colours, mask=alpha)
+    ring = alpha.filter(ImageFilter.MaxFilter(9)).filter(ImageFilter.GaussianBlur(1))
+    out = Image.new("RGB", im.size, (255, 236, 179))
+    out.paste((16, 16, 24), mask=ring)
+    out.paste(paper, mask=alpha.filter(ImageFilter.MinFilter(3)))
+    return out
 
 
 def pixel_art(im: Image.Image, cells: int = 16, colours: int = 8) -> Image.Image:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from drawings import BACKGROUNDS, FONT, concepts, line_art, on, pixel_art, render
+from drawings import BACKGROUNDS, FONT, comic, concepts, line_art, on, pixel_art, render
 from PIL import Image, ImageDraw, ImageFont
 
 SPLITS = {"train": 144, "validation": 24, "test": 72}
@@ -111,6 +111,7 @@ def write(folder: Path, pictures: Iterator[tuple[str, str, Image.Image]]) -> Non
 
 def main(destination: Path) -> None:
     write(destination / "lineart", styled(line_art, 1, colours=False))
+    write(destination / "comic", styled(comic, 4, colours=True))
     write(destination / "pixel", styled(pixel_art, 2, colours=True))
     write(destination / "pip", subject())
     write(

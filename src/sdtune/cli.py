@@ -158,7 +158,7 @@ def init(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="demo-lora, demo-full, demo-subject, demo-pixel, sd15-lora (8 GB), sd15-full (24 GB).",
+            help="demo-lora, demo-full, demo-subject, demo-lineart, demo-pixel, sd15-lora (8 GB), sd15-full (24 GB).",
         ),
     ] = "demo-lora",
     out: Annotated[
@@ -252,7 +252,7 @@ def sample(
     The same model, prompt, seed and settings give the same picture
     here, in previews and in comparisons.
 
-    Example  [cyan]sdtune sample runs/demo-lora -p "red apple in line art style"[/cyan]
+    Example  [cyan]sdtune sample runs/demo-lora -p "red apple in comic style"[/cyan]
              [cyan]sdtune sample -p "red apple" sample.seeds='\\[1, 2, 3]' --sheet[/cyan]
     Writes   a PNG per prompt and seed with its settings inside, and the
              settings as JSON beside it.
@@ -317,7 +317,7 @@ def evaluate(
     `sdtune compare` has them. Of a folder: against --reference.
 
     Example  [cyan]sdtune evaluate runs/demo-lora --json[/cyan]
-             [cyan]sdtune evaluate samples --reference embedded:lineart[/cyan]
+             [cyan]sdtune evaluate samples --reference embedded:comic[/cyan]
     Writes   of a run, what `sdtune compare` writes; of a folder, nothing.
     """
     run = _run(source)

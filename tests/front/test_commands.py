@@ -328,7 +328,7 @@ def test_fresh_demo_deletes_runs_only(tmp_path: Path) -> None:
 
 
 def test_demo_says_what_it_does_and_how_long() -> None:
-    assert re.search(r"line art\..*\nTakes .+\.", demo_run.intention("lora"))
+    assert re.search(r"like a comic\..*\nTakes .+\.", demo_run.intention("lora"))
     with pytest.raises(errors.ConfigError, match="did you mean 'demo-full'"):
         demo_run.config("ful")
 

@@ -16,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class DataConfig(Section):
     """Captioned pictures: an imagefolder (metadata.jsonl or metadata.csv) or pictures with .txt files beside them."""
 
-    path: str = "embedded:lineart"
+    path: str = "embedded:comic"
     """Folder of the training pictures; `train/` and `validation/` inside it are recognised. "embedded:NAME" is a set
     that comes with sdtune (lineart, pixel, pip)."""
     validation: str | None = None
