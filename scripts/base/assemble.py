@@ -33,6 +33,9 @@ def main() -> None:
     for folder in (base, scorer):
         shutil.rmtree(folder, ignore_errors=True)
     pipe.save_pretrained(base, safe_serialization=True)
+    # transformers loads in the type that the config names, diffusers in fp32: name fp32, or the parts would not fit together.
+    config = base / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(args.out / "tokenizer" / name, base / "tokenizer" / name)
     CLIPVisionModelWithProjection.from_pretrained(args.out / "scorer", dtype=half).save_pretrained(scorer)

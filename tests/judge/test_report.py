@@ -162,7 +162,7 @@ def test_page_says_what_the_scores_say(comparison: Comparison) -> None:
     ):
         assert words in text
     assert "sdtune compare" in text
-    assert 'path = "embedded:lineart"' in text
+    assert 'path = "embedded:comic"' in text
 
 
 def test_page_without_the_optional_parts(comparison: Comparison) -> None:
