@@ -1,7 +1,7 @@
 """Golden losses: the exact loss of every step of small runs. A change that should not change numbers shows none.
 
 `make golden` writes them anew; the diff of tests/golden/losses.json belongs to the change that caused it, with its reason.
-Where torch or the processor's instructions differ from those that made the file, closeness is asked for instead of equality.
+Where torch or the processor differ from those that made the file, closeness is asked for instead of equality.
 """
 
 import json
@@ -13,13 +13,18 @@ import torch
 from PIL import Image
 
 from sdtune import config as configs
+from sdtune.environment import processor
 from sdtune.events import Step, Validated
 from sdtune.runs import Run
 from sdtune.train import train
 from tests import tiny
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
-HERE = {"torch": torch.__version__.split("+")[0], "cpu": torch.backends.cpu.get_cpu_capability()}
+HERE = {
+    "torch": torch.__version__.split("+")[0],
+    "instructions": torch.backends.cpu.get_cpu_capability(),
+    "processor": processor(),
+}
 RUNS = {
     "epsilon full": ("epsilon", ("method.type=full", "optimizer.lr=1e-3")),
     "epsilon lora": ("epsilon", ("method.rank=4", "method.targets=many", "method.dropout=0.2", "data.flip=true")),

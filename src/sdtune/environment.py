@@ -15,7 +15,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     packages = ("sdtune", "torch", "diffusers", "transformers", "safetensors", "pillow", "numpy")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({_processor()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({processor()})",
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
@@ -31,7 +31,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's model name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
