@@ -22,13 +22,13 @@ from common import (
     BACKGROUND_RGB, CONCEPTS, cosine, jitter, load_drawings, load_state, optimizer_tensors, outline, over, pixelate,
     restore_optimizer, save_state,
 )  # fmt: skip
-from drawings import FONT, line_art, pixel_art, render
+from drawings import FONT, comic, line_art, pixel_art, render
 from PIL import ImageFont
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 WIDTH = 160
-STYLES = 9
+STYLES = 10
 
 
 def build_text(vocab: int) -> CLIPTextModel:
@@ -49,10 +49,10 @@ def build_image() -> CLIPVisionModelWithProjection:
 
 
 def target_styles(out: Path) -> Tensor:
-    """Line art (two widths) and pixel art of every concept, opaque RGBA, (3, N, 4, 128, 128); kept in OUT/styles.npz."""
+    """Line art (two widths), pixel art and comic of every concept, opaque RGBA, (4, N, 4, 128, 128); kept in OUT/styles.npz."""
     if not (file := out / "styles.npz").exists():
         font = ImageFont.truetype(FONT, 109)
-        makers = (lambda im: line_art(im, 4), lambda im: line_art(im, 3), pixel_art)
+        makers = (lambda im: line_art(im, 4), lambda im: line_art(im, 3), pixel_art, comic)
         np.savez(file, rgb=np.stack([[np.asarray(make(render(c.char, font))) for c in CONCEPTS] for make in makers]))
     rgb = torch.from_numpy(np.load(file)["rgb"]).permute(0, 1, 4, 2, 3).float() / 255
     return torch.cat([rgb, torch.ones_like(rgb[:, :, :1])], 2)
@@ -73,20 +73,20 @@ def batch(drawings: Tensor, targets: Tensor, n: int, seed: int, targeted: bool) 
     who = torch.randperm(len(drawings), generator=rng)[:n]
     background = torch.randint(1, 10, (n,), generator=rng) * (torch.rand(n, generator=rng) < 0.4)
     kind, other = torch.rand(n, generator=rng), torch.randint(1, STYLES, (n,), generator=rng)
-    if targeted:  # a quarter plain, half line art (the hardest to read), the rest in any style
-        style = torch.where(kind < 0.25, 0, torch.where(kind < 0.75, 7, other))
+    if targeted:  # plain, comic, line art (the hardest to read), the rest in any style
+        style = torch.where(kind < 0.2, 0, torch.where(kind < 0.45, 9, torch.where(kind < 0.75, 7, other)))
     else:
         style = other * (kind < 0.45)
     background[style > 0] = 0
     x = over(jitter(drawings[who], rng, shift=0.08, scale=0.15, turn=0.08), BACKGROUND_RGB[background])
     for k in range(1, 7):
         x[style == k] = stylise(x[style == k], k)
-    for k, pick in ((7, torch.randint(0, 2, (n,), generator=rng)), (8, torch.full((n,), 2))):
+    for k, pick in ((7, torch.randint(0, 2, (n,), generator=rng)), (8, torch.full((n,), 2)), (9, torch.full((n,), 3))):
         chosen = style == k
         if not chosen.any():
             continue
         made = targets[pick[chosen], who[chosen]]
-        x[chosen] = over(jitter(made, rng, shift=0.06, scale=0.12), torch.ones(len(made), 3))
+        x[chosen] = over(jitter(made, rng, shift=0.06, scale=0.12), made[:, :3, 0, 0])
     x = (x + 0.03 * torch.randn(x.shape, generator=rng)).clamp(0, 1)
     return x, [caption(int(c), int(b), words) for c, b in zip(who, background, strict=True)], style
 
@@ -101,7 +101,7 @@ def retrieval(
     plain = over(F.interpolate(drawings, size=(64, 64), mode="area"), torch.ones(len(drawings), 3))
     small = [F.interpolate(t[:, :3], size=(64, 64), mode="area") for t in targets]
     rows = []
-    for label, x in (("drawing", plain), ("outline", outline(plain)), ("line art", small[0]), ("pixel art", small[2])):
+    for label, x in (("drawing", plain), ("outline", outline(plain)), ("line art", small[0]), ("pixel art", small[2]), ("comic", small[3])):
         e = F.normalize(image(pixel_values=x * 2 - 1).image_embeds, dim=-1)
         rows.append(f"{label} {((e @ names.T).argmax(1) == torch.arange(len(names))).float().mean():.2f}")
     return ", ".join(rows)
