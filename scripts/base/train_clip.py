@@ -101,7 +101,13 @@ def retrieval(
     plain = over(F.interpolate(drawings, size=(64, 64), mode="area"), torch.ones(len(drawings), 3))
     small = [F.interpolate(t[:, :3], size=(64, 64), mode="area") for t in targets]
     rows = []
-    for label, x in (("drawing", plain), ("outline", outline(plain)), ("line art", small[0]), ("pixel art", small[2]), ("comic", small[3])):
+    for label, x in (
+        ("drawing", plain),
+        ("outline", outline(plain)),
+        ("line art", small[0]),
+        ("pixel art", small[2]),
+        ("comic", small[3]),
+    ):
         e = F.normalize(image(pixel_values=x * 2 - 1).image_embeds, dim=-1)
         rows.append(f"{label} {((e @ names.T).argmax(1) == torch.arange(len(names))).float().mean():.2f}")
     return ", ".join(rows)
