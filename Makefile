@@ -6,7 +6,10 @@ BIN    := $(VENV)/bin
 CORE   := $(VENV)/.core
 DEV    := $(VENV)/.dev
 DOCS   := $(VENV)/.docs
-# --no-compile: Python compiles the few modules that are imported, not all of torch; saves half a minute.
+# --no-compile: Python compiles the few modules that are imported, not all of torch; saves half a minute. It has to be
+# allowed to keep what it compiled, or each process would start with all of it again.
+unexport PYTHONDONTWRITEBYTECODE
+TESTS  := $(BIN)/pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -19,10 +22,10 @@ demo: $(CORE) ## fine-tune the embedded model on a drawing style; compare before
 	$(BIN)/sdtune demo
 
 test: $(DEV) ## all tests but the slow ones and those that need a GPU
-	$(BIN)/pytest -q -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu"
 
 test-slow: $(DEV) ## the slow tests
-	$(BIN)/pytest -q -m "slow and not gpu"
+	$(TESTS) -m "slow and not gpu"
 
 test-gpu: $(DEV) ## the tests that need a CUDA device
 	$(BIN)/pytest -q -m gpu

@@ -21,6 +21,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 HEAVY = {"accelerate", "diffusers", "fastapi", "nicegui", "peft", "scipy", "tensorboard", "torch", "transformers"}
 CPU_SECONDS = 0.3
+"""On a machine that counts to 1.5 million in 0.07 s, as a desktop of today does; more on a slower one."""
 STEP_LINES = 50
 FLOORS = {"diffusers": "0.42.1", "pillow": "13.0.0", "starlette": "1.3.1", "torch": "2.10"}  # security: SECURITY.md
 
@@ -51,14 +52,17 @@ def test_imports_no_torch(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", light_commands(), ids=["help", "config"])
 def test_is_quick(arguments: list[str]) -> None:
-    """Best of three: CPU seconds of the process itself, so a busy machine does not matter much."""
-    seconds = min(cpu_seconds([sys.executable, *arguments]) for _ in range(3))
-    assert seconds < CPU_SECONDS
+    """Best of five: CPU seconds of the process itself, so a busy machine does not matter much. The first fills bytecode caches."""
+    count = [sys.executable, "-c", "sum(i * i for i in range(1_500_000))"]
+    slowness = max(1.0, min(cpu_seconds(count) for _ in range(5)) / 0.07)
+    seconds = min(cpu_seconds([sys.executable, *arguments]) for _ in range(5))
+    assert seconds < CPU_SECONDS * slowness
 
 
 def cpu_seconds(command: list[str]) -> float:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = os.times()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     after = os.times()
     return after.children_user - before.children_user + after.children_system - before.children_system
 

@@ -2,7 +2,8 @@
 
 config.toml        resolved, written first        events.jsonl   the only log
 environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
-samples/           previews                       comparison/    pictures, scores.json, report.html
+data.json          hashes of pictures, captions   comparison/    pictures, scores.json, report.html
+samples/           previews
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Run:
     @property
     def environment_file(self) -> Path:
         return self.path / "environment.json"
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def events_file(self) -> Path:

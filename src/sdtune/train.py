@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,10 +18,13 @@ from torch import Tensor
 
 from sdtune import checkpoint
 from sdtune import config as configs
+from sdtune.checkpoint import Checkpoint
 from sdtune.config import RunConfig
 from sdtune.data.batch import Batch, batches, validation_batch
 from sdtune.data.cache import Cache
-from sdtune.data.dataset import Splits, scan
+from sdtune.data.dataset import Splits, resolve, scan
+from sdtune.data.layouts import listed, shown
+from sdtune.data.record import changes, record
 from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.ema import Ema
 from sdtune.environment import environment
@@ -147,11 +151,13 @@ class _Ready:
 def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
     use_threads(config.train.threads)
     device, dtype = choose(config.train)
+    found = yield from _take_up(run)
     splits = scan(config.data, seed=config.train.seed)
     model = config.model.load(device=device, dtype=dtype)
     write_json(run.environment_file, environment(device))
     for note in splits.notes:
         yield _log(run, Noted(note))
+    yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
         resolution = config.data.resolution or model.resolution
@@ -168,7 +174,8 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
     optimizer = config.optimizer.build(parameters)
     ema = Ema(optimizer, config.train.ema) if config.train.ema else None
     state = State(model, optimizer, ema)
-    yield from _resume(state, config, run)
+    if found:
+        _resume(state, found)
     yield _Ready(
         state, config.objective.build(model), caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
         config.sample.prompts or _captions(splits), Started(
@@ -178,6 +185,15 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
     )  # fmt: skip
+
+
+def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: int) -> Iterator[Event]:
+    """Say which pictures or captions are no longer what this run began with, and remember them as they are now."""
+    now = record(splits, resolve(config.data.path))
+    if run.data_file.exists() and (text := changes(json.loads(run.data_file.read_text(encoding="utf-8")), now)):
+        message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
+        yield _log(run, Warned(message, step))
+    write_json(run.data_file, now)
 
 
 def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
@@ -196,10 +212,13 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
         state.model.denoiser.train()
-        loss, grad_norm = train_step(
-            state, list(islice(stream, options.accumulate)), ready.objective,
-            lr=lr, max_grad_norm=options.max_grad_norm, seed=options.seed,
-        )  # fmt: skip
+        parts = list(islice(stream, options.accumulate))
+        try:
+            loss, grad_norm = train_step(
+                state, parts, ready.objective, lr=lr, max_grad_norm=options.max_grad_norm, seed=options.seed
+            )
+        except TrainingError as error:
+            raise TrainingError(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
         yield Step(state.step, loss, grad_norm, lr, time.time() - began)
         if state.step == CHECK_STEP:
             yield from _did_it_train(state, initial)
@@ -215,6 +234,12 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         state.best_step,
         peak_memory_mb(state.model.device),
     )
+
+
+def _pictures(parts: Sequence[Batch], cache: Cache) -> str:
+    """The pictures of a step by name, each once."""
+    images = dict.fromkeys(cache.examples[i].image for part in parts for i in part.indices_B.tolist())
+    return listed([shown(Path(image.name)) for image in images], 16)
 
 
 def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
@@ -298,17 +323,19 @@ def _save(state: State, config: RunConfig, run: Run) -> Path:
     return checkpoint.save(run, record, tensors, keep=config.train.keep, best=state.best_step)
 
 
-def _resume(state: State, config: RunConfig, run: Run) -> Iterator[Event]:
-    """Take up the newest whole checkpoint, and forget what the log says of later steps."""
+def _take_up(run: Run) -> Generator[Event, None, Checkpoint | None]:
+    """The newest whole checkpoint, if there is one; forget what the log says of later steps."""
     checkpoint.sweep(run)
     found, faults = checkpoint.latest(run)
-    for fault in faults:
-        yield Warned(
-            f"{fault}; going on from {found.path.name if found else 'the beginning'}", found.step if found else 0
-        )
+    step = found.step if found else 0
     run.rewind_log(found.step if found else -1, looked=bool(found and found.state["looked"]))
-    if found is None:
-        return
+    for fault in faults:
+        yield _log(run, Warned(f"{fault}; going on from {found.path.name if found else 'the beginning'}", step))
+    return found
+
+
+def _resume(state: State, found: Checkpoint) -> None:
+    """Bring `state` to where the checkpoint was. Raises RunError if it is of another method."""
     weights, moments, mean = (found.tensors(file) for file in checkpoint.FILES)
     assert weights is not None
     if weights.keys() != state.optimizer.parameters.keys():

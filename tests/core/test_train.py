@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from sdtune import config as configs
 from sdtune.config import RunConfig
+from sdtune.data.batch import _order
 from sdtune.errors import RunError, TrainingError
-from sdtune.events import Event, Finished, Sampled, Saved, Started, Step, Validated, Warned
+from sdtune.events import Event, Finished, Noted, Sampled, Saved, Started, Step, Validated, Warned
 from sdtune.runs import Run
 from sdtune.train import train
 from tests import tiny
@@ -229,6 +231,53 @@ def test_divergence_stops_before_the_weights_are_touched(world: Path, tmp_path: 
     assert not run.final.exists()
     for file in run.checkpoints.rglob("weights.safetensors"):
         assert all(bool(torch.isfinite(v).all()) for v in load_file(file).values())
+
+
+def test_divergence_names_the_pictures_of_the_step(world: Path, tmp_path: Path) -> None:
+    config = config_of(world, "method.type=full", "optimizer.lr=1e30", "optimizer.warmup=0", "data.validation_share=0")
+    with pytest.raises(TrainingError) as error:
+        run_all(config, Run(tmp_path / "run"))
+    step, named = str(error.value).split("; its pictures: ")
+    k = int(step.split()[1].rstrip(":")) - 1
+    order = [i.item() for epoch in range(6) for i in _order(10, 0, epoch)][6 * k : 6 * k + 6]
+    assert named.split(", ") == [f"{i}.png" for i in dict.fromkeys(order)]
+    assert "loss nan, gradient norm nan at learning rate 9.6" in step
+
+
+def test_pictures_changed_between_two_sittings_are_named(world: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(world / "pictures", pictures)
+    shutil.copytree(pictures, tmp_path / "v" / "validation")
+    for i in range(10):
+        pictures.joinpath(f"{i}.png").rename(pictures / f"p{i}.png")
+        pictures.joinpath(f"{i}.txt").rename(pictures / f"p{i}.txt")
+        side = Image.open(pictures / f"p{i}.png").rotate(90)
+        side.save(pictures / f"p{i}.png")
+    config = config_of(
+        world, *METHODS["lora"], f"data.path={pictures}", f"data.validation={tmp_path / 'v' / 'validation'}"
+    )
+    run = Run(tmp_path / "run")
+    stop_after(config, run, 4)
+    untouched = list(islice(train(config, run), 12))
+    assert not [e for e in untouched if isinstance(e, Warned)]
+    (pictures / "p0.png").unlink()
+    (pictures / "p0.txt").unlink()
+    (pictures / "p1.txt").write_text("a house")
+    tiny.picture(9).save(pictures / "p2.png")
+    tiny.picture(8).save(pictures / "new.png")
+    (pictures / "new.txt").write_text("the sun")
+    (warned,) = (e for e in run_all(config, run) if isinstance(e, Warned))
+    assert warned.message.endswith(
+        "1 picture added: new.png; 1 picture removed: p0.png; 2 pictures edited, or their captions: p1.png, p2.png"
+    )
+    assert warned in list(run.events()) and warned.step >= 4
+    assert "new.png" in json.loads(run.data_file.read_text())["train"]
+
+
+def test_what_was_said_at_the_start_stays_in_the_log(straight: tuple[RunConfig, Run, list[Event]]) -> None:
+    _, run, events = straight
+    noted = [e for e in events if isinstance(e, Noted)]
+    assert noted and [e for e in run.events() if isinstance(e, Noted)] == noted
 
 
 def test_validation_is_the_same_measurement_each_time(world: Path, tmp_path: Path) -> None:

@@ -18,11 +18,15 @@ from sdtune.model import Cond
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step reads, on the CPU: latents (B, C, H, W), their text states, their weights (B,)."""
+    """What a training step reads, on the CPU: latents (B, C, H, W), their text states, their weights (B,).
+
+    `indices_B` says which pictures they are of, by their place in the cache.
+    """
 
     latents_BCHW: Tensor
     cond: Cond
     weight_B: Tensor
+    indices_B: Tensor
 
 
 def batches(cache: Cache, config: DataConfig, *, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
@@ -39,7 +43,7 @@ def validation_batch(cache: Cache) -> Batch:
     indices_B = torch.arange(len(cache))
     zeros_B = torch.zeros(len(cache))
     latents = cache.latents(indices_B, zeros_B.long())
-    return Batch(latents.mean_BCHW, cache.cond(cache.caption_rows(indices_B, zeros_B)), cache.weights_N)
+    return Batch(latents.mean_BCHW, cache.cond(cache.caption_rows(indices_B, zeros_B)), cache.weights_N, indices_B)
 
 
 def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int) -> Batch:
@@ -53,7 +57,7 @@ def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int)
     if cache.flips:
         variant_B += cache.crops * (flip_B < 0.5)
     latents_BCHW = cache.latents(indices_B, variant_B).sample(rng)
-    return Batch(latents_BCHW, cache.cond(rows_B), cache.weights_N[indices_B])
+    return Batch(latents_BCHW, cache.cond(rows_B), cache.weights_N[indices_B], indices_B)
 
 
 def _indices(total: int, seed: int, start: int, length: int) -> Tensor:
