@@ -84,7 +84,7 @@ def test_too_little_memory_is_one_error_with_remedies(world: Path, tmp_path: Pat
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-4 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        with pytest.raises(TrainingError, match="out of memory with batches of 6; try: halve train.batch_size"):
+        with pytest.raises(TrainingError, match=r"out of memory with batches of 6; try: halve train.batch_size"):
             list(train(config_of(world, "train.batch_size=6", "method.type=full"), Run(tmp_path / "run")))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -104,7 +104,9 @@ def test_sd15_lora_at_512_fits(
         torch.nn.init.normal_(p, std=0.02)
     monkeypatch.setattr("sdtune.families.sd1_model.UNet2DConditionModel.from_pretrained", lambda *_, **__: unet)
     torch.cuda.reset_peak_memory_stats()
-    settings = ("data.resolution=128", "train.batch_size=1", "train.accumulate=1", "train.steps=3", "method.rank=16", "train.ema=0",
-                "train.precision=bf16", "data.validation_share=0", f"train.gradient_checkpointing={str(checkpointing).lower()}")  # fmt: skip
+    settings = (
+        "data.resolution=128", "train.batch_size=1", "train.accumulate=1", "train.steps=3", "method.rank=16", "train.ema=0",
+        "train.precision=bf16", "data.validation_share=0", f"train.gradient_checkpointing={str(checkpointing).lower()}",
+    )  # fmt: skip
     list(train(config_of(world, *settings), Run(tmp_path / "run")))
     assert torch.cuda.max_memory_allocated() / 2**30 < limit
