@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
@@ -18,24 +18,42 @@ Prediction = Literal["epsilon", "v"]
 
 @dataclass(frozen=True)
 class Cond:
-    """What the denoiser is told beside the noisy latents: text states, (B, tokens, width)."""
+    """What the denoiser is told beside the noisy latents. A row is one picture's; a field that a family does not use is None."""
 
     states_BLD: Tensor
+    """Text states, (B, tokens, width)."""
+    pooled_BD: Tensor | None = None
+    """One vector for the whole prompt (SDXL, SD3)."""
+    size_BK: Tensor | None = None
+    """SDXL: height and width of the picture before it was cut, top and left of the cut, height and width after it, in pixels.
+    None means: not cut, and as large as the latents say."""
+    tokens_BEL: Tensor | None = None
+    """Token ids for each text encoder, (B, encoders, tokens): set where text encoders are trained. `denoise` then reads them
+    anew, with gradients, and does not look at `states_BLD` and `pooled_BD`."""
 
     def __getitem__(self, index: slice | Tensor) -> Cond:
-        return Cond(self.states_BLD[index])
+        return self._each(lambda field: field[index])
 
     def __len__(self) -> int:
         return len(self.states_BLD)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Cond:
-        return Cond(self.states_BLD.to(device, dtype))
+        """`dtype` is for what is not a whole number."""
+        return self._each(lambda field: field.to(device, dtype if field.is_floating_point() else None))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are set, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
+        """Rows of several, which must have the same fields."""
         import torch
 
-        return Cond(torch.cat([p.states_BLD for p in parts]))
+        return Cond(**{name: torch.cat([p.tensors()[name] for p in parts]) for name in parts[0].tensors()})
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Cond:
+        return Cond(**{name: change(value) for name, value in self.tensors().items()})
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ class Latents:
 
 
 class Model(ABC):
-    """A text-to-image diffusion model. The denoiser is the part that is trained; everything else is frozen.
+    """A text-to-image diffusion model: a denoiser and the frozen parts around it. Methods may train text encoders, too.
 
     `alphas_T` and `sigmas_T` hold, for each of the T training timesteps, the factors in x_t = alpha_t x_0 + sigma_t noise.
     """
@@ -72,6 +90,17 @@ class Model(ABC):
     downscale: int
     """Pixels per latent, along one side."""
     latent_channels: int
+
+    denoiser_name = "unet"
+    """The denoiser's name in diffusers' folders and in adapter files."""
+    sized = False
+    """Whether the denoiser is told each picture's size and cut (`Cond.size_BK`)."""
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What can be trained, by the names of diffusers' folders: the denoiser, `text_encoder`, `text_encoder_2`, ..."""
+        encoders = {f"text_encoder{f'_{i}' if i > 1 else ''}": e for i, e in enumerate(self.text_encoders, 1)}
+        return {self.denoiser_name: self.denoiser, **encoders}
 
     @property
     def label(self) -> str:
@@ -92,7 +121,12 @@ class Model(ABC):
         """Pixels in [-1, 1], (B, 3, H, W), to the latents' distribution."""
 
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Cond: ...
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+        """Prompts as the text encoders read them, without gradients."""
+
+    @abstractmethod
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids for each text encoder, cut and padded: (B, encoders, tokens), on the CPU."""
 
     @abstractmethod
     def token_counts(self, prompts: Sequence[str]) -> list[int]:

@@ -161,7 +161,9 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
         resolution = config.data.resolution or model.resolution
-        cache = Cache.open(examples, model, config.data, resolution=resolution, augment=not what)
+        cache = Cache.open(
+            examples, model, config.data, resolution=resolution, augment=not what, tokens=config.method.trains_text
+        )
         for name, done, total in cache.fill():
             yield Encoding(what + name, done, total)
         for note in cache.notes:

@@ -18,7 +18,7 @@ from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example, scan_folder
 from sdtune.families.sd1 import Sd1
-from sdtune.model import Latents, Model
+from sdtune.model import Cond, Latents, Model
 from tests import tiny
 
 
@@ -81,6 +81,9 @@ class Telling(Cache):
 
     def cond(self, rows_B: Tensor) -> Tensor:  # type: ignore[override]
         return rows_B
+
+    def sized(self, cond: Cond, *_: Tensor) -> Cond:
+        return cond
 
 
 def visits(cache: Telling, config: DataConfig, count: int, *, size: int, seed: int = 0, start: int = 0) -> Tensor:

@@ -340,6 +340,38 @@ def test_random_crops_are_variants(tmp_path: Path, model: Model) -> None:
     assert torch.equal(all_latents(validation).mean_BCHW, all_latents(center).mean_BCHW)
 
 
+def test_a_sized_model_is_told_how_each_picture_was_cut(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture of 96x64 at 32: half its size, so a cut at 20 begins at pixel 10; mirrored, it is counted from the other side."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    tiny.picture(1, (96, 64)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a dog")
+    unsized = filled(folder, model, crop="random", crops=2, flip=True)
+    assert unsized.sized(unsized.cond(rows(1)), rows(0), rows(0)).size_BK is None
+    monkeypatch.setattr(model, "sized", True)
+    cache = filled(folder, model, crop="random", crops=2, flip=True)
+    lefts = [view.box[0] for view in cache._views_NV[0][:2]]
+    assert lefts[0] < lefts[1]
+    expected = [[64, 96, 0, round(left / 2), 32, 32] for left in lefts] + [
+        [64, 96, 0, round((96 - 64 - left) / 2), 32, 32] for left in lefts
+    ]
+    cond = cache.sized(cache.cond(rows(1, 1, 1, 1)), rows(0, 0, 0, 0), rows(0, 1, 2, 3))
+    assert cond.size_BK is not None and cond.size_BK.tolist() == expected
+
+
+def test_tokens_go_with_the_captions_when_asked(folder: Path, model: Model) -> None:
+    config = DataConfig(path=str(folder), cache=str(folder.parent / "cache"))
+    examples = scan_folder(folder, config)[0]
+    cache = Cache.open(examples, model, config, resolution=32, tokens=True)
+    list(cache.fill())
+    row = cache.caption_rows(rows(2), torch.zeros(1))
+    tokens = cache.cond(row).tokens_BEL
+    assert tokens is not None and torch.equal(tokens, model.tokenize(["a cat"]))
+    assert filled(folder, model).cond(row).tokens_BEL is None
+
+
 def test_long_captions_are_told_with_what_is_cut(tmp_path: Path, model: Model) -> None:
     short = " ".join(["dog"] * (tiny.MAX_TOKENS - 2))
     folder = tiny.imagefolder(tmp_path / "data", [short, f"{short} red apple", f"{short} {short}"])

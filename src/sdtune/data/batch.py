@@ -43,7 +43,8 @@ def validation_batch(cache: Cache) -> Batch:
     indices_B = torch.arange(len(cache))
     zeros_B = torch.zeros(len(cache))
     latents = cache.latents(indices_B, zeros_B.long())
-    return Batch(latents.mean_BCHW, cache.cond(cache.caption_rows(indices_B, zeros_B)), cache.weights_N, indices_B)
+    cond = cache.sized(cache.cond(cache.caption_rows(indices_B, zeros_B)), indices_B, zeros_B.long())
+    return Batch(latents.mean_BCHW, cond, cache.weights_N, indices_B)
 
 
 def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int) -> Batch:
@@ -57,7 +58,8 @@ def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int)
     if cache.flips:
         variant_B += cache.crops * (flip_B < 0.5)
     latents_BCHW = cache.latents(indices_B, variant_B).sample(rng)
-    return Batch(latents_BCHW, cache.cond(rows_B), cache.weights_N[indices_B], indices_B)
+    cond = cache.sized(cache.cond(rows_B), indices_B, variant_B)
+    return Batch(latents_BCHW, cond, cache.weights_N[indices_B], indices_B)
 
 
 def _indices(total: int, seed: int, start: int, length: int) -> Tensor:

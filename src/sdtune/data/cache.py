@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,9 +53,15 @@ class Cache:
     """
 
     def __init__(
-        self, examples: Sequence[Example], model: Model, config: DataConfig, resolution: int, augment: bool
+        self,
+        examples: Sequence[Example],
+        model: Model,
+        config: DataConfig,
+        resolution: int,
+        augment: bool,
+        tokens: bool,
     ) -> None:
-        self.examples, self.resolution, self.notes = list(examples), resolution, list[str]()
+        self.examples, self.resolution, self.notes, self._tokens = list(examples), resolution, list[str](), tokens
         self.weights_N = torch.tensor([e.weight for e in self.examples])
         self._model, self._config = model, config
         self._crop = config.crop if augment or config.crop != "random" else "center"
@@ -71,15 +77,23 @@ class Cache:
 
     @classmethod
     def open(
-        cls, examples: Sequence[Example], model: Model, config: DataConfig, *, resolution: int, augment: bool = True
+        cls,
+        examples: Sequence[Example],
+        model: Model,
+        config: DataConfig,
+        *,
+        resolution: int,
+        augment: bool = True,
+        tokens: bool = False,
     ) -> Cache:
         """Plan the cache of `examples`; nothing is encoded before `fill`. Raises DataError.
 
         Without `augment` (validation) each picture has one view: not mirrored, cut in its centre instead of anywhere.
+        With `tokens` the captions' token ids go with their states, for text encoders that are trained.
         """
         if resolution % model.downscale:
             raise DataError(f"data.resolution: {resolution} is no multiple of {model.downscale}, the pixels per latent")
-        cache = cls(examples, model, config, resolution, augment)
+        cache = cls(examples, model, config, resolution, augment, tokens)
         cache.notes += [*cache._small_notes(), *cache._long_notes()]
         return cache
 
@@ -98,6 +112,8 @@ class Cache:
         )
         names = rows[next(iter(texts))].keys()
         self._cond = Cond(**{name: torch.stack([rows[k][name] for k in texts]) for name in names})
+        if self._tokens:
+            self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -126,6 +142,10 @@ class Cache:
         assert self._cond is not None, "fill the cache first"
         return self._cond[rows_B]
 
+    def sized(self, cond: Cond, indices_B: Tensor, variant_B: Tensor) -> Cond:
+        """`cond` with the size and the cut of each picture, where the model is told them."""
+        return replace(cond, size_BK=self._sizes_NVK[indices_B, variant_B]) if self._model.sized else cond
+
     def caption_rows(self, indices_B: Tensor, share_B: Tensor) -> Tensor:
         """Rows of one caption for each picture: `share_B` in [0, 1) chooses among several."""
         choice_B = (share_B * self._caption_counts_N[indices_B]).long()
@@ -151,9 +171,17 @@ class Cache:
                     for box in boxes
                 ]
             )
+        self._sizes_NVK = torch.tensor([[self._size(v) for v in row] for row in views_NV], dtype=torch.float32)
         rows = {key: n for n, key in enumerate(dict.fromkeys(v.key for row in views_NV for v in row))}
         self._view_rows_NV = torch.tensor([[rows[v.key] for v in row] for row in views_NV], dtype=torch.long)
         return views_NV
+
+    def _size(self, view: View) -> tuple[float, ...]:
+        """Height, width before; top, left of the cut after scaling; height, width after: what SDXL is told (arXiv:2307.01952, 2.2)."""
+        (width, height), (left, top, right, _) = self.examples[view.example].size, view.box
+        scale = self.resolution / (right - left)
+        cut_left = width - right if view.mirrored else left
+        return (height, width, round(top * scale), round(cut_left * scale), self.resolution, self.resolution)
 
     def _plan_texts(self) -> list[str]:
         texts = list(dict.fromkeys(["", *(c for e in self.examples for c in e.captions)]))
@@ -220,7 +248,7 @@ class Cache:
     def _encode_texts(self, texts: Mapping[str, str]) -> Encode:
         def encode(keys: Sequence[str]) -> list[Row]:
             cond = self._model.encode_prompts([texts[k] for k in keys] + [""] * (ENCODE_BATCH - len(keys)))
-            tensors = {f.name: getattr(cond, f.name).cpu() for f in dataclasses.fields(cond)}
+            tensors = {name: tensor.cpu() for name, tensor in cond.tensors().items()}
             return [{name: tensor[i] for name, tensor in tensors.items()} for i in range(len(keys))]
 
         return encode

@@ -92,10 +92,16 @@ class Sd1Model(Model):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        ids = self.tokenizer(
+        return self._read(self.tokenize(prompts))
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        ids_BL: Tensor = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         ).input_ids
-        return Cond(self.text_encoder(ids.to(self.device)).last_hidden_state)
+        return ids_BL[:, None]
+
+    def _read(self, tokens_BEL: Tensor) -> Cond:
+        return Cond(self.text_encoder(tokens_BEL[:, 0].to(self.device)).last_hidden_state)
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self.tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
@@ -105,6 +111,8 @@ class Sd1Model(Model):
         return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
     def denoise(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        if cond.tokens_BEL is not None:
+            cond = self._read(cond.tokens_BEL)
         prediction: Tensor = self.denoiser(
             x_BCHW.to(self.dtype), t_B, cond.states_BLD.to(self.dtype), return_dict=False
         )[0]

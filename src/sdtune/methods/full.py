@@ -23,6 +23,11 @@ class Full(Section):
 
     type: Literal["full"] = "full"
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders are trained, so that captions have to be read anew in each step."""
+        return False
+
     def attach(self, model: Model, *, seed: int) -> dict[str, nn.Parameter]:
         """Make the denoiser trainable; returns its parameters by name."""
         model.denoiser.requires_grad_(True)

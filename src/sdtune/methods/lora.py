@@ -51,6 +51,11 @@ class Lora(Section):
     def scale(self) -> float:
         return (self.rank if self.alpha is None else self.alpha) / self.rank
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders are trained, so that captions have to be read anew in each step."""
+        return False
+
     def select(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         """The layers that this target set would adapt, by name. Raises ConfigError if there is none."""
         from torch import nn
