@@ -202,6 +202,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.  [dim]runs/<name>[/dim]", show_default=False)
     ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Train on so many devices of this machine, one process each.", show_default=False)
+    ] = 1,
 ) -> None:
     """Fine-tune a model as a recipe says.
 
@@ -215,6 +218,10 @@ def train(
              it is finished. Ctrl-C once ends the step and saves;
              twice leaves at once.
 
+    Devices  --devices 4, or torchrun --nproc-per-node 4 -m sdtune train ...
+             train.batch_size counts for all of them together: the same
+             recipe trains the same on one device and on many.
+
     Overrides are key=value, with the recipe's keys and TOML's values.
     They come after the recipe, the last one wins, and they may set
     keys that the recipe does not have:
@@ -223,6 +230,10 @@ def train(
     """
     options = _options(ctx)
     config = sdtune.load_config(recipe, *(overrides or ()))
+    if devices > 1 and "WORLD_SIZE" not in os.environ:
+        from sdtune import distributed
+
+        raise typer.Exit(distributed.launch(devices, shlex.split(options.command)[1:]))
     with options.screen() as screen:
         _drive(config, _run(out or Path("runs") / config.name), screen, options)
 
@@ -666,6 +677,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
         rich_utils.STYLE_HELPTEXT = ""  # examples are not to be dim
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if os.environ.get("RANK", "0") != "0":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # one of several processes: the first one draws
     try:
         app(rest, prog_name="sdtune", obj=options)
     except BrokenPipeError:
@@ -698,6 +711,8 @@ def _explain(error: Exception, options: Options) -> int:
 
 def _tell(text: str) -> None:
     """One line on stderr; "error:" in red in a terminal."""
+    if (number := os.environ.get("RANK", "0")) != "0":
+        text = f"process {number}: {text}"
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         text = text.replace("error:", "\x1b[1;31merror:\x1b[0m", 1) if text.startswith("error:") else text
     print(text, file=sys.stderr)

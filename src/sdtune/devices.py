@@ -8,6 +8,7 @@ import sys
 import psutil
 import torch
 
+from sdtune import distributed
 from sdtune.config import TrainConfig
 from sdtune.errors import ConfigError
 
@@ -23,7 +24,11 @@ def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("train.device: mps was asked for, but this machine has none; use auto or cpu")
-    device = torch.device(name)
+    device = (
+        torch.device(name, distributed.local_rank())
+        if name == "cuda" and distributed.size() > 1
+        else torch.device(name)
+    )
     fast = {
         "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         "mps": False,

@@ -39,13 +39,18 @@ class Objective:
     prediction: Prediction = "epsilon"
     min_snr_gamma: float | None = None
 
-    def __call__(self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, rng: torch.Generator) -> Tensor:
-        """The weighted loss of each example at a random timestep, shape (B,). `rng` is a CPU generator."""
+    def __call__(
+        self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, rng: torch.Generator, rows: slice = slice(None)
+    ) -> Tensor:
+        """The weighted loss of each example at a random timestep, shape (B,). `rng` is a CPU generator.
+
+        Of `rows` alone, if they are given: what is drawn for them is what they would get in the whole batch.
+        """
         import torch
 
         t_B = torch.randint(len(self.alphas_T), (len(x0_BCHW),), generator=rng).to(x0_BCHW.device)
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=rng).to(x0_BCHW)
-        return self.error(denoise, x0_BCHW, cond, t_B, noise_BCHW) * self.weight(t_B)
+        return self.error(denoise, x0_BCHW[rows], cond[rows], t_B[rows], noise_BCHW[rows]) * self.weight(t_B[rows])
 
     def error(self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, t_B: Tensor, noise_BCHW: Tensor) -> Tensor:
         """The mean square error of each example at the given timesteps and noise, unweighted, shape (B,)."""

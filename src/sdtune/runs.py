@@ -32,6 +32,8 @@ class Run:
     """A run folder. Nothing is created before it is written to."""
 
     path: Path
+    muted: bool = False
+    """Whether this process only reads: one of several that train together, and not the one that writes."""
 
     @property
     def config_file(self) -> Path:
@@ -88,7 +90,11 @@ class Run:
         return configs.load(self.config_file)
 
     def write_config(self, config: RunConfig) -> None:
-        write_text(self.config_file, configs.to_toml(config))
+        self.write(self.config_file, configs.to_toml(config))
+
+    def write(self, file: Path, text: str) -> None:
+        if not self.muted:
+            write_text(file, text)
 
     def events(self) -> Iterator[Event]:
         """The log from its beginning; a last line cut off by a crash is left out."""
@@ -101,6 +107,8 @@ class Run:
 
     def log(self, event: Event) -> None:
         """Append one event."""
+        if self.muted:
+            return
         with self.events_file.open("a", encoding="utf-8") as file:
             file.write(to_line(event) + "\n")
 
@@ -109,7 +117,7 @@ class Run:
 
         `looked` says whether the validation and the previews of `step` itself were complete.
         """
-        if self.events_file.exists():
+        if self.events_file.exists() and not self.muted:
             again = () if looked else (Validated, Sampled)
             kept = [
                 e
@@ -121,6 +129,9 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process. Raises RunError if a living process holds it; a dead one's lock is taken over."""
+        if self.muted:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         me = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
         for _ in range(2):

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtune import checkpoint
+from sdtune import checkpoint, distributed
 from sdtune import config as configs
 from sdtune.checkpoint import Checkpoint
 from sdtune.config import RunConfig
@@ -28,7 +28,7 @@ from sdtune.data.record import changes, record
 from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.ema import Ema
 from sdtune.environment import environment
-from sdtune.errors import RunError, SdtuneError, TrainingError
+from sdtune.errors import ConfigError, RunError, SdtuneError, TrainingError
 from sdtune.events import (
     Encoding,
     Event,
@@ -43,7 +43,7 @@ from sdtune.events import (
     Validated,
     Warned,
 )
-from sdtune.files import write_json
+from sdtune.files import as_json
 from sdtune.flat import FlatAdamW
 from sdtune.model import Model
 from sdtune.objective import Objective
@@ -75,13 +75,18 @@ def train_step(
     device, rng = state.model.device, torch.Generator().manual_seed(seed * 1_000_003 + state.step)
     total = torch.zeros((), device=device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed * 1_000_003 + state.step)  # dropout draws from the global generator
+        torch.manual_seed(
+            seed * 1_000_003 + state.step + (distributed.rank() << 32)
+        )  # dropout draws from the global one
         for batch in batches:
-            loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng)
-            loss = (loss_B * batch.weight_B.to(device)).mean() / len(batches)
+            rows = distributed.rows(len(batch.latents_BCHW))
+            loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng, rows)
+            loss = (loss_B * batch.weight_B[rows].to(device)).sum() / len(batch.latents_BCHW) / len(batches)
             loss.backward()
             state.optimizer.collect()
             total += loss.detach()
+    distributed.add_up(state.optimizer.gradient)
+    distributed.add_up(total)
     if state.step + 1 == CHECK_STEP:
         state.without_gradient = list(state.optimizer.names_without_gradient())
     grad_norm = state.optimizer.clip(max_grad_norm)
@@ -102,15 +107,25 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
 
     A run folder that holds a part of this run is gone on with, bit by bit as if it had never stopped (CPU, fp32).
     """
-    with run.lock():
-        yield from _prepare_folder(config, run)
+    use_threads(config.train.threads)
+    device, dtype = choose(config.train)
+    if config.train.batch_size < distributed.size():
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} pictures for {distributed.size()} processes; it counts for all together, "
+            "and each needs one"
+        )
+    run = run if distributed.primary() else replace(run, muted=True)
+    with run.lock(), distributed.joined(device):
+        if distributed.primary():
+            yield from _prepare_folder(config, run)
+        distributed.wait()
         if (done := _finished(config, run)) is not None:
             yield done
             return
         ready: _Ready | None = None
         saved = 0
         try:
-            for item in _build(config, run):
+            for item in _build(config, run, device, dtype):
                 if not isinstance(item, _Ready):
                     yield item
                     continue
@@ -119,6 +134,12 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
                 for event in _loop(ready, config, run):
                     saved = event.step if isinstance(event, Saved) else saved
                     yield _log(run, event)
+        except _Stop:
+            pass
+        except GeneratorExit:
+            if ready is not None and ready.state.step < config.train.steps:
+                distributed.any_of(True)  # the others stop after the same step
+            raise
         except (SdtuneError, torch.OutOfMemoryError) as error:
             error = _explain_memory(config) if isinstance(error, torch.OutOfMemoryError) else error
             run.log(Failed(ready.state.step if ready else 0, str(error)))
@@ -127,6 +148,16 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             if ready is not None and saved < ready.state.step < config.train.steps:
                 _save(ready.state, config, run)
                 run.log(Stopped(ready.state.step))
+
+
+class _Stop(Exception):
+    """Another process of this run was told to stop."""
+
+
+def _agree_to_go_on() -> None:
+    """Asked before each work that the processes share. One that was stopped answers at its end, so all leave at the same place."""
+    if distributed.any_of(False):
+        raise _Stop
 
 
 def _explain_memory(config: RunConfig) -> TrainingError:
@@ -148,13 +179,11 @@ class _Ready:
     started: Started
 
 
-def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
-    use_threads(config.train.threads)
-    device, dtype = choose(config.train)
+def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | _Ready]:
     found = yield from _take_up(run)
     splits = scan(config.data, seed=config.train.seed)
     model = config.model.load(device=device, dtype=dtype)
-    write_json(run.environment_file, environment(device))
+    run.write(run.environment_file, as_json(environment(device)))
     for note in splits.notes:
         yield _log(run, Noted(note))
     yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
@@ -164,8 +193,12 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
         cache = Cache.open(
             examples, model, config.data, resolution=resolution, augment=not what, tokens=config.method.trains_text
         )
+        if not distributed.primary():
+            distributed.wait()  # the first process encodes, the others read
         for name, done, total in cache.fill():
             yield Encoding(what + name, done, total)
+        if distributed.primary():
+            distributed.wait()
         for note in cache.notes:
             yield _log(run, Warned(note))
         caches.append(cache)
@@ -195,7 +228,7 @@ def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: in
     if run.data_file.exists() and (text := changes(json.loads(run.data_file.read_text(encoding="utf-8")), now)):
         message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
         yield _log(run, Warned(message, step))
-    write_json(run.data_file, now)
+    run.write(run.data_file, as_json(now))
 
 
 def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
@@ -211,6 +244,7 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         start=state.step * options.accumulate,
     )
     while state.step < options.steps:
+        _agree_to_go_on()
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
         state.model.denoiser.train()
@@ -258,6 +292,7 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state.model.denoiser.eval()
     with state.ema.applied() if state.ema else nullcontext():
         if validate and ready.held_out is not None:
+            _agree_to_go_on()
             losses = validation_losses(
                 state.model, ready.objective, ready.held_out, timesteps=options.validation_timesteps
             )
@@ -265,7 +300,7 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             yield Validated(state.step, mean, losses)
             if state.step and mean < state.best_loss:
                 state.best_loss, state.best_step = mean, state.step
-        if preview:
+        if preview and distributed.primary():
             yield from _previews(ready, config, run)
     state.looked = True
 
@@ -284,13 +319,14 @@ def validation_losses(
     noise_KNCHW = torch.randn((timesteps, *held_out.latents_BCHW.shape), generator=rng)
     sums = torch.zeros(N)
     for k, t in enumerate(t_K.tolist()):
-        for rows in torch.arange(N).split(chunk):
+        for rows in torch.arange(N).split(chunk)[distributed.rank() :: distributed.size()]:
             x0 = held_out.latents_BCHW[rows].to(model.device)
             t_B = torch.full((len(rows),), t, device=x0.device)
             error_B = objective.error(
                 model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise_KNCHW[k, rows].to(x0)
             )
             sums[rows] += error_B.cpu() / timesteps
+    distributed.add_up(sums)
     return tuple(sums.tolist())
 
 
@@ -313,6 +349,8 @@ def _did_it_train(state: State, initial: Tensor) -> Iterator[Event]:
 
 
 def _save(state: State, config: RunConfig, run: Run) -> Path:
+    if run.muted:
+        return run.checkpoints
     optimizer = state.optimizer
     tensors = {"weights.safetensors": optimizer.named(optimizer.weights), "optimizer.safetensors": optimizer.moments()}
     if state.ema:
@@ -354,6 +392,8 @@ def _resume(state: State, found: Checkpoint) -> None:
 
 def _write_final(state: State, config: RunConfig, run: Run) -> Path:
     """The finished adapter or model under `final/`, written beside and renamed."""
+    if run.muted:
+        return run.final
     part = run.path / ".tmp-final"
     shutil.rmtree(part, ignore_errors=True)
     about = {
