@@ -17,7 +17,7 @@ from sdtune import config as configs
 from sdtune import report
 from sdtune.compare import Comparison, Pair, Plan
 from sdtune.data.dataset import Example
-from sdtune.evaluate import Evidence, Figure, Scores, Seen, Validation, Verdict, judge
+from sdtune.evaluate import Evidence, Figure, Scores, Seen, Validation, Verdict, judge, judge_without_scorer
 from sdtune.events import Finished, Sampled, Started
 from sdtune.runs import Run
 from sdtune.stats import Interval
@@ -172,6 +172,16 @@ def test_page_without_the_optional_parts(comparison: Comparison) -> None:
     assert "Step by step" not in text
     assert "Nearest training pictures" not in text
     assert "These pictures cannot show" in text
+
+
+def test_page_of_a_base_that_the_scorer_does_not_know(comparison: Comparison) -> None:
+    why = "Only small drawings are known."
+    scores = judge_without_scorer(Validation(), why, primary="kid")
+    bare = dataclasses.replace(comparison, scores=scores, validation=Validation(), scorer=None)
+    text = report.html(bare)
+    assert text.count(why) == 1
+    assert "..<" not in text
+    assert "The figures" not in text
 
 
 def test_report_is_the_same_each_time(comparison: Comparison) -> None:
