@@ -147,6 +147,13 @@ def test_captions_are_text_and_never_markup(comparison: Comparison) -> None:
     assert len([t for t, _ in Page(text).tags if t == "script"]) == 1
 
 
+def test_wide_tables_scroll_within_themselves(comparison: Comparison) -> None:
+    assert ".scroll { overflow-x: auto; position: relative; }" in report._asset("report.css")
+    text = report.html(comparison)
+    assert len(re.findall(r"<table", text)) == 2
+    assert len(re.findall(r'<div class="scroll">\s*<table', text)) == 2
+
+
 def test_page_says_what_the_scores_say(comparison: Comparison) -> None:
     text = " ".join(" ".join(Page(report.html(comparison)).texts).split())
     for v in comparison.scores.verdicts:
