@@ -147,6 +147,19 @@ def test_captions_are_text_and_never_markup(comparison: Comparison) -> None:
     assert len([t for t, _ in Page(text).tags if t == "script"]) == 1
 
 
+def test_paper_shows_all_pairs_in_light_colours() -> None:
+    css, script = report._asset("report.css"), report._asset("report.js")
+    paper = css[css.index("@media print") :]
+    dark = re.search(r"prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", css, re.S)
+    assert dark is not None
+    assert set(re.findall(r"--\w+(?=:)", dark[1])) <= set(re.findall(r"--\w+(?=:)", paper))
+    assert "color-scheme: light;" in paper
+    assert re.findall(r"([^{}]*)\{ display: none", paper) == [" .master, .sliders, .more > summary "]
+    assert re.search(r"\.verdict, \.prompt, \.chart, \.neighbours figure, tr \{ break-inside: avoid", paper)
+    for event, state in (("beforeprint", "true"), ("afterprint", "false")):
+        assert re.search(rf'"{event}".*d\.open = {state}', script)
+
+
 def test_wide_tables_scroll_within_themselves(comparison: Comparison) -> None:
     assert ".scroll { overflow-x: auto; position: relative; }" in report._asset("report.css")
     text = report.html(comparison)

@@ -33,6 +33,11 @@
   summary.textContent = "All pairs side by side";
   plain.before(details);
   details.append(plain);
-  addEventListener("beforeprint", () => { details.open = true; });
   sliders.hidden = master.hidden = false;
 })();
+// On paper nothing can be unfolded.
+{
+  let folded = [];
+  addEventListener("beforeprint", () => { folded = [...document.querySelectorAll("details:not([open])")]; for (const d of folded) d.open = true; });
+  addEventListener("afterprint", () => { for (const d of folded) d.open = false; });
+}
