@@ -115,10 +115,10 @@ def test_page_is_whole_and_loads_nothing(comparison: Comparison) -> None:
     text = report.html(comparison)
     page = Page(text)
     for tag, attributes in page.tags:
-        assert tag not in ("link", "iframe", "object", "embed", "base", "a")
+        assert tag not in ("link", "iframe", "object", "embed", "base")
         for name in ("src", "srcset", "href", "xlink:href", "action", "data", "poster"):
             value = attributes.get(name)
-            assert value is None or value.startswith("data:image/"), (tag, name, value)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, name, value)
     css, script = (re.search(rf"<{tag}>(.*?)</{tag}>", text, re.S) for tag in ("style", "script"))
     assert css is not None
     assert script is not None
@@ -147,6 +147,36 @@ def test_captions_are_text_and_never_markup(comparison: Comparison) -> None:
     assert len([t for t, _ in Page(text).tags if t == "script"]) == 1
 
 
+def test_everything_has_a_name_without_being_seen(comparison: Comparison) -> None:
+    page = Page(report.html(comparison))
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    assert ("html", {"lang": "en"}) in page.tags
+    assert "ink: what the fine-tuning did" in page.texts
+    for tag, a in page.tags:
+        assert tag != "img" or a.get("alt")
+        assert a.get("role") != "img" or a.get("aria-label")
+        assert tag != "section" or a.get("aria-labelledby") in ids
+        assert tag != "a" or (a.get("href") or "").removeprefix("#") in ids
+    marks = [a for _, a in page.tags if "found" in (a.get("class") or "")]
+    assert len(marks) == 2 * len(comparison.pairs) + 2
+    assert all(a["role"] == "img" for a in marks)
+
+
+def test_sliders_answer_to_keys_and_wait_for_the_script(comparison: Comparison) -> None:
+    page, script, css = Page(report.html(comparison)), report._asset("report.js"), report._asset("report.css")
+    waiting = [a for _, a in page.tags if "sliding" in (a.get("class") or "").split()]
+    assert len(waiting) == 4
+    assert all("hidden" in a for a in waiting)
+    assert "[hidden] { display: none !important; }" in css
+    assert '".sliding")) part.hidden = false' in script
+    assert 'type: "range", min: 0, max: 100' in script
+    for name in ("aria-label", "aria-valuetext"):
+        assert f'range.setAttribute("{name}"' in script
+    assert "`${range.value}%`" in script  # within 0 and 100, unlike the pointer
+    assert "::-webkit-slider-thumb { appearance: none; width: 1px;" in css
+    assert ".slider:has(:focus-visible) .stack { outline:" in css
+
+
 def test_paper_shows_all_pairs_in_light_colours() -> None:
     css, script = report._asset("report.css"), report._asset("report.js")
     paper = css[css.index("@media print") :]
@@ -154,7 +184,7 @@ def test_paper_shows_all_pairs_in_light_colours() -> None:
     assert dark is not None
     assert set(re.findall(r"--\w+(?=:)", dark[1])) <= set(re.findall(r"--\w+(?=:)", paper))
     assert "color-scheme: light;" in paper
-    assert re.findall(r"([^{}]*)\{ display: none", paper) == [" .master, .sliders, .more > summary "]
+    assert re.findall(r"([^{}]*)\{ display: none", paper) == [" .sliding, .more > summary "]
     assert re.search(r"\.verdict, \.prompt, \.chart, \.neighbours figure, tr \{ break-inside: avoid", paper)
     for event, state in (("beforeprint", "true"), ("afterprint", "false")):
         assert re.search(rf'"{event}".*d\.open = {state}', script)
