@@ -232,8 +232,8 @@ def _unfit(config: RunConfig) -> str:
         return ""
     return (
         "The scorer that comes with sdtune knows small drawings only, the domain of the embedded base. For this base model KID, "
-        "Frechet distance, content, copies and diversity need other encoders (the extra `metrics`) and are left out; "
-        "the validation loss and the pictures are shown."
+        "Frechet distance, content, copies and diversity need other encoders (the extra named metrics) and are left out; "
+        "the pictures are shown, and the validation loss where the run has one."
     )
 
 

@@ -229,11 +229,11 @@ def judge_without_scorer(validation: Validation, why: str, *, primary: str, draw
     figures = validation_figures(validation, draws, seed)
     moved = next((f for f in figures if f.key == primary), None)
     verdicts = (
-        moved_verdict(moved) if moved else Verdict("moved", MOVED, "cannot tell", "yes", why),
-        Verdict("content", CONTENT, "cannot tell", "yes", why),
-        Verdict("away", AWAY, "cannot tell", "yes", why),
+        moved_verdict(moved) if moved else Verdict("moved", MOVED, "cannot tell", "yes", UNFIT),
+        Verdict("content", CONTENT, "cannot tell", "yes", UNFIT),
+        Verdict("away", AWAY, "cannot tell", "yes", UNFIT),
         overfit_verdict(validation, draws, seed),
-        Verdict("copied", COPIED, "cannot tell", "no", why),
+        Verdict("copied", COPIED, "cannot tell", "no", UNFIT),
     )
     return Scores(tuple(figures), verdicts, limits=(why,))
 
@@ -410,6 +410,8 @@ CONTENT = "Content kept?"
 AWAY = "Moved away from the base's own domain?"
 OVERFIT = "Overfit?"
 COPIED = "Copied from the training pictures?"
+UNFIT = "the scorer that comes with sdtune does not know this base model's pictures; look at them"
+"""In place of the whole reason, which is said once, among the limits."""
 
 
 def moved_verdict(figure: Figure | None) -> Verdict:

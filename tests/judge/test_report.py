@@ -17,7 +17,7 @@ from sdtune import config as configs
 from sdtune import report
 from sdtune.compare import Comparison, Pair, Plan
 from sdtune.data.dataset import Example
-from sdtune.evaluate import Evidence, Figure, Scores, Seen, Validation, Verdict, judge
+from sdtune.evaluate import Evidence, Figure, Scores, Seen, Validation, Verdict, judge, judge_without_scorer
 from sdtune.events import Finished, Sampled, Started
 from sdtune.runs import Run
 from sdtune.stats import Interval
@@ -115,10 +115,10 @@ def test_page_is_whole_and_loads_nothing(comparison: Comparison) -> None:
     text = report.html(comparison)
     page = Page(text)
     for tag, attributes in page.tags:
-        assert tag not in ("link", "iframe", "object", "embed", "base", "a")
+        assert tag not in ("link", "iframe", "object", "embed", "base")
         for name in ("src", "srcset", "href", "xlink:href", "action", "data", "poster"):
             value = attributes.get(name)
-            assert value is None or value.startswith("data:image/"), (tag, name, value)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, name, value)
     css, script = (re.search(rf"<{tag}>(.*?)</{tag}>", text, re.S) for tag in ("style", "script"))
     assert css is not None
     assert script is not None
@@ -147,6 +147,56 @@ def test_captions_are_text_and_never_markup(comparison: Comparison) -> None:
     assert len([t for t, _ in Page(text).tags if t == "script"]) == 1
 
 
+def test_everything_has_a_name_without_being_seen(comparison: Comparison) -> None:
+    page = Page(report.html(comparison))
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    assert ("html", {"lang": "en"}) in page.tags
+    assert "ink: what the fine-tuning did" in page.texts
+    for tag, a in page.tags:
+        assert tag != "img" or a.get("alt")
+        assert a.get("role") != "img" or a.get("aria-label")
+        assert tag != "section" or a.get("aria-labelledby") in ids
+        assert tag != "a" or (a.get("href") or "").removeprefix("#") in ids
+    marks = [a for _, a in page.tags if "found" in (a.get("class") or "")]
+    assert len(marks) == 2 * len(comparison.pairs) + 2
+    assert all(a["role"] == "img" for a in marks)
+
+
+def test_sliders_answer_to_keys_and_wait_for_the_script(comparison: Comparison) -> None:
+    page, script, css = Page(report.html(comparison)), report._asset("report.js"), report._asset("report.css")
+    waiting = [a for _, a in page.tags if "sliding" in (a.get("class") or "").split()]
+    assert len(waiting) == 4
+    assert all("hidden" in a for a in waiting)
+    assert "[hidden] { display: none !important; }" in css
+    assert '".sliding")) part.hidden = false' in script
+    assert 'type: "range", min: 0, max: 100' in script
+    for name in ("aria-label", "aria-valuetext"):
+        assert f'range.setAttribute("{name}"' in script
+    assert "`${range.value}%`" in script  # within 0 and 100, unlike the pointer
+    assert "::-webkit-slider-thumb { appearance: none; width: 1px;" in css
+    assert ".slider:has(:focus-visible) .stack { outline:" in css
+
+
+def test_paper_shows_all_pairs_in_light_colours() -> None:
+    css, script = report._asset("report.css"), report._asset("report.js")
+    paper = css[css.index("@media print") :]
+    dark = re.search(r"prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", css, re.S)
+    assert dark is not None
+    assert set(re.findall(r"--\w+(?=:)", dark[1])) <= set(re.findall(r"--\w+(?=:)", paper))
+    assert "color-scheme: light;" in paper
+    assert re.findall(r"([^{}]*)\{ display: none", paper) == [" .sliding, .more > summary "]
+    assert re.search(r"\.verdict, \.prompt, \.chart, \.neighbours figure, tr \{ break-inside: avoid", paper)
+    for event, state in (("beforeprint", "true"), ("afterprint", "false")):
+        assert re.search(rf'"{event}".*d\.open = {state}', script)
+
+
+def test_wide_tables_scroll_within_themselves(comparison: Comparison) -> None:
+    assert ".scroll { overflow-x: auto; position: relative; }" in report._asset("report.css")
+    text = report.html(comparison)
+    assert len(re.findall(r"<table", text)) == 2
+    assert len(re.findall(r'<div class="scroll">\s*<table', text)) == 2
+
+
 def test_page_says_what_the_scores_say(comparison: Comparison) -> None:
     text = " ".join(" ".join(Page(report.html(comparison)).texts).split())
     for v in comparison.scores.verdicts:
@@ -172,6 +222,16 @@ def test_page_without_the_optional_parts(comparison: Comparison) -> None:
     assert "Step by step" not in text
     assert "Nearest training pictures" not in text
     assert "These pictures cannot show" in text
+
+
+def test_page_of_a_base_that_the_scorer_does_not_know(comparison: Comparison) -> None:
+    why = "Only small drawings are known."
+    scores = judge_without_scorer(Validation(), why, primary="kid")
+    bare = dataclasses.replace(comparison, scores=scores, validation=Validation(), scorer=None)
+    text = report.html(bare)
+    assert text.count(why) == 1
+    assert "..<" not in text
+    assert "The figures" not in text
 
 
 def test_report_is_the_same_each_time(comparison: Comparison) -> None:

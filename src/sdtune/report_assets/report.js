@@ -11,9 +11,14 @@
     stack.append(base.cloneNode());
     element("div", "over", stack).append(tuned.cloneNode());
     element("div", "bar", stack);
-    const range = Object.assign(element("input", "", stack), { type: "range", min: 0, max: 100, value: 50 });
+    const range = Object.assign(element("input", "", stack), { type: "range", min: 0, max: 100 });
     range.setAttribute("aria-label", `${pair.dataset.prompt}, seed ${pair.dataset.seed}: base to the left, tuned to the right`);
-    const set = (value) => { range.value = value; box.style.setProperty("--cut", `${value}%`); };
+    const set = (value) => {
+      range.value = value; // which keeps it within 0 and 100
+      range.setAttribute("aria-valuetext", `${range.value}% base`);
+      box.style.setProperty("--cut", `${range.value}%`);
+    };
+    set(50);
     range.addEventListener("input", () => set(range.value));
     stack.addEventListener("pointermove", (event) => {
       if (event.pointerType !== "mouse") return;
@@ -22,7 +27,7 @@
     });
     const words = element("p", "", box);
     words.textContent = pair.dataset.prompt;
-    element("small", "", words).textContent = pair.dataset.seed;
+    element("small", "", words).textContent = `seed ${pair.dataset.seed}`;
     return set;
   });
   const all = master.querySelector("input");
@@ -33,6 +38,11 @@
   summary.textContent = "All pairs side by side";
   plain.before(details);
   details.append(plain);
-  addEventListener("beforeprint", () => { details.open = true; });
-  sliders.hidden = master.hidden = false;
+  for (const part of document.querySelectorAll(".sliding")) part.hidden = false;
 })();
+// On paper nothing can be unfolded.
+{
+  let folded = [];
+  addEventListener("beforeprint", () => { folded = [...document.querySelectorAll("details:not([open])")]; for (const d of folded) d.open = true; });
+  addEventListener("afterprint", () => { for (const d of folded) d.open = false; });
+}
