@@ -5,6 +5,8 @@ checkpoints/step-000250/   weights.safetensors   the trained parameters, fp32, b
                            ema.safetensors       their moving average, if there is one
                            state.json            step, what the run is, best validation loss
                            manifest.json         size and sha256 of each file, written last
+checkpoints/best/          weights.safetensors   those of the lowest validation loss so far (the moving average's, if there is one)
+                           state.json, manifest.json
 """
 
 from __future__ import annotations
@@ -44,13 +46,13 @@ class Checkpoint:
 
 
 def save(
-    run: Run, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], *, keep: int, best: int | None
+    run: Run, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], *, keep: int, name: str = ""
 ) -> Path:
-    """Write `tensors` (file name -> tensors by name) and `state` as one checkpoint, then remove all but the newest `keep` and `best`.
+    """Write `tensors` (file name -> tensors by name) and `state` as one checkpoint, then remove all but the newest `keep`.
 
-    Raises RunError if the disk has no room; the earlier checkpoints are intact then.
+    It is called step-... unless a `name` is given. Raises RunError if the disk has no room; the earlier checkpoints are intact then.
     """
-    final = run.checkpoints / f"step-{state['step']:06d}"
+    final = run.checkpoints / (name or f"step-{state['step']:06d}")
     part = run.checkpoints / f".tmp-{final.name}"
     need = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
     run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise RunError(f"{final}: not saved: {error}; earlier checkpoints are intact") from error
-    _prune(run, keep, best)
+    _prune(run, keep)
     return final
 
 
@@ -116,11 +118,9 @@ def _folders(run: Run) -> Iterator[Path]:
     return (p for p in run.checkpoints.glob("step-*") if p.is_dir())
 
 
-def _prune(run: Run, keep: int, best: int | None) -> None:
-    spared = f"step-{best:06d}" if best is not None else ""
+def _prune(run: Run, keep: int) -> None:
     for path in sorted(_folders(run))[:-keep]:
-        if path.name != spared:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _entry(path: Path) -> dict[str, object]:

@@ -60,11 +60,15 @@ class TrainConfig(Section):
     save_every: Positive = 250
     """Steps between checkpoints."""
     keep: Positive = 2
-    """Newest checkpoints kept. The best one is kept beside them."""
+    """Newest checkpoints kept. The weights of the lowest validation loss are kept beside them."""
     validate_every: NotNegative = 50
     """Steps between validation losses; 0 turns them off."""
     validation_timesteps: Positive = 8
     """Fixed timesteps, spread over the schedule, at which each validation picture is judged."""
+    patience: NotNegative = 0
+    """Stop early when so many validations in a row have brought no new lowest loss; 0 never does. Allow several: the loss is noisy."""
+    result: Literal["last", "best"] = "last"
+    """Which weights become the result: those of the last step, or those of the lowest validation loss."""
     sample_every: NotNegative = 100
     """Steps between previews; 0 turns them off. The base model's pictures are step 0."""
 

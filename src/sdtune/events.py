@@ -59,6 +59,10 @@ class Validated(_Event):
     step: int
     loss: float
     per_picture: tuple[float, ...]
+    per_timestep: tuple[float, ...] = ()
+    """Mean over the pictures at each of the fixed timesteps, from nearly clean to nearly pure noise."""
+    raw: float | None = None
+    """The loss of the weights themselves, where `loss` is that of their moving average."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Sampled(_Event):
 
 @dataclass(frozen=True)
 class Saved(_Event):
-    """A checkpoint is complete on disk. `best` says that it has the lowest validation loss so far."""
+    """A checkpoint is complete on disk. `best` says that these are the weights of the lowest validation loss so far."""
 
     step: int
     path: str
@@ -99,13 +103,15 @@ class Warned(_Event):
 
 @dataclass(frozen=True)
 class Finished(_Event):
-    """The run reached its last step. `path` is the finished adapter or model, relative to the run folder."""
+    """The run reached its end: its last step, or an early stop. `path` is the finished adapter or model, relative to the run folder."""
 
     step: int
     seconds: float
     path: str
     best_step: int | None = None
     peak_memory_mb: float | None = None
+    early: bool = False
+    """Whether it stopped before its last step because the validation loss fell no more (train.patience)."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,8 @@ def to_line(event: Event) -> str:
 def from_line(line: str) -> Event:
     record = json.loads(line)
     kind = _KINDS[record.pop("event")]
-    if "per_picture" in record:
-        record["per_picture"] = tuple(record["per_picture"])
+    for name in ("per_picture", "per_timestep"):
+        if name in record:
+            record[name] = tuple(record[name])
     made: Event = kind(**record)
     return made

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtune import checkpoint, distributed
+from sdtune import checkpoint, distributed, validation
 from sdtune import config as configs
 from sdtune.checkpoint import Checkpoint
-from sdtune.config import RunConfig
+from sdtune.config import RunConfig, TrainConfig
 from sdtune.data.batch import Batch, batches, validation_batch
 from sdtune.data.cache import Cache
 from sdtune.data.dataset import Splits, resolve, scan
@@ -123,7 +123,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             yield done
             return
         ready: _Ready | None = None
-        saved = 0
+        saved, finished = 0, False
         try:
             for item in _build(config, run, device, dtype):
                 if not isinstance(item, _Ready):
@@ -133,11 +133,12 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
                 yield _log(run, ready.started)
                 for event in _loop(ready, config, run):
                     saved = event.step if isinstance(event, Saved) else saved
+                    finished = isinstance(event, Finished)
                     yield _log(run, event)
         except _Stop:
             pass
         except GeneratorExit:
-            if ready is not None and ready.state.step < config.train.steps:
+            if ready is not None and not finished and _asks_again(ready, config.train):
                 distributed.any_of(True)  # the others stop after the same step
             raise
         except (SdtuneError, torch.OutOfMemoryError) as error:
@@ -145,7 +146,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             run.log(Failed(ready.state.step if ready else 0, str(error)))
             raise error from None
         finally:
-            if ready is not None and saved < ready.state.step < config.train.steps:
+            if ready is not None and saved < ready.state.step and not finished:
                 _save(ready.state, config, run)
                 run.log(Stopped(ready.state.step))
 
@@ -158,6 +159,12 @@ def _agree_to_go_on() -> None:
     """Asked before each work that the processes share. One that was stopped answers at its end, so all leave at the same place."""
     if distributed.any_of(False):
         raise _Stop
+
+
+def _asks_again(ready: _Ready, options: TrainConfig) -> bool:
+    """Whether the processes will agree once more before the run's end."""
+    validates = ready.held_out is not None and options.validate_every > 0 and not ready.state.looked
+    return validates or not _at_end(ready.state, options)
 
 
 def _explain_memory(config: RunConfig) -> TrainingError:
@@ -243,7 +250,7 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         seed=options.seed,
         start=state.step * options.accumulate,
     )
-    while state.step < options.steps:
+    while not _at_end(state, options):
         _agree_to_go_on()
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
@@ -259,17 +266,16 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         if state.step == CHECK_STEP:
             yield from _did_it_train(state, initial)
         yield from _look(ready, config, run)
-        if state.step % options.save_every == 0 or state.step == options.steps:
+        if _due(state, options, options.save_every):
             path = _save(state, config, run)
             yield Saved(state.step, str(path.relative_to(run.path)), best=state.best_step == state.step)
+    if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
+        yield Noted(text, state.step)
     result = _write_final(state, config, run)
     yield Finished(
-        state.step,
-        time.time() - start,
-        str(result.relative_to(run.path)),
-        state.best_step,
-        peak_memory_mb(state.model.device),
-    )
+        state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
+        peak_memory_mb(state.model.device), early=state.step < options.steps,
+    )  # fmt: skip
 
 
 def _pictures(parts: Sequence[Batch], cache: Cache) -> str:
@@ -281,53 +287,46 @@ def _pictures(parts: Sequence[Batch], cache: Cache) -> str:
 def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     """Validation loss and previews, where this step has them."""
     state, options = ready.state, config.train
-    last = state.step == options.steps
-    validate = (
-        ready.held_out is not None and options.validate_every and (state.step % options.validate_every == 0 or last)
-    )
-    preview = options.sample_every and (state.step % options.sample_every == 0 or last)
-    if not (validate or preview):
-        state.looked = True
-        return
     state.model.denoiser.eval()
-    with state.ema.applied() if state.ema else nullcontext():
-        if validate and ready.held_out is not None:
-            _agree_to_go_on()
-            losses = validation_losses(
-                state.model, ready.objective, ready.held_out, timesteps=options.validation_timesteps
-            )
-            mean = sum(losses) / len(losses)
-            yield Validated(state.step, mean, losses)
-            if state.step and mean < state.best_loss:
-                state.best_loss, state.best_step = mean, state.step
-        if preview and distributed.primary():
+    if ready.held_out is not None and options.validate_every and _due(state, options, options.validate_every):
+        _agree_to_go_on()
+        yield from _validate(ready, ready.held_out, config, run)
+    if distributed.primary() and options.sample_every and _due(state, options, options.sample_every):
+        with _averaged(state):
             yield from _previews(ready, config, run)
     state.looked = True
 
 
-@torch.no_grad()
-def validation_losses(
-    model: Model, objective: Objective, held_out: Batch, *, timesteps: int, chunk: int = 32
-) -> tuple[float, ...]:
-    """The unweighted loss of each held-out picture, averaged over fixed timesteps with fixed noise.
+def _due(state: State, options: TrainConfig, every: int) -> bool:
+    return state.step % every == 0 or _at_end(state, options)
 
-    Always the same pictures, noise and timesteps, so that two models (or two steps) can be compared picture by picture.
-    """
-    N, T = len(held_out.latents_BCHW), len(objective.alphas_T)
-    t_K = ((torch.arange(timesteps) + 0.5) * T / timesteps).long()
-    rng = torch.Generator().manual_seed(20_240_229)
-    noise_KNCHW = torch.randn((timesteps, *held_out.latents_BCHW.shape), generator=rng)
-    sums = torch.zeros(N)
-    for k, t in enumerate(t_K.tolist()):
-        for rows in torch.arange(N).split(chunk)[distributed.rank() :: distributed.size()]:
-            x0 = held_out.latents_BCHW[rows].to(model.device)
-            t_B = torch.full((len(rows),), t, device=x0.device)
-            error_B = objective.error(
-                model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise_KNCHW[k, rows].to(x0)
-            )
-            sums[rows] += error_B.cpu() / timesteps
-    distributed.add_up(sums)
-    return tuple(sums.tolist())
+
+def _at_end(state: State, options: TrainConfig) -> bool:
+    """Whether the run's last step is done: the one asked for, or the one at which patience is over."""
+    since = state.step - (state.best_step if state.best_step is not None else state.step)
+    return state.step >= options.steps or bool(options.patience and since >= options.patience * options.validate_every)
+
+
+def _averaged(state: State) -> AbstractContextManager[None]:
+    """Inside, the model computes with the moving average of its weights, if there is one."""
+    return state.ema.applied() if state.ema else nullcontext()
+
+
+def _validate(ready: _Ready, held_out: Batch, config: RunConfig, run: Run) -> Iterator[Event]:
+    """The validation loss, and the best weights kept if it is the lowest so far."""
+    state, K = ready.state, config.train.validation_timesteps
+    raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
+    with _averaged(state):
+        losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
+    per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
+    mean = sum(per_picture) / len(per_picture)
+    yield Validated(state.step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw)
+    if state.step and mean < state.best_loss:
+        state.best_loss, state.best_step = mean, state.step
+        if not run.muted:
+            with _averaged(state):
+                weights = {"weights.safetensors": state.optimizer.named(state.optimizer.weights)}
+            checkpoint.save(run, _record(state, config), weights, keep=config.train.keep, name="best")
 
 
 def _previews(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
@@ -348,6 +347,15 @@ def _did_it_train(state: State, initial: Tensor) -> Iterator[Event]:
             )
 
 
+def _record(state: State, config: RunConfig) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    return {
+        "step": state.step, "looked": state.looked, "best_step": state.best_step,
+        "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
+        "method": config.method.type, "scale": getattr(config.method, "scale", 1.0),
+    }  # fmt: skip
+
+
 def _save(state: State, config: RunConfig, run: Run) -> Path:
     if run.muted:
         return run.checkpoints
@@ -355,12 +363,7 @@ def _save(state: State, config: RunConfig, run: Run) -> Path:
     tensors = {"weights.safetensors": optimizer.named(optimizer.weights), "optimizer.safetensors": optimizer.moments()}
     if state.ema:
         tensors["ema.safetensors"] = optimizer.named(state.ema.mean)
-    record = {
-        "step": state.step, "looked": state.looked, "best_step": state.best_step,
-        "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
-        "method": config.method.type, "scale": getattr(config.method, "scale", 1.0),
-    }  # fmt: skip
-    return checkpoint.save(run, record, tensors, keep=config.train.keep, best=state.best_step)
+    return checkpoint.save(run, _record(state, config), tensors, keep=config.train.keep)
 
 
 def _take_up(run: Run) -> Generator[Event, None, Checkpoint | None]:
@@ -396,17 +399,31 @@ def _write_final(state: State, config: RunConfig, run: Run) -> Path:
         return run.final
     part = run.path / ".tmp-final"
     shutil.rmtree(part, ignore_errors=True)
+    best = state.best_step if config.train.result == "best" else None
     about = {
-        "base": state.model.label, "family": state.model.family, "method": config.method.type, "steps": state.step,
+        "base": state.model.label, "family": state.model.family, "method": config.method.type, "steps": best or state.step,
         "run": config.name, "prediction": state.model.prediction, "ema": config.train.ema or 0,
     }  # fmt: skip
-    with state.ema.applied() if state.ema else nullcontext():
+    with _averaged(state) if best is None else _best_weights(state, run):
         result = config.method.export(
             state.model, state.optimizer.named(state.optimizer.weights), part, config.name, about
         )
     shutil.rmtree(run.final, ignore_errors=True)
     part.rename(run.final)
     return run.final / result.relative_to(part)
+
+
+@contextmanager
+def _best_weights(state: State, run: Run) -> Iterator[None]:
+    """Inside, the model has the weights of the lowest validation loss."""
+    own = state.optimizer.weights.clone()
+    state.optimizer.load_weights(
+        state.optimizer.flat(checkpoint.read(run.checkpoints / "best").tensors(checkpoint.FILES[0]) or {})
+    )
+    try:
+        yield
+    finally:
+        state.optimizer.load_weights(own)
 
 
 def _log(run: Run, event: Event) -> Event:
@@ -457,7 +474,9 @@ def _finished(config: RunConfig, run: Run) -> Finished | None:
     """The last event of a run that is complete already."""
     if not run.final.is_dir():
         return None
-    return next((e for e in run.events() if isinstance(e, Finished) and e.step == config.train.steps), None)
+    return next(
+        (e for e in run.events() if isinstance(e, Finished) and (e.early or e.step == config.train.steps)), None
+    )
 
 
 def _captions(splits: Splits, count: int = 4) -> tuple[str, ...]:

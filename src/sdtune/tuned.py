@@ -63,7 +63,9 @@ def of_run(model: Model, run: Run, which: str = "final") -> Tuned:
         return load(model, run.final)
     from sdtune import checkpoint
 
-    folder = run.checkpoints / (_best(run) if which == "best" else which)
+    folder = run.checkpoints / which
+    if which == "best" and not folder.is_dir():
+        raise RunError(f"{run.path}: no best checkpoint: the run has no validation loss after its beginning")
     if not folder.is_dir():
         known = ", ".join(sorted(p.name for p in run.checkpoints.glob("step-*"))) or "none"
         raise RunError(f"{run.path}: no checkpoint {which!r}; there are: {known}")
@@ -72,16 +74,6 @@ def of_run(model: Model, run: Run, which: str = "final") -> Tuned:
     if found.state["method"] == "full":
         return Tuned(model, full=weights)
     return _on_adapters(model, weights, float(found.state["scale"]), folder)
-
-
-def _best(run: Run) -> str:
-    from sdtune import checkpoint
-
-    newest, _ = checkpoint.latest(run)
-    step = newest.state.get("best_step") if newest else None
-    if step is None:
-        raise RunError(f"{run.path}: no best checkpoint: the run has no validation loss")
-    return f"step-{step:06d}"
 
 
 def _inside(folder: Path) -> Path:

@@ -18,9 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdtune import checkpoint, tuned, validation
 from sdtune import config as configs
 from sdtune.config import RunConfig
-from sdtune.data.batch import _order
+from sdtune.data.batch import _order, validation_batch
+from sdtune.data.cache import Cache
+from sdtune.data.dataset import scan
 from sdtune.errors import RunError, TrainingError
 from sdtune.events import Event, Finished, Noted, Sampled, Saved, Started, Step, Validated, Warned
 from sdtune.runs import Run
@@ -174,20 +177,75 @@ def test_a_harmless_change_is_said_and_taken(world: Path, tmp_path: Path) -> Non
     assert isinstance(events[-1], Finished)
 
 
-def test_newest_and_best_checkpoints_are_kept(world: Path, tmp_path: Path) -> None:
-    config, run = (
-        config_of(
-            world, *METHODS["lora"], "train.save_every=1", "train.keep=2", "train.validate_every=1", "optimizer.lr=0.5"
-        ),
-        Run(tmp_path / "r"),
-    )
+def test_the_newest_checkpoints_are_kept_and_the_best_weights_beside_them(world: Path, tmp_path: Path) -> None:
+    """The best step is none at which a checkpoint is due."""
+    options = ("train.save_every=4", "train.keep=1", "train.validate_every=1", "optimizer.lr=0.5")
+    config, run = config_of(world, *METHODS["lora"], *options), Run(tmp_path / "r")
     events = run_all(config, run)
     losses = {e.step: e.loss for e in events if isinstance(e, Validated) and e.step}
     best = min(losses, key=losses.__getitem__)
-    kept = {int(p.name[5:]) for p in run.checkpoints.iterdir()}
-    assert kept == {7, 8, best}
+    assert best not in (4, 8), "the test wants a best step between two checkpoints"
+    assert {p.name for p in run.checkpoints.iterdir()} == {"step-000008", "best"}
     assert isinstance(events[-1], Finished) and events[-1].best_step == best
-    assert best < 7, "the test wants a best checkpoint that the newest two do not cover"
+    kept = checkpoint.read(run.checkpoints / "best")
+    assert kept.step == best
+    (said,) = (e.message for e in events if isinstance(e, Noted) and "lowest validation loss" in e.message)
+    assert said.startswith(
+        f"step {best} has the lowest validation loss, {losses[best]:.4g}; the last step's is higher by "
+    )
+
+    model = config.model.load()
+    held_out = Cache.open(scan(config.data).validation, model, config.data, resolution=32, augment=False)
+    list(held_out.fill())
+    tuned.of_run(model, run, "best")
+    again = validation.losses(model, config.objective.build(model), validation_batch(held_out), timesteps=2)
+    assert float(again.mean()) == pytest.approx(losses[best], rel=1e-5), "the weights are those that had this loss"
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_best_weights_can_be_the_result(world: Path, tmp_path: Path, method: str) -> None:
+    options = ("train.validate_every=1", "optimizer.lr=0.5", "train.steps=5", "train.sample_every=0")
+    last, best = (Run(tmp_path / r) for r in ("last", "best"))
+    run_all(config_of(world, *METHODS[method], *options), last)
+    run_all(config_of(world, *METHODS[method], *options, "train.result=best"), best)
+    assert trace(last) == trace(best), "the training is the same"
+    a, b = final_weights(last), final_weights(best)
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+    kept = checkpoint.read(best.checkpoints / "best").tensors("weights.safetensors") or {}
+    assert all(any(torch.equal(v, w) for w in b.values() if w.shape == v.shape) for v in kept.values())
+
+
+def test_patience_ends_a_run_that_gets_no_better_and_a_resumed_one_at_the_same_step(
+    world: Path, tmp_path: Path
+) -> None:
+    options = (
+        "optimizer.lr=0.5",
+        "train.patience=2",
+        "train.validate_every=1",
+        "train.steps=40",
+        "train.sample_every=40",
+    )
+    config, run, again = config_of(world, *METHODS["lora"], *options), Run(tmp_path / "run"), Run(tmp_path / "again")
+    events = run_all(config, run)
+    finished = events[-1]
+    assert isinstance(finished, Finished) and finished.early and finished.best_step is not None
+    assert finished.step == finished.best_step + 2 < 40
+    assert {e.step for e in events if isinstance(e, Sampled)} == {0, finished.step}
+    assert (run.checkpoints / f"step-{finished.step:06d}").is_dir()
+    assert run_all(config, run) == [finished], "a run that stopped early is a finished one"
+    stop_after(config, again, finished.step - 1)
+    assert run_all(config, again)[-1].step == finished.step  # type: ignore[union-attr]
+    assert_same(again, run)
+
+
+def test_validation_tells_timesteps_and_weights_apart(straight: tuple[RunConfig, Run, list[Event]]) -> None:
+    _, _, events = straight
+    validated = [e for e in events if isinstance(e, Validated)]
+    for e in validated:
+        assert len(e.per_timestep) == 2 and sum(e.per_timestep) / 2 == pytest.approx(e.loss, rel=1e-5)
+        assert e.raw is not None
+    assert validated[0].raw == pytest.approx(validated[0].loss, rel=1e-6)
+    assert abs(validated[-1].raw - validated[-1].loss) > 1e-5  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("harm", ["flip a byte", "truncate", "remove", "empty the manifest"])
@@ -328,4 +386,4 @@ def test_no_room_on_disk_keeps_the_earlier_checkpoint(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(RunError, match="MB are free; earlier checkpoints are intact"):
         run_all(config, run)
-    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-000003", "step-000004"]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["best", "step-000003", "step-000004"]
