@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -22,7 +23,7 @@ from sdtune.checkpoint import Checkpoint
 from sdtune.config import RunConfig, TrainConfig
 from sdtune.data.batch import Batch, batches, validation_batch
 from sdtune.data.cache import Cache
-from sdtune.data.dataset import Splits, resolve, scan
+from sdtune.data.dataset import Splits, resolve, scan, scan_class
 from sdtune.data.layouts import listed, shown
 from sdtune.data.record import changes, record
 from sdtune.devices import choose, peak_memory_mb, use_threads
@@ -193,6 +194,7 @@ def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype
     run.write(run.environment_file, as_json(environment(device)))
     for note in splits.notes:
         yield _log(run, Noted(note))
+    splits = yield from _with_class_pictures(splits, model, config)
     yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
@@ -227,6 +229,33 @@ def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
     )  # fmt: skip
+
+
+def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Generator[Event, None, Splits]:
+    """`splits` with the class pictures of prior preservation; the base model draws those that are missing."""
+    data = config.data
+    if not data.class_prompt:
+        return splits
+    folder = resolve(data.class_path) if data.class_path else _class_folder(model, config)
+    if not data.class_path and distributed.primary():
+        options = replace(config.sample, prompts=(data.class_prompt,), seeds=tuple(range(data.class_count)))
+        missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
+        for picture in sample(model, options, seeds=missing):
+            save_png(picture, folder / f"{picture.seed:05d}.png")
+            yield Encoding(
+                "class pictures", data.class_count - len(missing) + missing.index(picture.seed) + 1, data.class_count
+            )
+    distributed.wait()
+    return replace(
+        splits, train=[*splits.train, *scan_class(folder, data)[: None if data.class_path else data.class_count]]
+    )
+
+
+def _class_folder(model: Model, config: RunConfig) -> Path:
+    """Where the class pictures of this model, prompt and way of sampling are kept."""
+    asked = {k: v for k, v in vars(config.sample).items() if k not in ("prompts", "seeds", "batch_size", "strength")}
+    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked], sort_keys=True)
+    return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: int) -> Iterator[Event]:

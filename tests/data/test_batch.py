@@ -69,6 +69,7 @@ class Telling(Cache):
     def __init__(self, count: int, captions: int, crops: int, flip: bool) -> None:
         self.examples = [Example(Path(str(i)), ("",) * captions, (1, 1)) for i in range(count)]
         self.weights_N = torch.arange(count) / 10
+        self.groups = [torch.arange(count)]
         self._views_NV = [[None] * crops * (1 + flip)] * count  # type: ignore[list-item]
         self._flip = flip
         self._caption_rows_NK = 1 + torch.arange(count * captions).view(count, captions)
@@ -125,6 +126,19 @@ def test_each_epoch_shows_each_picture_once(count: int, size: int) -> None:
     shown = [order[e * count : (e + 1) * count].tolist() for e in range(epochs)]
     assert all(sorted(epoch) == list(range(count)) for epoch in shown)
     assert len({tuple(epoch) for epoch in shown}) > (6 if count > 2 else 0)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_groups_come_in_turn_each_at_its_own_pace(size: int) -> None:
+    """Three pictures of mine, seven of the class: half of what is shown is mine, and each epoch of either is whole."""
+    cache = Telling(10, 1, 1, False)
+    cache.groups = [torch.tensor([0, 4, 9]), torch.tensor([1, 2, 3, 5, 6, 7, 8])]
+    shown = visits(cache, DataConfig(), -(-84 // size), size=size)[:84, 0].long()
+    mine, others = shown[::2].tolist(), shown[1::2].tolist()
+    assert all(sorted(mine[i : i + 3]) == [0, 4, 9] for i in range(0, 42, 3))
+    assert all(sorted(others[i : i + 7]) == [1, 2, 3, 5, 6, 7, 8] for i in range(0, 42, 7))
+    later = visits(cache, DataConfig(), 3, size=size, start=2)[:, 0].long()
+    assert torch.equal(later, shown[2 * size : 5 * size])
 
 
 def test_order_is_that_of_the_stream_not_of_the_batch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -32,6 +32,7 @@ class Batch:
 def batches(cache: Cache, config: DataConfig, *, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
     """Batches `start`, `start` + 1, ... of the endless stream; each epoch shows each picture once, newly shuffled.
 
+    With several groups of pictures the stream takes from them in turn, each at its own pace.
     A batch may hold the end of one epoch and the beginning of the next: nothing is dropped or doubled.
     """
     for k in count(start):
@@ -49,7 +50,7 @@ def validation_batch(cache: Cache) -> Batch:
 
 def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int) -> Batch:
     rng = _generator("batch", seed, k)
-    indices_B = _indices(len(cache), seed, k * batch_size, batch_size)
+    indices_B = _in_turn(cache.groups, seed, k * batch_size, batch_size)
     # Always the same draws, used or not: a changed setting does not shift the others.
     caption_B, dropout_B, crop_B, flip_B = torch.rand(4, batch_size, generator=rng)
     rows_B = cache.caption_rows(indices_B, caption_B)
@@ -60,6 +61,17 @@ def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int)
     latents_BCHW = cache.latents(indices_B, variant_B).sample(rng)
     cond = cache.sized(cache.cond(rows_B), indices_B, variant_B)
     return Batch(latents_BCHW, cond, cache.weights_N[indices_B], indices_B)
+
+
+def _in_turn(groups: Sequence[Tensor], seed: int, start: int, length: int) -> Tensor:
+    """Positions start .. start + length of a stream that takes from each group (indices of its pictures) in turn."""
+    positions_B = torch.arange(start, start + length)
+    indices_B = torch.empty(length, dtype=torch.long)
+    for g, group in enumerate(groups):
+        mine_B = positions_B % len(groups) == g
+        if at := (positions_B[mine_B] // len(groups)).tolist():
+            indices_B[mine_B] = group[_indices(len(group), seed + g * 7919, at[0], len(at))]
+    return indices_B
 
 
 def _indices(total: int, seed: int, start: int, length: int) -> Tensor:

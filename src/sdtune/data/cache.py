@@ -63,6 +63,9 @@ class Cache:
     ) -> None:
         self.examples, self.resolution, self.notes, self._tokens = list(examples), resolution, list[str](), tokens
         self.weights_N = torch.tensor([e.weight for e in self.examples])
+        group_N = torch.tensor([e.group for e in self.examples])
+        self.groups = [(group_N == g).nonzero().flatten() for g in sorted(set(group_N.tolist()))]
+        """The pictures of each group, by their place."""
         self._model, self._config = model, config
         self._crop = config.crop if augment or config.crop != "random" else "center"
         self._flip = config.flip and augment

@@ -44,6 +44,15 @@ class DataConfig(Section):
     """Put behind every caption."""
     caption_dropout: Fraction = 0.1
     """Share of visits with an empty caption; guidance at sampling needs some."""
+    class_prompt: str | None = None
+    """Prior preservation (DreamBooth, arXiv:2208.12242): for each picture of yours one of this prompt is shown, for example "a photo of
+    a dog", so that the model keeps what the word meant. Unset: none."""
+    class_path: str | None = None
+    """Folder of such class pictures; their own captions are not read. Unset: the base model draws them once, into the cache."""
+    class_count: Annotated[int, Field(gt=0)] = 100
+    """How many class pictures the base model draws."""
+    prior_weight: Annotated[float, Field(ge=0)] = 1.0
+    """What a class picture's loss counts, one of yours counting 1."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What to do with pictures that cannot be read and captions that are missing: stop before training, or leave them
     out and say so."""

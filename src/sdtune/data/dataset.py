@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Example:
     mask: Path | None = None
     digest: str = ""
     """sha256 of the file."""
+    group: int = 0
+    """Batches take from the groups in turn, so that each gets the same share. 1: class pictures of prior preservation."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
     if not validation:
         notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
     return Splits(train.examples, validation, notes)
+
+
+def scan_class(folder: Path, config: DataConfig) -> list[Example]:
+    """Class pictures for prior preservation: all with the class prompt, a group and a weight of their own. Raises DataError."""
+    assert config.class_prompt
+    plain = replace(
+        config, caption_prefix=config.class_prompt, caption_suffix=""
+    )  # the prefix serves those without a caption
+    examples, _ = scan_folder(folder, plain)
+    return [replace(e, captions=(config.class_prompt,), weight=config.prior_weight, group=1) for e in examples]
 
 
 def scan_folder(folder: Path, config: DataConfig) -> tuple[list[Example], list[str]]:
@@ -253,7 +265,7 @@ def _captionless(entry: Entry, folder: Path) -> Fault:
 
 def _decorated(example: Example, config: DataConfig) -> Example:
     captions = tuple(decorate(c, config) for c in example.captions or ("",))
-    return Example(example.image, captions, example.size, example.weight, example.mask, example.digest)
+    return replace(example, captions=captions)
 
 
 def _caption_notes(
