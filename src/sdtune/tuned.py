@@ -132,5 +132,5 @@ def _fits(module: torch.nn.Module, a: Tensor, b: Tensor) -> bool:
         weight is not None
         and weight.dim() == a.dim()
         and weight.shape[1:] == a.shape[1:]
-        and weight.shape[0] == b.shape[0]
+        and b.shape[:2] == (weight.shape[0], len(a))
     )

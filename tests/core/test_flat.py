@@ -30,7 +30,8 @@ def test_ten_steps_equal_torch() -> None:
         gradients(mine, k)
         flat.collect()
         gradients(theirs, k)
-        a, b = flat.clip(1.0), nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        limit = 1.0 if k % 2 else 1e3  # over and under the gradient's length
+        a, b = flat.clip(limit), nn.utils.clip_grad_norm_(theirs.parameters(), limit)
         torch.testing.assert_close(a, b)
         reference.param_groups[0]["lr"] = 1e-2 / (k + 1)
         flat.step(1e-2 / (k + 1))
@@ -55,6 +56,55 @@ def test_bf16_weights_keep_an_fp32_copy_that_small_steps_reach() -> None:
     torch.testing.assert_close(flat.flat(dict(model.named_parameters())), flat.weights, rtol=1e-2, atol=1e-3)
 
 
+def test_bf16_steps_equal_torch_on_an_fp32_copy() -> None:
+    model, copy = net().bfloat16(), net().bfloat16()
+    options = {"betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}
+    flat = FlatAdamW(dict(model.named_parameters()), lr=1e-2, **options)  # type: ignore[arg-type]
+    weights = [p.detach().float() for p in copy.parameters()]
+    reference = torch.optim.AdamW(weights, lr=1e-2, fused=True, **options)  # type: ignore[arg-type]
+    for k in range(6):
+        gradients(model, k, torch.bfloat16)
+        flat.collect()
+        gradients(copy, k, torch.bfloat16)
+        for w, p in zip(weights, copy.parameters(), strict=True):
+            assert p.grad is not None
+            w.grad = p.grad.float() if w.grad is None else w.grad + p.grad.float()
+            p.grad = None
+        if k % 2:  # two backward passes to a step
+            flat.step(1e-2)
+            reference.step()
+            reference.zero_grad()
+            for w, p in zip(weights, copy.parameters(), strict=True):
+                p.data.copy_(w)
+    torch.testing.assert_close(flat.weights, torch.cat([w.flatten() for w in weights]))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), copy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_saved_goes_on_bit_by_bit(dtype: torch.dtype) -> None:
+    def build() -> tuple[nn.Module, FlatAdamW]:
+        model = net().to(dtype)
+        named = dict(model.named_parameters())
+        return model, FlatAdamW(named, lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+
+    def steps(model: nn.Module, flat: FlatAdamW, *numbers: int) -> None:
+        for k in numbers:
+            gradients(model, k, dtype)
+            flat.collect()
+            flat.step(0.1)
+
+    straight, first = build()
+    steps(straight, first, 0, 1)
+    weights, moments = first.named(first.weights), first.moments()
+    steps(straight, first, 2, 3)
+    resumed, second = build()
+    second.load_weights(second.flat(weights))
+    second.load_moments(moments)
+    steps(resumed, second, 2, 3)
+    assert torch.equal(second.weights, first.weights)
+    assert all(torch.equal(p, q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
 def test_accumulation_adds_up() -> None:
     once, twice = net(), net()
     a, b = (FlatAdamW(dict(m.named_parameters()), lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0) for m in (once, twice))
@@ -67,13 +117,19 @@ def test_accumulation_adds_up() -> None:
     torch.testing.assert_close(a.gradient, b.gradient)
 
 
-def test_dead_parameters_are_named() -> None:
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_dead_parameters_are_named(value: float) -> None:
     model = net()
-    model.get_parameter("2.weight").register_hook(torch.zeros_like)
+    model.get_parameter("2.weight").register_hook(lambda grad: torch.full_like(grad, value))
     flat = FlatAdamW(dict(model.named_parameters()), lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0)
     gradients(model, 0)
     flat.collect()
     assert list(flat.names_without_gradient()) == ["2.weight"]
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        FlatAdamW({}, lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0)
 
 
 def test_ema_is_applied_and_taken_back_bit_by_bit() -> None:
@@ -89,6 +145,12 @@ def test_ema_is_applied_and_taken_back_bit_by_bit() -> None:
     with ema.applied():
         assert torch.equal(model.get_parameter("0.weight").flatten(), ema.mean[:35])
     assert torch.equal(flat.weights, own)
+    with pytest.raises(KeyboardInterrupt), ema.applied():
+        raise KeyboardInterrupt  # Ctrl-C while previews are drawn; what is saved then must be the weights
+    assert torch.equal(flat.weights, own)
+    before = ema.mean.clone()
+    ema.update(1000)
+    torch.testing.assert_close(ema.mean, 0.5 * before + 0.5 * own)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -99,3 +161,9 @@ def test_schedules(schedule: str) -> None:
     assert lrs[100] == pytest.approx(2.0 if schedule == "constant" else 0.2)
     assert lrs[52] == pytest.approx({"constant": 2.0, "linear": 1.1, "cosine": 1.1}[schedule])
     assert all(a >= b for a, b in itertools.pairwise(lrs[4:]))
+
+
+def test_the_section_reaches_the_optimiser() -> None:
+    section = AdamW(lr=0.5, betas=(0.7, 0.8), eps=1e-3, weight_decay=0.25)
+    (group,) = section.build(dict(net().named_parameters()))._adamw.param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.5, (0.7, 0.8), 1e-3, 0.25)

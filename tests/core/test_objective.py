@@ -1,5 +1,7 @@
 """The loss equals diffusers' formulas."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,10 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from sdtune.families.sd1 import Sd1
 from sdtune.model import Cond, Prediction
-from sdtune.objective import Objective
+from sdtune.objective import Objective, ObjectiveConfig
+from tests import tiny
 
 DDPM = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 ALPHAS, SIGMAS = DDPM.alphas_cumprod.sqrt(), (1 - DDPM.alphas_cumprod).sqrt()
@@ -33,3 +37,12 @@ def test_equals_diffusers(prediction: Prediction, gamma: float | None) -> None:
         snr = compute_snr(DDPM, t)
         theirs = theirs * snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "prediction"), [("epsilon", "epsilon"), ("v_prediction", "v")])
+def test_the_section_takes_the_schedule_from_the_model(tmp_path: Path, kind: str, prediction: Prediction) -> None:
+    model = Sd1(path=str(tiny.sd1_folder(tmp_path / "model", kind))).load()  # type: ignore[arg-type]
+    built = ObjectiveConfig(min_snr_gamma=3.0).build(model)
+    assert (built.prediction, built.min_snr_gamma) == (prediction, 3.0)
+    torch.testing.assert_close(built.alphas_T, ALPHAS)
+    torch.testing.assert_close(built.sigmas_T, SIGMAS)

@@ -3,8 +3,9 @@
 import json
 import warnings
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from sdtune.methods import adapters
 from sdtune.methods.full import Full
 from sdtune.methods.lora import Lora
 from sdtune.model import Model
-from sdtune.sample import build_scheduler, sample, save_png
+from sdtune.sample import denoise, sample, save_png
 from tests import tiny
 
 PROMPTS = ("a red dog", "a photo of a blue house")
@@ -37,23 +38,41 @@ def model(folder: Path) -> Model:
     return Sd1(path=str(folder)).load()
 
 
+REFERENCES: dict[str, tuple[Any, dict[str, bool]]] = {
+    "ddpm": (diffusers.DDPMScheduler, {}),
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "dpm++2m": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+}
+"""Samplers as diffusers builds them from the settings in a folder of Stable Diffusion 1.5, which are KEPT."""
+KEPT = (
+    "beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset", "clip_sample", "set_alpha_to_one"
+)  # fmt: skip
+
+
 def drawn(model: Model, config: SampleConfig) -> NDArray[np.int16]:
     return np.stack([np.asarray(s.image, np.int16) for s in sample(model, config)])
 
 
-def by_diffusers(folder: Path, model: Model, config: SampleConfig, adapter: Path | None = None) -> NDArray[np.int16]:
+def by_diffusers(folder: Path, config: SampleConfig, adapter: Path | None = None) -> NDArray[np.int16]:
     """The same pictures from StableDiffusionPipeline, one at a time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe = StableDiffusionPipeline.from_pretrained(folder)
         if adapter:
             pipe.load_lora_weights(adapter.parent, weight_name=adapter.name)
+        reference, own = REFERENCES[config.scheduler]
+        schedule = {k: pipe.scheduler.config[k] for k in KEPT}
     pipe.unet.eval()
     pipe.set_progress_bar_config(disable=True)
     out = []
     for prompt in config.prompts:
         for seed in config.seeds:
-            pipe.scheduler = build_scheduler(model, config.scheduler)
+            pipe.scheduler = reference.from_config(schedule, **own)
             picture = pipe(
                 prompt, negative_prompt=config.negative, num_inference_steps=config.steps, guidance_scale=config.guidance,
                 generator=torch.Generator().manual_seed(seed), height=32, width=32, output_type="np",
@@ -65,14 +84,31 @@ def by_diffusers(folder: Path, model: Model, config: SampleConfig, adapter: Path
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_equals_diffusers(folder: Path, model: Model, scheduler: str) -> None:
     config = SampleConfig(prompts=PROMPTS, seeds=(3, 4), steps=4, scheduler=scheduler, negative="a cat", guidance=3.0)  # type: ignore[arg-type]
-    ours, theirs = drawn(model, config), by_diffusers(folder, model, config)
+    ours, theirs = drawn(model, config), by_diffusers(folder, config)
     assert abs(ours - theirs).max() <= 1
     assert ours.std() > 5 and abs(ours[0] - ours[1]).max() > 5
 
 
 def test_without_guidance_it_equals_diffusers_too(folder: Path, model: Model) -> None:
     config = SampleConfig(prompts=PROMPTS, seeds=(1,), steps=3, guidance=1.0)
-    assert abs(drawn(model, config) - by_diffusers(folder, model, config)).max() <= 1
+    assert abs(drawn(model, config) - by_diffusers(folder, config)).max() <= 1
+
+
+def test_guidance_zero_is_the_negative_prompt_alone(model: Model) -> None:
+    asked, negative, seeds, shape = *(model.encode_prompts([p] * 2) for p in PROMPTS), (1, 2), (4, 16, 16)
+    zero = denoise(model, SampleConfig(steps=3, guidance=0.0), asked, negative[:1], seeds, shape)
+    alone, other = (
+        denoise(model, SampleConfig(steps=3, guidance=1.0), c, negative[:1], seeds, shape) for c in (negative, asked)
+    )
+    torch.testing.assert_close(zero, alone, rtol=1e-5, atol=1e-5)
+    assert (zero - other).abs().max() > 1e-3
+
+
+def test_prompts_and_seeds_given_replace_those_of_the_config(model: Model) -> None:
+    config = SampleConfig(prompts=PROMPTS, seeds=(3, 4), steps=1)
+    pictures = sample(model, config, prompts=("a sun", "a dog"), seeds=(7, 8))
+    assert [(p.prompt, p.seed) for p in pictures] == [("a sun", 7), ("a sun", 8), ("a dog", 7), ("a dog", 8)]
+    assert not list(sample(model, config, prompts=()))
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(model: Model) -> None:
@@ -105,46 +141,82 @@ def test_what_we_save_gives_our_picture_again(folder: Path, model: Model, tmp_pa
     assert np.array_equal(drawn(fresh, config), base), "strength 0 is the base, byte for byte"
     with_it.set_strength(0.5)
     assert abs(drawn(fresh, config) - base).max() > 2
+    if isinstance(method, Full):
+        before = dict(Sd1(path=str(folder)).load().denoiser.named_parameters())
+        for strength in (0.5, 2.0):
+            with_it.set_strength(strength)
+            for n, p in fresh.denoiser.named_parameters():
+                torch.testing.assert_close(p, before[n] + strength * (weights[n] - before[n]))
     with_it.close()
     assert np.array_equal(drawn(fresh, config), base) and not list(adapters.adapters_of(fresh.denoiser))
     if isinstance(method, Lora):
-        assert abs(by_diffusers(folder, model=fresh, config=config, adapter=path) - expected).max() <= 1, (
-            "alpha must reach diffusers"
-        )
+        assert abs(by_diffusers(folder, config, adapter=path) - expected).max() <= 1, "alpha must reach diffusers"
 
 
-def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
-    other = tiny.sd1(tokenizer_folder=tmp_path / "tok").unet
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 7, 1, 1), (32, 2, 1, 1)), ((2, 32, 1, 1), (9, 2, 1, 1)), ((2, 32, 1, 1), (32, 3, 1, 1))]
+)
+def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path, a: tuple[int], b: tuple[int]) -> None:
+    layers = ("down_blocks.0.attentions.0.proj_in", "mid_block.attentions.0.proj_in")
+    shapes = {layers[0]: ((2, 16, 1, 1), (16, 2, 1, 1)), layers[1]: (a, b)}
     weights = {
-        "mid_block.attentions.0.proj_in.lora_A": torch.zeros(2, 7, 1, 1),
-        "mid_block.attentions.0.proj_in.lora_B": torch.zeros(9, 2, 1, 1),
+        f"{n}.lora_{half}": torch.zeros(shape)
+        for n, both in shapes.items()
+        for half, shape in zip("AB", both, strict=True)
     }
-    assert "mid_block.attentions.0.proj_in" in dict(other.named_modules())
+    assert set(layers) <= dict(model.denoiser.named_modules()).keys()
     path = Lora(rank=2).export(model, weights, tmp_path, "foreign", {})
-    with pytest.raises(ModelError, match="0 of 1 adapted layers fit"):
+    with pytest.raises(ModelError, match="1 of 2 adapted layers fit"):
         tuned.load(model, path)
+    assert not list(adapters.adapters_of(model.denoiser))
 
 
-@pytest.mark.parametrize("damage", ["text", "nan", "empty"])
+def test_a_denoiser_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
+    tiny.unet(width=24).save_pretrained(tmp_path / "unet")
+    with pytest.raises(ModelError, match=r"\d+ of \d+ weights fit .*: it was made from another kind of model"):
+        tuned.load(model, tmp_path)
+
+
+def test_a_folder_without_one_clear_result_is_refused(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="found neither"):
+        tuned.load(model, tmp_path)
+    for name in ("one", "two"):
+        Lora(rank=2).export(model, {"x.lora_A": torch.zeros(2, 2)}, tmp_path, name, {})
+    with pytest.raises(ModelError, match=r"found \['one.safetensors', 'two.safetensors'\]"):
+        tuned.load(model, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["text", "nan", "empty", "half"])
 def test_a_damaged_adapter_is_one_clear_line(model: Model, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "bad.safetensors"
     if damage == "text":
         path.write_text("hello")
     else:
-        name, value = ("x.lora_A", float("nan")) if damage == "nan" else ("y", 0.0)
-        Lora(rank=2).export(model, {name: torch.full((2, 2), value)}, tmp_path, "bad", {})
-    with pytest.raises(ModelError, match=r"bad.safetensors: (cannot be read|x.lora_A holds NaN|no keys)") as error:
+        names = {
+            "nan": ("x.lora_A", float("nan")),
+            "half": ("mid_block.attentions.0.proj_in.lora_A", 0.0),
+            "empty": ("y", 0.0),
+        }
+        name, value = names[damage]
+        both = {n: torch.full((2, 2), value) for n in ([name, "x.lora_B"] if damage == "nan" else [name])}
+        Lora(rank=2).export(model, both, tmp_path, "bad", {})
+    with pytest.raises(
+        ModelError, match=r"bad.safetensors: (cannot be read|x.lora_A holds NaN|no keys|.*lora_A has no lora_B)"
+    ) as error:
         tuned.load(model, path)
     assert "\n" not in str(error.value)
 
 
-def test_a_size_that_does_not_fit_is_refused(model: Model) -> None:
-    with pytest.raises(ConfigError, match=r"sample.width: 33 is not a multiple of 2"):
-        list(sample(model, SampleConfig(prompts=("a",), width=33)))
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_size_that_does_not_fit_is_refused(model: Model, side: str) -> None:
+    with pytest.raises(ConfigError, match=rf"sample.{side}: 33 is not a multiple of 2"):
+        list(sample(model, SampleConfig(prompts=("a",), **{side: 33})))  # type: ignore[arg-type]
 
 
 def test_png_carries_its_parameters(model: Model, tmp_path: Path) -> None:
-    config = SampleConfig(prompts=("a réd dog",), negative="blue", seeds=(9,), steps=2, scheduler="ddim", guidance=2.5)
+    config = SampleConfig(
+        prompts=("a réd dog",), negative="blue", seeds=(9,), steps=2, scheduler="ddim", guidance=2.5, width=48, strength=0.5
+    )  # fmt: skip
     (picture,) = sample(model, config)
     save_png(picture, tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as read:
@@ -153,6 +225,12 @@ def test_png_carries_its_parameters(model: Model, tmp_path: Path) -> None:
         record = json.loads(read.info["sdtune"])
     first, negative, last = text.split("\n")
     assert (first, negative) == ("a réd dog", "Negative prompt: blue")
-    assert last.startswith("Steps: 2, Sampler: DDIM, CFG scale: 2.5, Seed: 9, Size: 32x32, Model: ")
+    name = Path(model.source).name
+    assert last == f"Steps: 2, Sampler: DDIM, CFG scale: 2.5, Seed: 9, Size: 48x32, Model: {name}"
+    assert str(Path(model.source).parent) not in text + str(record), "a picture that travels tells no path"
     assert record == json.loads((tmp_path / "p.json").read_text())
-    assert (record["seed"], record["steps"], record["scheduler"], record["prompt"]) == (9, 2, "ddim", "a réd dog")
+    assert record == {
+        "prompt": "a réd dog", "negative": "blue", "seed": 9, "model": name, "scheduler": "ddim", "steps": 2,
+        "guidance": 2.5, "width": 48, "height": 32, "strength": 0.5, "precision": "float32",
+    }  # fmt: skip
+    assert picture.image.size == (48, 32)

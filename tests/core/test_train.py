@@ -25,7 +25,8 @@ from sdtune.data.batch import _order, validation_batch
 from sdtune.data.cache import Cache
 from sdtune.data.dataset import scan
 from sdtune.errors import RunError, TrainingError
-from sdtune.events import Event, Finished, Noted, Sampled, Saved, Started, Step, Validated, Warned
+from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Started, Step, Validated, Warned
+from sdtune.methods import adapters
 from sdtune.runs import Run
 from sdtune.train import train
 from tests import tiny
@@ -158,6 +159,51 @@ def test_a_finished_run_does_nothing_more(straight: tuple[RunConfig, Run, list[E
     assert again == [events[-1]] and run.events_file.read_bytes() == before
 
 
+def loaded(config: RunConfig, run: Run, which: str) -> list[Tensor]:
+    """What the run's result changes or replaces in a fresh model."""
+    model = config.model.load()
+    tuned.of_run(model, run, which)
+    updates = [adapter.delta() for _, adapter in adapters.adapters_of(model.denoiser)]
+    return updates or list(model.denoiser.parameters())
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_final_result_is_the_moving_average_of_the_last_step(straight: tuple[RunConfig, Run, list[Event]]) -> None:
+    config, run, _ = straight
+    final = loaded(config, run, "final")
+    assert same(final, loaded(config, run, "step-000008")), "which holds weights and their average"
+    assert not same(final, loaded(config, run, "step-000006"))
+    average = load_file(run.checkpoints / "step-000008" / "ema.safetensors")
+    raw = load_file(run.checkpoints / "step-000008" / "weights.safetensors")
+    assert not any(torch.equal(average[n], raw[n]) for n in raw)
+    if config.method.type == "full":
+        model = config.model.load()
+        assert same(final, [average[n] for n, _ in model.denoiser.named_parameters()])
+
+
+def test_a_run_that_is_not_finished_or_lacks_a_checkpoint_says_so(world: Path, tmp_path: Path) -> None:
+    config, run = config_of(world, *METHODS["lora"], "train.validate_every=0"), Run(tmp_path / "run")
+    stop_after(config, run, 3)
+    for which, says in (
+        ("final", "not finished"),
+        ("step-000009", "no checkpoint 'step-000009'; there are: step-000003"),
+        ("best", "no best checkpoint"),
+    ):
+        with pytest.raises(RunError, match=says):
+            tuned.of_run(config.model.load(), run, which)
+
+
+def test_a_checkpoint_of_other_targets_is_refused(world: Path, tmp_path: Path) -> None:
+    config, run = config_of(world, *METHODS["lora"]), Run(tmp_path / "run")
+    stop_after(config, run, 1)
+    run.config_file.unlink()
+    with pytest.raises(RunError, match="was saved by another method or target set"):
+        run_all(config_of(world, "method.targets=attention"), run)
+
+
 def test_a_changed_config_is_refused_with_the_differences(
     straight: tuple[RunConfig, Run, list[Event]], world: Path
 ) -> None:
@@ -287,6 +333,8 @@ def test_divergence_stops_before_the_weights_are_touched(world: Path, tmp_path: 
     with pytest.raises(TrainingError, match=r"step \d: loss (nan|inf)"):
         run_all(config, run)
     assert not run.final.exists()
+    (failed,) = (e for e in run.events() if isinstance(e, Failed))
+    assert "gradient norm" in failed.message
     for file in run.checkpoints.rglob("weights.safetensors"):
         assert all(bool(torch.isfinite(v).all()) for v in load_file(file).values())
 
@@ -339,18 +387,21 @@ def test_what_was_said_at_the_start_stays_in_the_log(straight: tuple[RunConfig, 
 
 
 def test_validation_is_the_same_measurement_each_time(world: Path, tmp_path: Path) -> None:
-    config = config_of(world, *METHODS["lora"], "optimizer.lr=1e-30", "train.steps=4")
+    config = config_of(
+        world, *METHODS["lora"], "optimizer.lr=1e-30", "train.steps=4", "sample.prompts=['a sun']", "sample.seeds=[5]"
+    )
     events = run_all(config, Run(tmp_path / "run"))
     losses = [e.per_picture for e in events if isinstance(e, Validated)]
     assert len(losses) == 3 and len(losses[0]) == 3
     for later in losses[1:]:
         assert later == pytest.approx(losses[0], rel=1e-5)
     assert all(math.isfinite(v) for v in losses[0])
+    assert {(e.prompt, e.seed) for e in events if isinstance(e, Sampled)} == {("a sun", 5)}
+    (warned,) = (e.message for e in events if isinstance(e, Warned))
+    assert "did it train?" in warned and "did not move" in warned
 
 
 def test_a_dead_part_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdtune.methods import adapters
-
     monkeypatch.setattr(adapters.Adapter, "_factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
     events = run_all(
         config_of(world, "method.rank=2", "method.targets=attention", "train.steps=4"), Run(tmp_path / "run")

@@ -150,9 +150,11 @@ def load_sd1(config: Sd1, *, device: torch.device | str, dtype: torch.dtype | No
     transformers.utils.logging.disable_progress_bar()
     try:
         unet = UNet2DConditionModel.from_pretrained(
-            folder, subfolder="unet", variant=config.variant, dtype=torch.float32
+            folder, subfolder="unet", variant=config.variant, dtype=torch.float32, use_safetensors=True
         )
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", variant=config.variant, dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", variant=config.variant, dtype=torch.float32, use_safetensors=True
+        )
         text_encoder = CLIPTextModel.from_pretrained(
             folder / "text_encoder", variant=config.variant, dtype=torch.float32, use_safetensors=True
         )

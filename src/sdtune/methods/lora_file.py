@@ -52,6 +52,9 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], float, dict[str, Any]]:
         raise ModelError(
             f"{path}: no keys of the form unet.<layer>.lora_A.weight; only LoRAs in the PEFT layout are read"
         )
+    for name in weights:
+        if (other := f"{name[:-1]}{'B' if name[-1] == 'A' else 'A'}") not in weights:
+            raise ModelError(f"{path}: {name} has no {other.rpartition('.')[2]} beside it; the file is damaged")
     if bad := [n for n, v in weights.items() if not bool(torch.isfinite(v).all())]:
         raise ModelError(f"{path}: {bad[0]} holds NaN or infinity; the file is damaged")
     rank = len(next(v for n, v in weights.items() if n.endswith("lora_A")))
