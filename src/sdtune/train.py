@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -44,11 +44,12 @@ from sdtune.events import (
     Warned,
 )
 from sdtune.files import write_json
-from sdtune.flat import FlatAdamW
+from sdtune.flat import FlatOptimizer
 from sdtune.model import Model
 from sdtune.objective import Objective
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
+from sdtune.updater import Updater
 
 CHECK_STEP = 3  # by then each part of an adapter has had a gradient: B at the first step, A at the second
 
@@ -58,7 +59,7 @@ class State:
     """What training changes. Noise, data order and learning rate are not here: they follow from (seed, step)."""
 
     model: Model
-    optimizer: FlatAdamW
+    optimizer: Updater
     ema: Ema | None
     step: int = 0
     best_step: int | None = None
@@ -67,6 +68,10 @@ class State:
     """Whether the validation and previews of this step are done."""
     without_gradient: list[str] = field(default_factory=list)
 
+    def shown(self) -> AbstractContextManager[None]:
+        """The model computes with the weights that previews, validation and the result have."""
+        return self.ema.applied() if self.ema else self.optimizer.evaluated()
+
 
 def train_step(
     state: State, batches: Sequence[Batch], objective: Objective, *, lr: float, max_grad_norm: float, seed: int
@@ -74,6 +79,7 @@ def train_step(
     """One optimiser step over `batches`: noise, predict, weigh, backward, clip, update. Returns loss and gradient norm."""
     device, rng = state.model.device, torch.Generator().manual_seed(seed * 1_000_003 + state.step)
     total = torch.zeros((), device=device)
+    state.optimizer.begin(state.step, lr)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + state.step)  # dropout draws from the global generator
         for batch in batches:
@@ -90,7 +96,7 @@ def train_step(
         raise TrainingError(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
         )
-    state.optimizer.step(lr)
+    state.optimizer.step()
     state.step, state.looked = state.step + 1, False
     if state.ema:
         state.ema.update(state.step)
@@ -124,7 +130,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             run.log(Failed(ready.state.step if ready else 0, str(error)))
             raise error from None
         finally:
-            if ready is not None and saved < ready.state.step < config.train.steps:
+            if ready is not None and saved < ready.state.step < config.train.steps and ready.state.optimizer.whole:
                 _save(ready.state, config, run)
                 run.log(Stopped(ready.state.step))
 
@@ -149,6 +155,7 @@ class _Ready:
 
 
 def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
+    config.optimizer.check()
     use_threads(config.train.threads)
     device, dtype = choose(config.train)
     found = yield from _take_up(run)
@@ -173,8 +180,8 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
     parameters = config.method.attach(model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    optimizer = config.optimizer.build(parameters)
-    ema = Ema(optimizer, config.train.ema) if config.train.ema else None
+    optimizer = config.optimizer.build(parameters, seed=config.train.seed)
+    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
     state = State(model, optimizer, ema)
     if found:
         _resume(state, found)
@@ -182,7 +189,7 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
         state, config.objective.build(model), caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
         config.sample.prompts or _captions(splits), Started(
             step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
-            precision=str(dtype).removeprefix("torch."), trainable=len(optimizer.weights), total=total,
+            precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,
             pictures=len(splits.train), validation_pictures=len(splits.validation),
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
@@ -200,7 +207,7 @@ def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: in
 
 def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state, options, start = ready.state, config.train, time.time()
-    initial = state.optimizer.weights.clone()
+    initial = state.optimizer.values() if state.step < CHECK_STEP else {}
     if not state.looked:
         yield from _look(ready, config, run)
     stream = batches(
@@ -224,6 +231,7 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         yield Step(state.step, loss, grad_norm, lr, time.time() - began)
         if state.step == CHECK_STEP:
             yield from _did_it_train(state, initial)
+            initial = {}  # a copy of all weights: let it go
         yield from _look(ready, config, run)
         if state.step % options.save_every == 0 or state.step == options.steps:
             path = _save(state, config, run)
@@ -256,7 +264,7 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         state.looked = True
         return
     state.model.denoiser.eval()
-    with state.ema.applied() if state.ema else nullcontext():
+    with state.shown():
         if validate and ready.held_out is not None:
             losses = validation_losses(
                 state.model, ready.objective, ready.held_out, timesteps=options.validation_timesteps
@@ -301,26 +309,29 @@ def _previews(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         yield Sampled(ready.state.step, picture.prompt, picture.seed, str(path.relative_to(run.path)))
 
 
-def _did_it_train(state: State, initial: Tensor) -> Iterator[Event]:
+def _did_it_train(state: State, initial: Mapping[str, Tensor]) -> Iterator[Event]:
     """Name the parts that got no gradient, or whose weights did not move."""
-    moved = state.optimizer.named(state.optimizer.weights - initial)
-    still = [name for name, change in moved.items() if not bool(change.any())]
+    still = [name for name, weight in state.optimizer.values().items() if torch.equal(weight, initial[name])]
     for names, what in ((state.without_gradient, "get no gradient (zero or not finite)"), (still, "did not move")):
         if names:
             yield Warned(
-                f"did it train? {len(names)} of {len(moved)} trainable parts {what}: {', '.join(names[:3])}", state.step
+                f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {', '.join(names[:3])}",
+                state.step,
             )
 
 
 def _save(state: State, config: RunConfig, run: Run) -> Path:
     optimizer = state.optimizer
-    tensors = {"weights.safetensors": optimizer.named(optimizer.weights), "optimizer.safetensors": optimizer.moments()}
+    moments, numbers = optimizer.state()
+    with optimizer.evaluated():
+        tensors = {"weights.safetensors": optimizer.values(), "optimizer.safetensors": moments}
     if state.ema:
-        tensors["ema.safetensors"] = optimizer.named(state.ema.mean)
+        tensors["ema.safetensors"] = state.ema.values()
     record = {
         "step": state.step, "looked": state.looked, "best_step": state.best_step,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
         "method": config.method.type, "scale": getattr(config.method, "scale", 1.0),
+        "optimizer": numbers,
     }  # fmt: skip
     return checkpoint.save(run, record, tensors, keep=config.train.keep, best=state.best_step)
 
@@ -344,10 +355,13 @@ def _resume(state: State, found: Checkpoint) -> None:
         raise RunError(
             f"{found.path}: was saved by another method or target set; choose another name=, or delete the run folder"
         )
-    state.optimizer.load_weights(state.optimizer.flat(weights))
-    state.optimizer.load_moments(moments or {})
+    state.optimizer.load(weights)
+    try:
+        state.optimizer.load_state(moments or {}, found.state.get("optimizer", {}))
+    except RunError as error:
+        raise RunError(f"{found.path}: {error}; choose another name=, or delete the run folder") from None
     if state.ema and mean:
-        state.ema.mean = state.optimizer.flat(mean)
+        state.ema.load(mean)
     state.step, state.looked, state.best_step = found.step, found.state["looked"], found.state["best_step"]
     state.best_loss = math.inf if found.state["best_loss"] is None else found.state["best_loss"]
 
@@ -360,10 +374,8 @@ def _write_final(state: State, config: RunConfig, run: Run) -> Path:
         "base": state.model.label, "family": state.model.family, "method": config.method.type, "steps": state.step,
         "run": config.name, "prediction": state.model.prediction, "ema": config.train.ema or 0,
     }  # fmt: skip
-    with state.ema.applied() if state.ema else nullcontext():
-        result = config.method.export(
-            state.model, state.optimizer.named(state.optimizer.weights), part, config.name, about
-        )
+    with state.shown():
+        result = config.method.export(state.model, state.optimizer.values(), part, config.name, about)
     shutil.rmtree(run.final, ignore_errors=True)
     part.rename(run.final)
     return run.final / result.relative_to(part)
