@@ -1,9 +1,9 @@
 """Checkpoints: whole or absent, checked when read, pruned only after the new one stands.
 
 checkpoints/step-000250/   weights.safetensors   the trained parameters, fp32, by name
-                           optimizer.safetensors AdamW's moments
+                           optimizer.safetensors the optimiser's moments
                            ema.safetensors       their moving average, if there is one
-                           state.json            step, what the run is, best validation loss
+                           state.json            step, what the run is, best validation loss, the optimiser's numbers
                            manifest.json         size and sha256 of each file, written last
 checkpoints/best/          weights.safetensors   those of the lowest validation loss so far (the moving average's, if there is one)
                            state.json, manifest.json

@@ -26,8 +26,9 @@ from sdtune.families.sd1 import Sd1
 from sdtune.methods import Method
 from sdtune.methods.lora import Lora
 from sdtune.objective import ObjectiveConfig
-from sdtune.optim import AdamW
-from sdtune.schema import Section
+from sdtune.optim import Optimizer
+from sdtune.optim.kinds import AdamW, AdamWScheduleFree, Leanable
+from sdtune.schema import Section, field_help
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -43,8 +44,8 @@ class TrainConfig(Section):
     """Pictures of a micro-batch: what has to fit into memory at once."""
     accumulate: Positive = 1
     """Micro-batches per optimiser step."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Longer gradients are scaled down to this length."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Longer gradients are scaled down to this length; 0 turns that off."""
     seed: int = 0
     """Noise, timesteps, data order and the adapters' first weights follow from it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -131,7 +132,7 @@ class RunConfig(Section):
     """Captioned pictures."""
     method: Method = field(default_factory=Lora)
     """What becomes trainable."""
-    optimizer: AdamW = field(default_factory=AdamW)
+    optimizer: Optimizer = field(default_factory=AdamW)
     """How gradients become steps."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What is learned."""
@@ -141,6 +142,26 @@ class RunConfig(Section):
     """How pictures are drawn."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """How base and tuned are compared."""
+
+    def __post_init__(self) -> None:
+        if faults := list(_contradictions(self)):
+            raise ConfigError("\n".join(faults))
+
+
+def _contradictions(run: RunConfig) -> Iterator[str]:
+    """Settings of different parts that exclude each other."""
+    lean = isinstance(run.optimizer, Leanable) and run.optimizer.lean
+    if isinstance(run.optimizer, Leanable) and run.optimizer.fused_backward:
+        if run.train.accumulate > 1:
+            yield "optimizer.fused_backward: a gradient is used up at once and cannot add up; set train.accumulate=1"
+        if run.train.max_grad_norm:
+            yield "optimizer.fused_backward: clipping needs the whole gradient before the first update; set train.max_grad_norm=0"
+    if isinstance(run.optimizer, Leanable) and run.optimizer.weights == "bf16" and run.train.precision == "fp32":
+        yield 'optimizer.weights: "bf16" contradicts train.precision="fp32"'
+    if lean and run.train.ema:
+        yield "train.ema: keeps the fp32 copy of all weights that optimizer.weights and fused_backward avoid; unset one of them"
+    if isinstance(run.optimizer, AdamWScheduleFree) and run.train.ema:
+        yield "train.ema: adamw-schedulefree averages the weights already; set train.ema=0"
 
 
 @cache
@@ -195,7 +216,19 @@ def to_toml(config: RunConfig) -> str:
 
 def json_schema() -> dict[str, Any]:
     """What the web form is drawn from."""
-    return _adapter().json_schema()
+    schema = _adapter().json_schema()
+    for section in _subclasses(Section):  # pydantic leaves out the help of inherited fields
+        for name, field_schema in schema["$defs"].get(section.__name__, {}).get("properties", {}).items():
+            if text := field_help(section).get(name):
+                field_schema.setdefault("description", text)
+    return schema
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    below: list[type] = cls.__subclasses__()
+    for each in below:
+        yield each
+        yield from _subclasses(each)
 
 
 def _override(data: dict[str, Any], item: str) -> None:
@@ -217,6 +250,8 @@ def _override(data: dict[str, Any], item: str) -> None:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False)
@@ -258,6 +293,8 @@ def _explain(error: Mapping[str, Any]) -> str:
         for f in typing.get_type_hints(RunConfig, include_extras=True).values()
         for s in _sections(f)
     }
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])  # of a section that checks itself
     where = ".".join(p for i, p in enumerate(loc) if not (i == 1 and p in tags)) or "config"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1]), n=1)

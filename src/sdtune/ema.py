@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from sdtune.flat import FlatAdamW
+from sdtune.flat import FlatOptimizer
 
 
 class Ema:
     """mean <- decay * mean + (1 - decay) * weights, the decay rising from 0.1 so that early steps count."""
 
-    def __init__(self, optimizer: FlatAdamW, decay: float) -> None:
+    def __init__(self, optimizer: FlatOptimizer, decay: float) -> None:
         self.optimizer, self.decay = optimizer, decay
         self.mean: Tensor = optimizer.weights.clone()
 
@@ -22,6 +22,13 @@ class Ema:
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step` (from 1)."""
         self.mean.lerp_(self.optimizer.weights, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of the mean by name."""
+        return self.optimizer.named(self.mean)
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self.mean = self.optimizer.flat(values)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,84 +1,159 @@
-"""AdamW over one flat fp32 buffer: clipping, update, EMA and saving are one operation each, however many layers there are."""
+"""Any optimiser over one flat fp32 buffer: clipping, update, EMA and saving are one operation each, however many layers there are."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sdtune.updater import Make, Updater, factors, matrix_shape
 
-class FlatAdamW:
+SLICE = 2**30  # numbers in one tensor of an elementwise optimiser: kernels of bitsandbytes count with 32 bits
+
+
+class _Segment(NamedTuple):
+    """Neighbours of one type. `live` is what the model computes with: the weights themselves, or bf16 copies of them."""
+
+    weights: Tensor
+    gradient: Tensor
+    live: Tensor
+    live_gradient: Tensor
+
+
+class FlatOptimizer(Updater):
     """Owns the fp32 weights of `parameters`; the live parameters are views of them, or bf16 copies where the model is bf16.
 
-    The update is torch's own AdamW on the flat tensor, hence equal to it parameter by parameter: every operation is elementwise.
+    Elementwise optimisers see one slice per learning rate, and are equal to what they do parameter by parameter.
+    Those that look at rows and columns (`matrices`) see views of each parameter.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
+        make: Make,
         *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
+        lr_scale: Mapping[str, float] | None = None,
+        matrices: bool = False,
     ) -> None:
-        self.parameters = dict(parameters)
-        if not self.parameters:
+        if not parameters:
             raise ValueError("nothing to train: the method made no parameter trainable")
-        first = next(iter(self.parameters.values()))
-        size = sum(p.numel() for p in self.parameters.values())
-        self.weights = torch.empty(size, device=first.device)
-        self.gradient = torch.zeros_like(self.weights)
-        self._live = self.weights if first.dtype == torch.float32 else torch.empty_like(self.weights, dtype=first.dtype)
-        self._live_gradient = self.gradient if first.dtype == torch.float32 else torch.zeros_like(self._live)
-        for (_, p), w, view, grad in zip(
-            self.parameters.items(),
-            self._split(self.weights),
-            self._split(self._live),
-            self._split(self._live_gradient),
-            strict=True,
-        ):
-            assert p.dtype == first.dtype, "trainable weights of one type"
-            w.copy_(p.data)
-            view.copy_(p.data)
-            p.data, p.grad = view, grad
-        self.weights.grad = self.gradient
-        self._adamw = torch.optim.AdamW(
-            [self.weights], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        factor = dict(zip(parameters, factors(list(parameters), lr_scale or {}), strict=True))
+        of_group, of_type = (
+            list(dict.fromkeys(factor.values())),
+            list(dict.fromkeys(p.dtype for p in parameters.values())),
         )
+
+        def place(name: str) -> tuple[int, int]:
+            return of_group.index(factor[name]), of_type.index(parameters[name].dtype)
+
+        self.parameters = {
+            name: parameters[name] for name in sorted(parameters, key=place)
+        }  # sorted: as given, if all alike
+        device = next(iter(parameters.values())).device
+        self.weights = torch.empty(self.count, device=device)
+        self.gradient = torch.zeros_like(self.weights)
+        runs = [list(names) for _, names in itertools.groupby(self.parameters, key=place)]
+        sizes = [sum(parameters[n].numel() for n in names) for names in runs]
+        self._segments = [
+            self._adopt([parameters[n] for n in names], weights, gradient)
+            for names, weights, gradient in zip(
+                runs, self.weights.split(sizes), self.gradient.split(sizes), strict=True
+            )
+        ]
+        views = self._views if matrices else self._slices
+        labels: dict[Tensor, str] = {}
+        groups = []
+        for value, names in itertools.groupby(self.parameters, key=factor.__getitem__):
+            seen = views(list(names))
+            labels |= {tensor: label for label, tensor in seen.items()}
+            groups.append({"params": list(seen.values()), "factor": value})
+        self._own(make(groups), labels)
+
+    def _adopt(self, parameters: list[nn.Parameter], weights: Tensor, gradient: Tensor) -> _Segment:
+        """Copy the parameters into the buffer and make them, and their gradients, views of it or of a buffer of their type."""
+        dtype = parameters[0].dtype
+        live, live_gradient = weights, gradient
+        if dtype != torch.float32:
+            live, live_gradient = torch.empty_like(weights, dtype=dtype), torch.zeros_like(gradient, dtype=dtype)
+        sizes = [p.numel() for p in parameters]
+        for p, w, view, grad in zip(
+            parameters, weights.split(sizes), live.split(sizes), live_gradient.split(sizes), strict=True
+        ):
+            w.copy_(p.data.flatten())
+            view.copy_(p.data.flatten())
+            p.data, p.grad = view.view(p.shape), grad.view(p.shape)
+        return _Segment(weights, gradient, live, live_gradient)
+
+    def _slices(self, names: list[str]) -> dict[str, Tensor]:
+        """The part of the buffer that `names`, neighbours, take up: one tensor, or several if it is huge."""
+        before = itertools.takewhile(lambda n: n != names[0], self.parameters)
+        start = sum(self.parameters[n].numel() for n in before)
+        end = start + sum(self.parameters[n].numel() for n in names)
+        cuts = [(a, min(a + SLICE, end)) for a in range(start, end, SLICE)]
+        out = {f"flat[{a}:{b}]": self.weights[a:b] for a, b in cuts}
+        for (a, b), tensor in zip(cuts, out.values(), strict=True):
+            tensor.grad = self.gradient[a:b]
+        return out
+
+    def _views(self, names: list[str]) -> dict[str, Tensor]:
+        """Each parameter's own part of the buffer in its own shape, kernels as matrices."""
+        weights, gradients = (
+            dict(zip(self.parameters, self._split(f), strict=True)) for f in (self.weights, self.gradient)
+        )
+        out = {n: weights[n].view(matrix_shape(weights[n].shape)) for n in names}
+        for name, tensor in out.items():
+            tensor.grad = gradients[name].view(tensor.shape)
+        return out
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         sizes = [p.numel() for p in self.parameters.values()]
         return [part.view(p.shape) for part, p in zip(flat.split(sizes), self.parameters.values(), strict=True)]
 
+    def begin(self, step: int, lr: float) -> None:
+        super().begin(step, lr)
+        for optimizer in self._averaging():
+            optimizer.train()
+
     def collect(self) -> None:
-        """Add the gradients that the last backward pass left to the fp32 gradient. Call it after each backward."""
-        if self._live_gradient is not self.gradient:
-            self.gradient += self._live_gradient
-            self._live_gradient.zero_()
+        for s in self._segments:
+            if s.live_gradient is not s.gradient:
+                s.gradient.add_(s.live_gradient)
+                s.live_gradient.zero_()
+
+    def gradients(self) -> list[Tensor]:
+        return [self.gradient]
 
     def clip(self, limit: float) -> Tensor:
-        """Scale the gradient down to length `limit`; returns its length before, a scalar tensor."""
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
-        self.gradient *= (limit / (norm + 1e-6)).clamp(max=1.0)
+        if limit:
+            self.gradient *= (limit / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
-    def step(self, lr: float) -> None:
-        """One AdamW update at learning rate `lr`; the gradient is zero afterwards."""
-        self._adamw.param_groups[0]["lr"] = lr
-        self._adamw.step()
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.gradient.zero_()
         self.publish()
 
     def publish(self) -> None:
         """Bring the live parameters up to the fp32 weights."""
-        if self._live is not self.weights:
-            self._live.copy_(self.weights)
+        for s in self._segments:
+            if s.live is not s.weights:
+                s.live.copy_(s.weights)
 
     def load_weights(self, flat: Tensor) -> None:
         self.weights.copy_(flat)
         self.publish()
+
+    def values(self) -> dict[str, Tensor]:
+        return self.named(self.weights)
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self.load_weights(self.flat(values))
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """`flat` cut into the parameters' names and shapes, as copies."""
@@ -89,17 +164,37 @@ class FlatAdamW:
         return torch.cat([named[n].reshape(-1).to(self.weights) for n in self.parameters])
 
     def names_without_gradient(self) -> Iterator[str]:
-        """Parameters whose gradient is all zero or not finite, before it is used up by `step`."""
         for name, grad in zip(self.parameters, self._split(self.gradient), strict=True):
             if not bool(torch.isfinite(grad).all()) or not bool(grad.any()):
                 yield name
 
-    def moments(self) -> dict[str, Tensor]:
-        """AdamW's state: empty before the first step, then `step`, `exp_avg`, `exp_avg_sq`."""
-        return {k: v.clone() for k, v in self._adamw.state.get(self.weights, {}).items()}
+    # ---- schedule-free optimisers: they train y, and the result is the average x
 
-    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        if moments:
-            self._adamw.state[self.weights] = {
-                k: v.to(self.weights.device, torch.float32).clone() for k, v in moments.items()
-            }
+    def _averaging(self) -> list[Any]:
+        return [o for o in self.optimizers if hasattr(o, "train") and hasattr(o, "eval")]
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        averaging = self._averaging()
+        if not averaging:
+            yield
+            return
+        own, modes = self.weights.clone(), [group["train_mode"] for group in self._groups()]
+        for optimizer in averaging:
+            optimizer.eval()
+        self.publish()
+        try:
+            yield
+        finally:  # not by train(): going to x and back rounds, and a run that looks at pictures would differ from one that does not
+            for group, mode in zip(self._groups(), modes, strict=True):
+                group["train_mode"] = mode
+            self.load_weights(own)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, numbers = super().state()
+        return (tensors | {"trained": self.weights.clone()} if self._averaging() else tensors), numbers
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        super().load_state({k: v for k, v in tensors.items() if k != "trained"}, numbers)
+        if "trained" in tensors:
+            self.load_weights(tensors["trained"])

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -45,11 +45,12 @@ from sdtune.events import (
     Warned,
 )
 from sdtune.files import as_json
-from sdtune.flat import FlatAdamW
+from sdtune.flat import FlatOptimizer
 from sdtune.model import Model
 from sdtune.objective import Objective
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
+from sdtune.updater import Updater
 
 CHECK_STEP = 3  # by then each part of an adapter has had a gradient: B at the first step, A at the second
 
@@ -59,7 +60,7 @@ class State:
     """What training changes. Noise, data order and learning rate are not here: they follow from (seed, step)."""
 
     model: Model
-    optimizer: FlatAdamW
+    optimizer: Updater
     ema: Ema | None
     step: int = 0
     best_step: int | None = None
@@ -68,6 +69,10 @@ class State:
     """Whether the validation and previews of this step are done."""
     without_gradient: list[str] = field(default_factory=list)
 
+    def shown(self) -> AbstractContextManager[None]:
+        """The model computes with the weights that previews, validation and the result have."""
+        return self.ema.applied() if self.ema else self.optimizer.evaluated()
+
 
 def train_step(
     state: State, batches: Sequence[Batch], objective: Objective, *, lr: float, max_grad_norm: float, seed: int
@@ -75,6 +80,7 @@ def train_step(
     """One optimiser step over `batches`: noise, predict, weigh, backward, clip, update. Returns loss and gradient norm."""
     device, rng = state.model.device, torch.Generator().manual_seed(seed * 1_000_003 + state.step)
     total = torch.zeros((), device=device)
+    state.optimizer.begin(state.step, lr)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(
             seed * 1_000_003 + state.step + (distributed.rank() << 32)
@@ -86,7 +92,8 @@ def train_step(
             loss.backward()
             state.optimizer.collect()
             total += loss.detach()
-    distributed.add_up(state.optimizer.gradient)
+    for gradient in state.optimizer.gradients():
+        distributed.add_up(gradient)
     distributed.add_up(total)
     if state.step + 1 == CHECK_STEP:
         state.without_gradient = list(state.optimizer.names_without_gradient())
@@ -96,7 +103,7 @@ def train_step(
         raise TrainingError(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
         )
-    state.optimizer.step(lr)
+    state.optimizer.step()
     state.step, state.looked = state.step + 1, False
     if state.ema:
         state.ema.update(state.step)
@@ -114,6 +121,10 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} pictures for {distributed.size()} processes; it counts for all together, "
             "and each needs one"
+        )
+    if distributed.size() > 1 and getattr(config.optimizer, "fused_backward", False):
+        raise ConfigError(
+            "optimizer.fused_backward: there is no gradient left for several processes to add up; unset it"
         )
     run = run if distributed.primary() else replace(run, muted=True)
     with run.lock(), distributed.joined(device):
@@ -147,7 +158,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             run.log(Failed(ready.state.step if ready else 0, str(error)))
             raise error from None
         finally:
-            if ready is not None and saved < ready.state.step and not finished:
+            if ready is not None and saved < ready.state.step and not finished and ready.state.optimizer.whole:
                 _save(ready.state, config, run)
                 run.log(Stopped(ready.state.step))
 
@@ -188,6 +199,7 @@ class _Ready:
 
 
 def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | _Ready]:
+    config.optimizer.check()
     found = yield from _take_up(run)
     splits = scan(config.data, seed=config.train.seed)
     model = config.model.load(device=device, dtype=dtype)
@@ -215,8 +227,8 @@ def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype
     parameters = config.method.attach(model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    optimizer = config.optimizer.build(parameters)
-    ema = Ema(optimizer, config.train.ema) if config.train.ema else None
+    optimizer = config.optimizer.build(parameters, seed=config.train.seed)
+    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
     state = State(model, optimizer, ema)
     if found:
         _resume(state, found)
@@ -224,7 +236,7 @@ def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype
         state, config.objective.build(model), caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
         config.sample.prompts or _captions(splits), Started(
             step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
-            precision=str(dtype).removeprefix("torch."), trainable=len(optimizer.weights), total=total,
+            precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,
             pictures=len(splits.train), validation_pictures=len(splits.validation),
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
@@ -269,7 +281,7 @@ def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: in
 
 def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state, options, start = ready.state, config.train, time.time()
-    initial = state.optimizer.weights.clone()
+    initial = state.optimizer.values() if state.step < CHECK_STEP else {}
     if not state.looked:
         yield from _look(ready, config, run)
     stream = batches(
@@ -294,6 +306,7 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         yield Step(state.step, loss, grad_norm, lr, time.time() - began)
         if state.step == CHECK_STEP:
             yield from _did_it_train(state, initial)
+            initial = {}  # a copy of all weights: let it go
         yield from _look(ready, config, run)
         if _due(state, options, options.save_every):
             path = _save(state, config, run)
@@ -321,7 +334,7 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         _agree_to_go_on()
         yield from _validate(ready, ready.held_out, config, run)
     if distributed.primary() and options.sample_every and _due(state, options, options.sample_every):
-        with _averaged(state):
+        with state.shown():
             yield from _previews(ready, config, run)
     state.looked = True
 
@@ -336,16 +349,11 @@ def _at_end(state: State, options: TrainConfig) -> bool:
     return state.step >= options.steps or bool(options.patience and since >= options.patience * options.validate_every)
 
 
-def _averaged(state: State) -> AbstractContextManager[None]:
-    """Inside, the model computes with the moving average of its weights, if there is one."""
-    return state.ema.applied() if state.ema else nullcontext()
-
-
 def _validate(ready: _Ready, held_out: Batch, config: RunConfig, run: Run) -> Iterator[Event]:
     """The validation loss, and the best weights kept if it is the lowest so far."""
     state, K = ready.state, config.train.validation_timesteps
     raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
-    with _averaged(state):
+    with state.shown():
         losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
     per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
     mean = sum(per_picture) / len(per_picture)
@@ -353,8 +361,8 @@ def _validate(ready: _Ready, held_out: Batch, config: RunConfig, run: Run) -> It
     if state.step and mean < state.best_loss:
         state.best_loss, state.best_step = mean, state.step
         if not run.muted:
-            with _averaged(state):
-                weights = {"weights.safetensors": state.optimizer.named(state.optimizer.weights)}
+            with state.shown():
+                weights = {"weights.safetensors": state.optimizer.values()}
             checkpoint.save(run, _record(state, config), weights, keep=config.train.keep, name="best")
 
 
@@ -365,14 +373,14 @@ def _previews(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         yield Sampled(ready.state.step, picture.prompt, picture.seed, str(path.relative_to(run.path)))
 
 
-def _did_it_train(state: State, initial: Tensor) -> Iterator[Event]:
+def _did_it_train(state: State, initial: Mapping[str, Tensor]) -> Iterator[Event]:
     """Name the parts that got no gradient, or whose weights did not move."""
-    moved = state.optimizer.named(state.optimizer.weights - initial)
-    still = [name for name, change in moved.items() if not bool(change.any())]
+    still = [name for name, weight in state.optimizer.values().items() if torch.equal(weight, initial[name])]
     for names, what in ((state.without_gradient, "get no gradient (zero or not finite)"), (still, "did not move")):
         if names:
             yield Warned(
-                f"did it train? {len(names)} of {len(moved)} trainable parts {what}: {', '.join(names[:3])}", state.step
+                f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {', '.join(names[:3])}",
+                state.step,
             )
 
 
@@ -388,11 +396,12 @@ def _record(state: State, config: RunConfig) -> dict[str, Any]:
 def _save(state: State, config: RunConfig, run: Run) -> Path:
     if run.muted:
         return run.checkpoints
-    optimizer = state.optimizer
-    tensors = {"weights.safetensors": optimizer.named(optimizer.weights), "optimizer.safetensors": optimizer.moments()}
+    moments, numbers = state.optimizer.state()
+    with state.optimizer.evaluated():
+        tensors = {"weights.safetensors": state.optimizer.values(), "optimizer.safetensors": moments}
     if state.ema:
-        tensors["ema.safetensors"] = optimizer.named(state.ema.mean)
-    return checkpoint.save(run, _record(state, config), tensors, keep=config.train.keep)
+        tensors["ema.safetensors"] = state.ema.values()
+    return checkpoint.save(run, {**_record(state, config), "optimizer": numbers}, tensors, keep=config.train.keep)
 
 
 def _take_up(run: Run) -> Generator[Event, None, Checkpoint | None]:
@@ -414,10 +423,13 @@ def _resume(state: State, found: Checkpoint) -> None:
         raise RunError(
             f"{found.path}: was saved by another method or target set; choose another name=, or delete the run folder"
         )
-    state.optimizer.load_weights(state.optimizer.flat(weights))
-    state.optimizer.load_moments(moments or {})
+    state.optimizer.load(weights)
+    try:
+        state.optimizer.load_state(moments or {}, found.state.get("optimizer", {}))
+    except RunError as error:
+        raise RunError(f"{found.path}: {error}; choose another name=, or delete the run folder") from None
     if state.ema and mean:
-        state.ema.mean = state.optimizer.flat(mean)
+        state.ema.load(mean)
     state.step, state.looked, state.best_step = found.step, found.state["looked"], found.state["best_step"]
     state.best_loss = math.inf if found.state["best_loss"] is None else found.state["best_loss"]
 
@@ -433,10 +445,8 @@ def _write_final(state: State, config: RunConfig, run: Run) -> Path:
         "base": state.model.label, "family": state.model.family, "method": config.method.type, "steps": best or state.step,
         "run": config.name, "prediction": state.model.prediction, "ema": config.train.ema or 0,
     }  # fmt: skip
-    with _averaged(state) if best is None else _best_weights(state, run):
-        result = config.method.export(
-            state.model, state.optimizer.named(state.optimizer.weights), part, config.name, about
-        )
+    with state.shown() if best is None else _best_weights(state, run):
+        result = config.method.export(state.model, state.optimizer.values(), part, config.name, about)
     shutil.rmtree(run.final, ignore_errors=True)
     part.rename(run.final)
     return run.final / result.relative_to(part)
@@ -445,14 +455,12 @@ def _write_final(state: State, config: RunConfig, run: Run) -> Path:
 @contextmanager
 def _best_weights(state: State, run: Run) -> Iterator[None]:
     """Inside, the model has the weights of the lowest validation loss."""
-    own = state.optimizer.weights.clone()
-    state.optimizer.load_weights(
-        state.optimizer.flat(checkpoint.read(run.checkpoints / "best").tensors(checkpoint.FILES[0]) or {})
-    )
+    own = state.optimizer.values()
+    state.optimizer.load(checkpoint.read(run.checkpoints / "best").tensors(checkpoint.FILES[0]) or {})
     try:
         yield
     finally:
-        state.optimizer.load_weights(own)
+        state.optimizer.load(own)
 
 
 def _log(run: Run, event: Event) -> Event:

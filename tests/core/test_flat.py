@@ -1,19 +1,31 @@
-"""The flat optimiser equals torch's AdamW and clipping, parameter by parameter."""
+"""The flat buffer: equal to torch's AdamW and clipping, parameter by parameter; types, groups, EMA. Schedules."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from sdtune.ema import Ema
-from sdtune.flat import FlatAdamW
-from sdtune.optim import AdamW
+from sdtune.flat import FlatOptimizer
+from sdtune.optim.kinds import AdamW
 
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def flat_adamw(model: nn.Module, **options: Any) -> FlatOptimizer:
+    flat = AdamW(**options).build(dict(model.named_parameters()))
+    assert isinstance(flat, FlatOptimizer)
+    return flat
+
+
+def update(flat: FlatOptimizer, lr: float) -> None:
+    flat.begin(0, lr)
+    flat.step()
 
 
 def gradients(model: nn.Module, k: int, dtype: torch.dtype = torch.float32) -> None:
@@ -24,7 +36,7 @@ def gradients(model: nn.Module, k: int, dtype: torch.dtype = torch.float32) -> N
 def test_ten_steps_equal_torch() -> None:
     mine, theirs = net(), net()
     options = {"betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}
-    flat = FlatAdamW(dict(mine.named_parameters()), lr=1e-2, **options)  # type: ignore[arg-type]
+    flat = flat_adamw(mine, **options)
     reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, **options)  # type: ignore[arg-type]
     for k in range(10):
         gradients(mine, k)
@@ -34,7 +46,7 @@ def test_ten_steps_equal_torch() -> None:
         a, b = flat.clip(limit), nn.utils.clip_grad_norm_(theirs.parameters(), limit)
         torch.testing.assert_close(a, b)
         reference.param_groups[0]["lr"] = 1e-2 / (k + 1)
-        flat.step(1e-2 / (k + 1))
+        update(flat, 1e-2 / (k + 1))
         reference.step()
         reference.zero_grad()
     for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
@@ -44,12 +56,12 @@ def test_ten_steps_equal_torch() -> None:
 def test_bf16_weights_keep_an_fp32_copy_that_small_steps_reach() -> None:
     model = net().bfloat16()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    flat = FlatAdamW(dict(model.named_parameters()), lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    flat = flat_adamw(model, weight_decay=0.0)
     start = flat.weights.clone()
     for k in range(3):
         gradients(model, k, torch.bfloat16)
         flat.collect()
-        flat.step(1e-5)
+        update(flat, 1e-5)
     assert (flat.weights != start).all(), "the fp32 weights take steps that bf16 cannot hold"
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     assert any(torch.equal(p, before[n]) for n, p in model.named_parameters())
@@ -59,7 +71,7 @@ def test_bf16_weights_keep_an_fp32_copy_that_small_steps_reach() -> None:
 def test_bf16_steps_equal_torch_on_an_fp32_copy() -> None:
     model, copy = net().bfloat16(), net().bfloat16()
     options = {"betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}
-    flat = FlatAdamW(dict(model.named_parameters()), lr=1e-2, **options)  # type: ignore[arg-type]
+    flat = flat_adamw(model, **options)
     weights = [p.detach().float() for p in copy.parameters()]
     reference = torch.optim.AdamW(weights, lr=1e-2, fused=True, **options)  # type: ignore[arg-type]
     for k in range(6):
@@ -71,7 +83,7 @@ def test_bf16_steps_equal_torch_on_an_fp32_copy() -> None:
             w.grad = p.grad.float() if w.grad is None else w.grad + p.grad.float()
             p.grad = None
         if k % 2:  # two backward passes to a step
-            flat.step(1e-2)
+            update(flat, 1e-2)
             reference.step()
             reference.zero_grad()
             for w, p in zip(weights, copy.parameters(), strict=True):
@@ -82,24 +94,23 @@ def test_bf16_steps_equal_torch_on_an_fp32_copy() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_saved_goes_on_bit_by_bit(dtype: torch.dtype) -> None:
-    def build() -> tuple[nn.Module, FlatAdamW]:
+    def build() -> tuple[nn.Module, FlatOptimizer]:
         model = net().to(dtype)
-        named = dict(model.named_parameters())
-        return model, FlatAdamW(named, lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+        return model, flat_adamw(model, betas=(0.9, 0.99), weight_decay=0.1)
 
-    def steps(model: nn.Module, flat: FlatAdamW, *numbers: int) -> None:
+    def steps(model: nn.Module, flat: FlatOptimizer, *numbers: int) -> None:
         for k in numbers:
             gradients(model, k, dtype)
             flat.collect()
-            flat.step(0.1)
+            update(flat, 0.1)
 
     straight, first = build()
     steps(straight, first, 0, 1)
-    weights, moments = first.named(first.weights), first.moments()
+    weights, (tensors, numbers) = first.values(), first.state()
     steps(straight, first, 2, 3)
     resumed, second = build()
-    second.load_weights(second.flat(weights))
-    second.load_moments(moments)
+    second.load(weights)
+    second.load_state(tensors, numbers)
     steps(resumed, second, 2, 3)
     assert torch.equal(second.weights, first.weights)
     assert all(torch.equal(p, q) for p, q in zip(straight.parameters(), resumed.parameters(), strict=True))
@@ -107,7 +118,7 @@ def test_what_is_saved_goes_on_bit_by_bit(dtype: torch.dtype) -> None:
 
 def test_accumulation_adds_up() -> None:
     once, twice = net(), net()
-    a, b = (FlatAdamW(dict(m.named_parameters()), lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0) for m in (once, twice))
+    a, b = (flat_adamw(m) for m in (once, twice))
     for k in range(2):
         gradients(once, k)
     a.collect()
@@ -121,7 +132,7 @@ def test_accumulation_adds_up() -> None:
 def test_dead_parameters_are_named(value: float) -> None:
     model = net()
     model.get_parameter("2.weight").register_hook(lambda grad: torch.full_like(grad, value))
-    flat = FlatAdamW(dict(model.named_parameters()), lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0)
+    flat = flat_adamw(model)
     gradients(model, 0)
     flat.collect()
     assert list(flat.names_without_gradient()) == ["2.weight"]
@@ -129,15 +140,15 @@ def test_dead_parameters_are_named(value: float) -> None:
 
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
-        FlatAdamW({}, lr=1, betas=(0.9, 0.9), eps=1, weight_decay=0)
+        AdamW().build({})
 
 
 def test_ema_is_applied_and_taken_back_bit_by_bit() -> None:
     model = net()
-    flat = FlatAdamW(dict(model.named_parameters()), lr=0.1, betas=(0.9, 0.9), eps=1e-8, weight_decay=0)
+    flat = flat_adamw(model)
     ema, start = Ema(flat, 0.5), flat.weights.clone()
     gradients(model, 0)
-    flat.step(0.1)
+    update(flat, 0.1)
     ema.update(1)
     own = flat.weights.clone()
     decay = min(0.5, 2 / 11)
@@ -165,5 +176,7 @@ def test_schedules(schedule: str) -> None:
 
 def test_the_section_reaches_the_optimiser() -> None:
     section = AdamW(lr=0.5, betas=(0.7, 0.8), eps=1e-3, weight_decay=0.25)
-    (group,) = section.build(dict(net().named_parameters()))._adamw.param_groups
+    flat = section.build(dict(net().named_parameters()))
+    flat.begin(0, section.lr_at(0, 10))
+    ((group,),) = (o.param_groups for o in flat.optimizers)
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.5, (0.7, 0.8), 1e-3, 0.25)

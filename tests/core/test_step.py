@@ -17,10 +17,11 @@ from sdtune.ema import Ema
 from sdtune.errors import RunError, TrainingError
 from sdtune.events import Event, Sampled, Step, Validated
 from sdtune.families.sd1 import Sd1
+from sdtune.flat import FlatOptimizer
 from sdtune.methods.full import Full
 from sdtune.model import Cond, Model
 from sdtune.objective import Objective, ObjectiveConfig
-from sdtune.optim import AdamW
+from sdtune.optim.kinds import AdamW
 from sdtune.runs import Run
 from sdtune.train import State, train_step
 from sdtune.validation import losses
@@ -44,16 +45,17 @@ def batch(seed: int, size: int = 2) -> Batch:
 
 
 # eps = 1 keeps AdamW's first step from taking the sign of the gradient alone, which no clipping changes.
-def state_of(model: Model) -> tuple[State, Objective]:
+def state_of(model: Model) -> tuple[State, FlatOptimizer, Objective]:
     optimizer = AdamW(eps=1.0).build(Full().attach(model, seed=0))
-    return State(model, optimizer, Ema(optimizer, 0.9)), ObjectiveConfig().build(model)
+    assert isinstance(optimizer, FlatOptimizer)
+    return State(model, optimizer, Ema(optimizer, 0.9)), optimizer, ObjectiveConfig().build(model)
 
 
 @pytest.mark.parametrize("limit", [0.1, 1e3])
 def test_a_step_is_the_weighted_mean_clipped_through_adamw(model: Model, folder: Path, limit: float) -> None:
-    state, objective = state_of(model)
+    state, optimizer, objective = state_of(model)
     state.step, parts = 4, [batch(0), batch(1)]
-    start, global_rng = state.optimizer.weights.clone(), torch.get_rng_state()
+    start, global_rng = optimizer.weights.clone(), torch.get_rng_state()
     loss, norm = train_step(state, parts, objective, lr=0.5, max_grad_norm=limit, seed=2)
     assert torch.equal(torch.get_rng_state(), global_rng), "the caller's random numbers are its own"
 
@@ -68,21 +70,21 @@ def test_a_step_is_the_weighted_mean_clipped_through_adamw(model: Model, folder:
     assert 0.1 < norm < 1e3, "the limits are on both sides of it"
     for mine, theirs in zip(model.denoiser.parameters(), other.denoiser.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-5)
-    assert state.step == 5 and not state.optimizer.gradient.any() and state.ema is not None
-    torch.testing.assert_close(state.ema.mean, start.lerp(state.optimizer.weights, 1 - 6 / 15))
+    assert state.step == 5 and not optimizer.gradient.any() and state.ema is not None
+    torch.testing.assert_close(state.ema.mean, start.lerp(optimizer.weights, 1 - 6 / 15))
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_nothing_moves_when_loss_or_gradient_is_not_finite(model: Model, what: str) -> None:
-    state, objective = state_of(model)
-    before, part = state.optimizer.weights.clone(), batch(0)
+    state, optimizer, objective = state_of(model)
+    before, part = optimizer.weights.clone(), batch(0)
     if what == "loss":
         part.latents_BCHW[0, 0, 0, 0] = math.nan
     else:
         model.denoiser.get_parameter("conv_out.bias").register_hook(lambda grad: grad * math.inf)
     with pytest.raises(TrainingError, match="step 1: loss"):
         train_step(state, [part], objective, lr=1.0, max_grad_norm=1.0, seed=0)
-    assert torch.equal(state.optimizer.weights, before) and state.step == 0
+    assert torch.equal(optimizer.weights, before) and state.step == 0
 
 
 def test_validation_is_unweighted_and_picture_by_picture(model: Model) -> None:
