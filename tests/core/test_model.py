@@ -67,7 +67,7 @@ def test_a_class_of_another_kind_is_refused_before_anything_is_imported(copy: Pa
 
 def test_sdxl_is_refused(copy: Path) -> None:
     edit_index(copy, text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
-    with pytest.raises(ModelError, match="two text encoders"):
+    with pytest.raises(ModelError, match=r'is SDXL, the recipe says sd1; set model.type="sdxl"'):
         Sd1(path=str(copy)).load()
 
 
