@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -33,3 +33,24 @@ def test_equals_diffusers(prediction: Prediction, gamma: float | None) -> None:
         snr = compute_snr(DDPM, t)
         theirs = theirs * snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_equals_diffusers(shift: float) -> None:
+    """Noising, target and the time that the denoiser is told are those of diffusers' scheduler; no weight but one."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    sigmas = scheduler.sigmas.flip(0)
+    rng = torch.Generator().manual_seed(3)
+    x0, cond = torch.randn(6, 4, 8, 8, generator=rng), Cond(torch.randn(6, 5, 7, generator=rng))
+    ours = Objective(1 - sigmas, sigmas, "flow", 5.0)(denoise, x0, cond, torch.Generator().manual_seed(1))
+
+    rng = torch.Generator().manual_seed(1)
+    index, noise = torch.randint(1000, (6,), generator=rng), torch.randn(x0.shape, generator=rng)
+    time = scheduler.timesteps.flip(0)[index]
+    noisy = scheduler.scale_noise(x0, time, noise)  # finds its sigma by the time
+    theirs = F.mse_loss(denoise(noisy, time, cond), noise - x0, reduction="none").mean((1, 2, 3))
+    torch.testing.assert_close(ours, theirs)
+    # One Euler step from x_t with the true flow is the picture.
+    scheduler.set_timesteps(1)
+    start = scheduler.scale_noise(x0, scheduler.timesteps[:1], noise)
+    torch.testing.assert_close(scheduler.step(noise - x0, scheduler.timesteps[0], start).prev_sample, x0)
