@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 WORDS = ("a", "photo", "of", "red", "blue", "green", "apple", "dog", "cat", "sun", "house", "sks")
 MAX_TOKENS = 16
@@ -49,7 +70,90 @@ def sd1(
     )  # fmt: skip
 
 
-def tokenizer(folder: Path) -> CLIPTokenizer:
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NO_CHECKER: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def family_folder(kind: str, folder: Path, *, seed: int = 0) -> Path:
+    """`folder` with a tiny model of each kind in `KINDS`, in diffusers layout: 32x32 pixels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = KINDS[kind](folder.parent / f"{folder.name}-words")
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def sd1_inpainting(words: Path) -> StableDiffusionInpaintPipeline:
+    return StableDiffusionInpaintPipeline(
+        vae=vae(), text_encoder=text_encoder(tokenizer(words)), unet=unet(in_channels=9), tokenizer=tokenizer(words),
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1), **NO_CHECKER,
+    )  # fmt: skip
+
+
+def sd2(words: Path) -> StableDiffusionPipeline:
+    """v-prediction; OpenCLIP's activation and padding with "!"; Linear projections in the U-Net, upcast attention."""
+    padded = tokenizer(words, pad_token="!")
+    return StableDiffusionPipeline(
+        vae=vae(), text_encoder=text_encoder(padded, hidden_act="gelu"), tokenizer=padded,
+        unet=unet(use_linear_projection=True, upcast_attention=True),
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
+        ), **NO_CHECKER,
+    )  # fmt: skip
+
+
+def sdxl(words: Path, *, empty_is_zeros: bool = True, **schedule: Any) -> StableDiffusionXLPipeline:
+    big = tokenizer(words.with_name(f"{words.name}-2"), pad_token="!")
+    return StableDiffusionXLPipeline(
+        vae=vae(), text_encoder=text_encoder(tokenizer(words)), text_encoder_2=projected(big, 24, hidden_act="gelu"),
+        tokenizer=tokenizer(words), tokenizer_2=big,
+        unet=unet(
+            16 + 24, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8, transformer_layers_per_block=(2, 1),
+        ),
+        scheduler=EulerDiscreteScheduler(**{**BETAS, "steps_offset": 1, "timestep_spacing": "leading", **schedule}),
+        force_zeros_for_empty_prompt=empty_is_zeros,
+    )  # fmt: skip
+
+
+def sdxl_v(words: Path) -> StableDiffusionXLPipeline:
+    """v-prediction with zero terminal SNR."""
+    return sdxl(
+        words,
+        empty_is_zeros=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+
+
+def sd3(words: Path, *, t5: bool = False) -> StableDiffusion3Pipeline:
+    small, big = tokenizer(words), tokenizer(words.with_name(f"{words.name}-2"), pad_token="!")
+    first = projected(small, 16)
+    nn.init.eye_(first.text_projection.weight)  # as in SD 3
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=40,
+            pos_embed_max_size=16,
+        ),
+        vae=vae(latent_channels=8, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=first, text_encoder_2=projected(big, 24, hidden_act="gelu"), tokenizer=small, tokenizer_2=big,
+        text_encoder_3=t5_encoder() if t5 else None, tokenizer_3=t5_tokenizer() if t5 else None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+
+
+def sd3_t5(words: Path) -> StableDiffusion3Pipeline:
+    return sd3(words, t5=True)
+
+
+KINDS: dict[str, Callable[[Path], DiffusionPipeline]] = {
+    "sd1-inpainting": sd1_inpainting, "sd2": sd2, "sdxl": sdxl, "sdxl-v": sdxl_v, "sd3": sd3, "sd3-t5": sd3_t5,
+}  # fmt: skip
+
+
+def tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """A byte-level CLIP tokenizer in which each of `WORDS` is one token; anything else is spelt letter by letter."""
     from tokenizers import pre_tokenizers
 
@@ -62,39 +166,58 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
                 merges.append(merge)
             parts[:2] = [parts[0] + parts[1]]
             tokens[parts[0]] = None
-    vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}  # "!" is 0, as in CLIP's own
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     made: CLIPTokenizer = CLIPTokenizer.from_pretrained(
-        folder, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>", **marks
+        folder, model_max_length=MAX_TOKENS, pad_token=pad_token, **marks
     )
     return made
 
 
-def text_encoder(words: CLIPTokenizer, width: int = 16) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=MAX_TOKENS, projection_dim=width,
-            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-        )
+def text_encoder(words: CLIPTokenizer, width: int = 16, **settings: Any) -> CLIPTextModel:
+    return CLIPTextModel(text_config(words, width, **settings))
+
+
+def projected(words: CLIPTokenizer, width: int, **settings: Any) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(text_config(words, width, **settings))
+
+
+def text_config(words: CLIPTokenizer, width: int, **settings: Any) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS, projection_dim=width,
+        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, **settings,
     )  # fmt: skip
 
 
-def vae() -> AutoencoderKL:
+def t5_encoder() -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=40, d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
+    )
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((f"\u2581{w}", -1.0) for w in WORDS)]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def vae(**settings: Any) -> AutoencoderKL:
+    common: dict[str, Any] = {"latent_channels": 4, "norm_num_groups": 4, "sample_size": 32, **settings}
     return AutoencoderKL(
-        block_out_channels=(8, 16), latent_channels=4, norm_num_groups=4, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, **common,
     )  # fmt: skip
 
 
-def unet(width: int = 16) -> UNet2DConditionModel:
+def unet(width: int = 16, **settings: Any) -> UNet2DConditionModel:
+    common: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "attention_head_dim": 2, "norm_num_groups": 4, **settings}
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        sample_size=16, block_out_channels=(16, 32), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=width, attention_head_dim=2, norm_num_groups=4,
+        cross_attention_dim=width, **common,
     )  # fmt: skip
 
 

@@ -115,22 +115,26 @@ def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "fin
     """The config and the model of `source` (see `sample`), tuned if it is a run or an adapter, at `sample.strength`."""
     from sdtune import config as configs
     from sdtune import devices, tuned
+    from sdtune.families import recognise
     from sdtune.runs import Run
 
     run = _as_run(source)
+    name = str(source.path if isinstance(source, Run) else source)
+    family = None if run.exists() else recognise(name)
+    adapter = run.path.suffix == ".safetensors" and family is None
     if run.exists():
         config = configs.load(run.config_file, overrides)
-    elif run.path.suffix == ".safetensors":
+    elif adapter:
         config = configs.load(None, overrides)
     else:
-        name = source.path if isinstance(source, Run) else source
-        config = configs.load(None, [f"model.path={json.dumps(str(name))}", *overrides])
+        found = [f"model.path={json.dumps(name)}", f"model.type={family or 'sd1'}"]
+        config = configs.load(None, [*found, *overrides])
     devices.use_threads(config.train.threads)
     device, dtype = devices.choose(config.train)
     model = config.model.load(device=device, dtype=dtype)
     if run.exists():
         tuned.of_run(model, run, checkpoint).set_strength(config.sample.strength)
-    elif run.path.suffix == ".safetensors":
+    elif adapter:
         tuned.load(model, run.path).set_strength(config.sample.strength)
     return config, model
 

@@ -84,22 +84,26 @@ class RunReport:
 
 
 def inspect(source: str, rank: int = 16) -> ModelReport | AdapterReport | RunReport:
-    """Look into `source`: a run folder, a .safetensors adapter, a model folder, a Hub id in the cache, or "embedded"."""
+    """Look into `source`: a run folder, a .safetensors adapter or model, a model folder, a Hub id in the cache, or "embedded"."""
+    from sdtune.families import recognise
+
     path = Path(source).expanduser()
     if (path / "config.toml").is_file():
         return inspect_run(path)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise ModelError(f"{source}: no such file")
-        return inspect_adapter(path)
+        if recognise(source) is None:
+            return inspect_adapter(path)
     return inspect_model(source, rank)
 
 
 def load(source: str) -> Model:
     """The model `source` on the CPU, fp32."""
     from sdtune import config as configs
+    from sdtune.families import recognise
 
-    return configs.from_dict({"model": {"path": source}}).model.load()
+    return configs.from_dict({"model": {"path": source, "type": recognise(source) or "sd1"}}).model.load()
 
 
 def inspect_model(source: str, rank: int = 16) -> ModelReport:
@@ -124,6 +128,7 @@ def _parts(model: Model) -> list[Part]:
     from torch import nn
 
     modules = {name: value for name, value in vars(model).items() if isinstance(value, nn.Module)}
+    modules |= {name: part for name, part in model.parts.items() if part is not model.denoiser}
     return [
         Part(
             name,

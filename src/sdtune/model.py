@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Prediction = Literal["epsilon", "v"]
-"""What the denoiser returns: the noise, or v = alpha * noise - sigma * x0 (arXiv:2202.00512, appendix D)."""
+Prediction = Literal["epsilon", "v", "flow"]
+"""What the denoiser returns: the noise, v = alpha * noise - sigma * x0 (arXiv:2202.00512, appendix D), or the flow
+noise - x0 along the straight way between them, alpha = 1 - sigma (arXiv:2210.02747)."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class Model(ABC):
 
     family: str
     source: str
-    """Where it was loaded from, for messages: a folder, a Hub id with its revision, or "embedded"."""
+    """Where it was loaded from, for messages: a folder or file, a Hub id with its revision, or "embedded"."""
     source_is_folder: bool
+    """Or a file."""
     denoiser: nn.Module
     text_encoders: tuple[nn.Module, ...]
     alphas_T: Tensor
@@ -90,6 +92,10 @@ class Model(ABC):
     downscale: int
     """Pixels per latent, along one side."""
     latent_channels: int
+    patch: int = 1
+    """Latents that the denoiser takes together, along one side."""
+    shift: float = 1.0
+    """Of flow models: how far their steps lean towards noise, arXiv:2403.03206, section 5.3.2."""
 
     denoiser_name = "unet"
     """The denoiser's name in diffusers' folders and in adapter files."""
@@ -101,6 +107,11 @@ class Model(ABC):
         """What can be trained, by the names of diffusers' folders: the denoiser, `text_encoder`, `text_encoder_2`, ..."""
         encoders = {f"text_encoder{f'_{i}' if i > 1 else ''}": e for i, e in enumerate(self.text_encoders, 1)}
         return {self.denoiser_name: self.denoiser, **encoders}
+
+    @property
+    def grid(self) -> int:
+        """Sides of pictures, in pixels, are multiples of this."""
+        return self.downscale * self.patch
 
     @property
     def label(self) -> str:
@@ -139,7 +150,7 @@ class Model(ABC):
 
     @abstractmethod
     def denoise(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
-        """The denoiser's prediction for noisy latents at training timesteps `t_B`."""
+        """The denoiser's prediction for noisy latents at times `t_B`: training timesteps, or sigma * T of a flow."""
 
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Denoise = Callable[["Tensor", "Tensor", Cond], "Tensor"]
-"""(noisy latents (B, C, H, W), timesteps (B,), cond) -> prediction (B, C, H, W)."""
+"""(noisy latents (B, C, H, W), times (B,), cond) -> prediction (B, C, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Section):
-    """The loss. Noise prediction or v-prediction follows from the model."""
+    """The loss. Whether noise, v or flow is predicted follows from the model."""
 
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = 5.0
-    """Bound of the weight of nearly clean timesteps (Min-SNR, arXiv:2303.09556). Unset: every timestep counts the same."""
+    """Bound of the weight of nearly clean timesteps (Min-SNR, arXiv:2303.09556). Unset: every timestep counts
+    the same, as always for models trained by flow matching (Stable Diffusion 3)."""
 
     def build(self, model: Model) -> Objective:
         return Objective(model.alphas_T, model.sigmas_T, model.prediction, self.min_snr_gamma)
@@ -56,12 +57,16 @@ class Objective:
         """The mean square error of each example at the given timesteps and noise, unweighted, shape (B,)."""
         alpha, sigma = (s_T[t_B].view(-1, 1, 1, 1) for s_T in (self.alphas_T, self.sigmas_T))
         x_BCHW = alpha * x0_BCHW + sigma * noise_BCHW
-        target_BCHW = noise_BCHW if self.prediction == "epsilon" else alpha * noise_BCHW - sigma * x0_BCHW
-        return (denoise(x_BCHW, t_B, cond).float() - target_BCHW.float()).square().mean((1, 2, 3))
+        if self.prediction == "flow":  # a flow is told its sigma; this is diffusers' unit for it
+            target_BCHW, time_B = noise_BCHW - x0_BCHW, self.sigmas_T[t_B] * len(self.sigmas_T)
+        else:
+            target_BCHW = noise_BCHW if self.prediction == "epsilon" else alpha * noise_BCHW - sigma * x0_BCHW
+            time_B = t_B
+        return (denoise(x_BCHW, time_B, cond).float() - target_BCHW.float()).square().mean((1, 2, 3))
 
     def weight(self, t_B: Tensor) -> Tensor:
         """Min-SNR weight, arXiv:2303.09556; v-prediction divides by snr + 1 (section 4.2)."""
-        if self.min_snr_gamma is None:
+        if self.min_snr_gamma is None or self.prediction == "flow":
             return self.alphas_T.new_ones(len(t_B))
         snr_B = (self.alphas_T[t_B] / self.sigmas_T[t_B]) ** 2
         return snr_B.clamp(max=self.min_snr_gamma) / (snr_B + (self.prediction == "v"))

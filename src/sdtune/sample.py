@@ -44,9 +44,10 @@ def sample(
     """
     width, height = (config.width or model.resolution), (config.height or model.resolution)
     for name, value in (("width", width), ("height", height)):
-        if value % model.downscale:
+        if value % model.grid:
+            unit = "latent" if model.patch == 1 else "patch"
             raise ConfigError(
-                f"sample.{name}: {value} is not a multiple of {model.downscale}, the model's pixels per latent"
+                f"sample.{name}: {value} is not a multiple of {model.grid}, the model's pixels per {unit}"
             )
     jobs = iter(
         [
@@ -83,12 +84,13 @@ def denoise(
     scheduler.set_timesteps(config.steps)
     rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(model.device)
-    x_BCHW = noise * float(scheduler.init_noise_sigma)
+    x_BCHW = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    scale = getattr(scheduler, "scale_model_input", lambda x_BCHW, t: x_BCHW)  # a flow's sampler scales nothing
     guided = config.guidance != 1
     both = Cond.cat([empty[torch.zeros(len(seeds), dtype=torch.long)], cond]) if guided else cond
     extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim") else {}
     for i, t in enumerate(scheduler.timesteps):
-        x_in = scheduler.scale_model_input(x_BCHW, t)
+        x_in = scale(x_BCHW, t)
         x_in = torch.cat([x_in, x_in]) if guided else x_in
         out = model.denoise(x_in, t.expand(len(x_in)).to(model.device), both).float()
         if guided:
@@ -101,8 +103,15 @@ def denoise(
 
 
 def build_scheduler(model: Model, name: str) -> Any:
-    """diffusers' sampler of this name for the model's noise schedule."""
+    """diffusers' sampler of this name for the model's noise schedule. Raises ConfigError if they do not go together."""
     import diffusers
+
+    if model.prediction == "flow":
+        if name != "euler":
+            raise ConfigError(
+                f"sample.scheduler: {name!r} does not draw with a flow model ({model.family}); known: euler"
+            )
+        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=len(model.sigmas_T), shift=model.shift)
 
     classes = {
         "ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
@@ -121,7 +130,13 @@ def build_scheduler(model: Model, name: str) -> Any:
         "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
         "dpm++2m-karras": {"use_karras_sigmas": True},
     }
-    return getattr(diffusers, classes[name])(**common, **own.get(name, {}))
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if model.alphas_T[-1] == 0 else {}
+    if zero_snr and name == "pndm":
+        raise ConfigError(
+            "sample.scheduler: 'pndm' cannot begin at pure noise, as this model does (zero terminal SNR); any other can"
+        )
+    # Begin at the last timestep, where no trace of a picture is left: arXiv:2305.08891, section 3.3.
+    return getattr(diffusers, classes[name])(**{**common, **own.get(name, {}), **zero_snr})
 
 
 def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:

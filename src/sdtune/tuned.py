@@ -77,8 +77,9 @@ def of_run(model: Model, run: Run, which: str = "final") -> Tuned:
 
 
 def _inside(folder: Path) -> Path:
-    if (folder / "unet" / "config.json").exists():
-        return folder / "unet"
+    for part in ("unet", "transformer"):
+        if (folder / part / "config.json").exists():
+            return folder / part
     if (folder / "config.json").exists() and list(folder.glob("diffusion_pytorch_model*.safetensors")):
         return folder
     files = sorted(folder.glob("*.safetensors"))
@@ -93,7 +94,8 @@ def _load_full(model: Model, folder: Path) -> Tuned:
     weights = {
         k: v for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")) for k, v in load_file(file).items()
     }
-    own = dict(model.denoiser.named_parameters())
+    own, buffers = dict(model.denoiser.named_parameters()), dict(model.denoiser.named_buffers())
+    weights = {name: value for name, value in weights.items() if name not in buffers}
     if weights.keys() != own.keys() or any(weights[n].shape != p.shape for n, p in own.items()):
         matching = sum(n in own and own[n].shape == w.shape for n, w in weights.items())
         raise ModelError(

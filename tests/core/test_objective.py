@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -46,3 +46,24 @@ def test_the_section_takes_the_schedule_from_the_model(tmp_path: Path, kind: str
     assert (built.prediction, built.min_snr_gamma) == (prediction, 3.0)
     torch.testing.assert_close(built.alphas_T, ALPHAS)
     torch.testing.assert_close(built.sigmas_T, SIGMAS)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_equals_diffusers(shift: float) -> None:
+    """Noising, target and the time that the denoiser is told are those of diffusers' scheduler; no weight but one."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    sigmas = scheduler.sigmas.flip(0)
+    rng = torch.Generator().manual_seed(3)
+    x0, cond = torch.randn(6, 4, 8, 8, generator=rng), Cond(torch.randn(6, 5, 7, generator=rng))
+    ours = Objective(1 - sigmas, sigmas, "flow", 5.0)(denoise, x0, cond, torch.Generator().manual_seed(1))
+
+    rng = torch.Generator().manual_seed(1)
+    index, noise = torch.randint(1000, (6,), generator=rng), torch.randn(x0.shape, generator=rng)
+    time = scheduler.timesteps.flip(0)[index]
+    noisy = scheduler.scale_noise(x0, time, noise)  # finds its sigma by the time
+    theirs = F.mse_loss(denoise(noisy, time, cond), noise - x0, reduction="none").mean((1, 2, 3))
+    torch.testing.assert_close(ours, theirs)
+    # One Euler step from x_t with the true flow is the picture.
+    scheduler.set_timesteps(1)
+    start = scheduler.scale_noise(x0, scheduler.timesteps[:1], noise)
+    torch.testing.assert_close(scheduler.step(noise - x0, scheduler.timesteps[0], start).prev_sample, x0)

@@ -102,7 +102,7 @@ def test_sd15_lora_at_512_fits(
     unet = unet.to_empty(device="cpu")
     for p in unet.parameters():
         torch.nn.init.normal_(p, std=0.02)
-    monkeypatch.setattr("sdtune.families.sd1_model.UNet2DConditionModel.from_pretrained", lambda *_, **__: unet)
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.from_pretrained", lambda *_, **__: unet)
     torch.cuda.reset_peak_memory_stats()
     settings = (
         "data.resolution=128", "train.batch_size=1", "train.accumulate=1", "train.steps=3", "method.rank=16", "train.ema=0",

@@ -29,10 +29,12 @@ class BmmAttention:
         q, k, v = (
             _split(f(x), heads) for f, x in ((attn.to_q, x_BLD), (attn.to_k, context_BMD), (attn.to_v, context_BMD))
         )
+        if attn.upcast_attention:  # of Stable Diffusion 2.1: its scores are too large for half precision
+            q, k = q.float(), k.float()
         scores = torch.baddbmm(
             q.new_empty(1, 1, 1).expand(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), beta=0, alpha=attn.scale
         )
-        out = torch.bmm(scores.softmax(-1), v)
+        out = torch.bmm(scores.softmax(-1).to(v.dtype), v)
         B, L = x_BLD.shape[:2]
         out_BLD = out.view(B, heads, L, -1).transpose(1, 2).reshape(B, L, -1)
         result: Tensor = attn.to_out[1](attn.to_out[0](out_BLD))

@@ -108,5 +108,5 @@ class Lora(Section):
         from sdtune.methods.lora_file import write_lora
 
         path = folder / f"{name}.safetensors"
-        write_lora(path, weights, rank=self.rank, alpha=self.scale * self.rank, about=about)
+        write_lora(path, weights, rank=self.rank, alpha=self.scale * self.rank, about=about, part=model.denoiser_name)
         return path

@@ -18,17 +18,20 @@ from sdtune.files import atomic_write
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers looks for alpha (diffusers/loaders/lora_base.py)
 
 
-def write_lora(path: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: float, about: Mapping[str, Any]) -> None:
+def write_lora(
+    path: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: float, about: Mapping[str, Any], part: str = "unet"
+) -> None:
     """One adapter in the PEFT layout: `StableDiffusionPipeline.load_lora_weights(path)` reads it, its alpha too.
 
     `weights`: `<layer>.lora_A` and `<layer>.lora_B` by name. `about` (strings and numbers) is kept in the header under "sdtune".
+    `part`: the denoiser's name in diffusers' folders.
     """
-    tensors = {f"unet.{name}.weight": value.detach().cpu().float().contiguous() for name, value in weights.items()}
+    tensors = {f"{part}.{name}.weight": value.detach().cpu().float().contiguous() for name, value in weights.items()}
     layers = sorted({name.rpartition(".")[0] for name in weights})
     lora = {"r": rank, "lora_alpha": alpha, "target_modules": layers, "lora_dropout": 0.0, "bias": "none"}
     metadata = {
         "format": "pt",
-        METADATA_KEY: json.dumps({f"unet.{k}": v for k, v in lora.items()}, sort_keys=True),
+        METADATA_KEY: json.dumps({f"{part}.{k}": v for k, v in lora.items()}, sort_keys=True),
         "sdtune": json.dumps(dict(about), sort_keys=True),
     }
     with atomic_write(path) as file:
@@ -44,9 +47,9 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], float, dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors: {error}") from None
     weights = {
-        name.removeprefix("unet.").removesuffix(".weight"): value.float()
+        name.partition(".")[2].removesuffix(".weight"): value.float()
         for name, value in raw.items()
-        if name.startswith("unet.") and name.endswith((".lora_A.weight", ".lora_B.weight"))
+        if name.startswith(("unet.", "transformer.")) and name.endswith((".lora_A.weight", ".lora_B.weight"))
     }
     if not weights:
         raise ModelError(
@@ -58,6 +61,6 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], float, dict[str, Any]]:
     if bad := [n for n, v in weights.items() if not bool(torch.isfinite(v).all())]:
         raise ModelError(f"{path}: {bad[0]} holds NaN or infinity; the file is damaged")
     rank = len(next(v for n, v in weights.items() if n.endswith("lora_A")))
-    header = {k.removeprefix("unet."): v for k, v in json.loads(metadata.get(METADATA_KEY, "{}")).items()}
+    header = {k.partition(".")[2]: v for k, v in json.loads(metadata.get(METADATA_KEY, "{}")).items()}
     about: dict[str, Any] = json.loads(metadata.get("sdtune", "{}"))
     return weights, float(header.get("lora_alpha", rank)) / rank, about

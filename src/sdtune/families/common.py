@@ -1,0 +1,205 @@
+"""What the families share of `Model`: diffusers' and transformers' modules behind the few verbs of the trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdtune.errors import ModelError
+from sdtune.families.attention import BmmAttention
+from sdtune.families.loading import Loaded, alphas_cumprod, load_parts, prediction
+from sdtune.families.places import NAMES, Source, UnetSource
+from sdtune.model import Cond, Latents, Model
+
+
+class LatentModel(Model):
+    """See `Model`. Only the denoiser is in `dtype`; the VAE stays fp32 (an fp16 VAE can draw black), text encoders too."""
+
+    PARTS: ClassVar[Mapping[str, str]]
+    """The parts to be read, by the names of diffusers' folders, and their classes."""
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    """Those that a model may lack."""
+    IN_DTYPE: ClassVar[tuple[str, ...]] = ("unet",)
+    """Those that are not kept in fp32."""
+
+    def __init__(
+        self, loaded: Loaded, *, device: torch.device | str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> None:
+        self.source, self.source_is_folder, self.schedule = loaded.source, loaded.source_is_folder, loaded.schedule
+        self.vae = vae = loaded.modules["vae"]
+        self.denoiser: nn.Module = loaded.modules[self.denoiser_name]
+        self.text_encoders = tuple(m for name, m in loaded.modules.items() if name.startswith("text_encoder"))
+        self.tokenizers = loaded.tokenizers
+        self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_channels = int(vae.config.latent_channels)
+        self.resolution = int(loaded.modules[self.denoiser_name].config.sample_size) * self.downscale
+        for part, module in loaded.modules.items():
+            module.requires_grad_(False).eval()
+            # diffusers' own `to` warns about parts kept in fp32; these families have none
+            nn.Module.to(module, device, (dtypes or {}).get(part, torch.float32))
+
+    @classmethod
+    def load(cls, config: Source, *, device: torch.device | str, dtype: torch.dtype | None) -> Self:
+        """Read a diffusers folder, a single file, a Hub id (cache first) or the embedded base. Raises ModelError."""
+        dtypes = dict.fromkeys(cls.IN_DTYPE, dtype or torch.float32)
+        loaded = load_parts(config, cls.wanted(config), optional=cls.OPTIONAL, dtypes=dtypes)
+        loaded.schedule.update(cls.schedule_of(config))
+        return cls(loaded, device=device, dtypes=dtypes)
+
+    @classmethod
+    def wanted(cls, config: Source) -> Mapping[str, str]:
+        """The parts to be read."""
+        return cls.PARTS
+
+    @classmethod
+    def schedule_of(cls, config: Source) -> dict[str, Any]:
+        """What the config says in place of the model's scheduler settings."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BCHW: Tensor) -> Latents:
+        posterior = self.vae.encode(pixels_BCHW.to(self.device, torch.float32)).latent_dist
+        scale = torch.tensor(self.vae.config.scaling_factor)
+        return Latents((posterior.mean - self._shift_factor) * scale, posterior.logvar + 2 * scale.log())
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+        return self.read_tokens(self.tokenize(prompts))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens that each text encoder reads."""
+        return (self.max_tokens,) * len(self.text_encoders)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        rows = [
+            tokenizer(list(prompts), padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
+            for tokenizer, n in zip(self.tokenizers, self.lengths, strict=True)
+        ]
+        return torch.stack([F.pad(ids_BL, (0, max(self.lengths) - ids_BL.shape[1])) for ids_BL in rows], 1)
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self.tokenizers[0](list(prompts), truncation=False, verbose=False).input_ids]
+
+    @property
+    def max_tokens(self) -> int:
+        encoder: Any = self.text_encoders[0]
+        return int(min(self.tokenizers[0].model_max_length, encoder.config.max_position_embeddings))
+
+    @abstractmethod
+    def read_tokens(self, tokens_BEL: Tensor) -> Cond:
+        """What the text encoders make of token ids."""
+
+    @abstractmethod
+    def predict(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        """The denoiser's output; its inputs but the time are in its dtype already."""
+
+    def denoise(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        if cond.tokens_BEL is not None:
+            cond = Cond(**{**cond.tensors(), **self.read_tokens(cond.tokens_BEL).tensors()})
+        return self.predict(x_BCHW.to(self.dtype), t_B, cond)
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        pixels: Tensor = self.vae.decode(
+            latents_BCHW.float() / self.vae.config.scaling_factor + self._shift_factor
+        ).sample
+        return pixels.clamp(-1, 1)
+
+    @property
+    def _shift_factor(self) -> float:
+        return float(self.vae.config.get("shift_factor") or 0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        encoders: tuple[Any, ...] = self.text_encoders
+        settings = [
+            {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
+            for config in (*(e.config.to_dict() for e in encoders), dict(self.vae.config))
+        ]
+        words = [tokenizer.backend_tokenizer.to_str() for tokenizer in self.tokenizers]
+        text = json.dumps([*words, self.max_tokens, settings, *self._reading()], sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode())
+        for part in (self.vae, *encoders):
+            for name, value in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _reading(self) -> tuple[Any, ...]:
+        """What else `encode_prompts` depends on."""
+        return ()
+
+    def save_denoiser(self, folder: object) -> None:
+        self.denoiser.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+
+
+class UnetModel(LatentModel):
+    """A U-Net that predicts the noise or v."""
+
+    def __init__(
+        self, loaded: Loaded, *, device: torch.device | str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> None:
+        super().__init__(loaded, device=device, dtypes=dtypes)
+        unet: Any = self.denoiser
+        self._check_unet(unet.config)
+        self._masked, self._blanks = unet.config.in_channels != self.latent_channels, dict[tuple[int, ...], Tensor]()
+        self.prediction = prediction(self.schedule, self.source)
+        alphas_cumprod_T = alphas_cumprod(self.schedule)
+        if self.prediction == "epsilon" and float(alphas_cumprod_T[-1]) == 0:
+            raise ModelError(
+                f"{self.source}: the last timestep is pure noise (zero terminal SNR), from which a model that predicts the "
+                'noise learns nothing; set model.prediction="v", or model.zero_snr=false'
+            )
+        self.alphas_T = alphas_cumprod_T.sqrt().to(device)
+        self.sigmas_T = (1 - alphas_cumprod_T).sqrt().to(device)
+        if unet.device.type == "cpu":
+            unet.set_attn_processor(BmmAttention())
+
+    @classmethod
+    def schedule_of(cls, config: Source) -> dict[str, Any]:
+        assert isinstance(config, UnetSource)
+        kind = {"epsilon": "epsilon", "v": "v_prediction", None: None}[config.prediction]
+        said = {"prediction_type": kind, "rescale_betas_zero_snr": config.zero_snr}
+        return {key: value for key, value in said.items() if value is not None}
+
+    def _check_unet(self, unet: Any) -> None:
+        encoders: tuple[Any, ...] = self.text_encoders
+        given = sum(e.config.hidden_size for e in encoders)
+        if unet.cross_attention_dim != given:
+            raise ModelError(
+                f"{self.source}: the U-Net expects text states of width {unet.cross_attention_dim}, the text encoder gives "
+                f"{given}; this is no {NAMES[self.family]}"
+            )
+        if unet.in_channels not in (self.latent_channels, 2 * self.latent_channels + 1):
+            raise ModelError(
+                f"{self.source}: the U-Net has {unet.in_channels} input channels; supported are {self.latent_channels}, and "
+                f"{2 * self.latent_channels + 1} for inpainting"
+            )
+
+    def with_mask(self, x_BCHW: Tensor) -> Tensor:
+        """What the U-Net reads. Inpainting variants also get a mask and the latents of what it leaves of the picture, as
+        in diffusers' inpainting; here the mask covers the whole picture, so that nothing (grey) is left."""
+        if not self._masked:
+            return x_BCHW
+        (B, _, H, W), side = x_BCHW.shape, self.downscale
+        if (H, W) not in self._blanks:
+            self._blanks[H, W] = self.encode_images(x_BCHW.new_zeros(1, 3, H * side, W * side)).mean_BCHW
+        blank = self._blanks[H, W].to(x_BCHW).expand(B, -1, -1, -1)
+        return torch.cat([x_BCHW, x_BCHW.new_ones(B, 1, H, W), blank], 1)

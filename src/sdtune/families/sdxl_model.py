@@ -1,0 +1,74 @@
+"""SDXL as a `Model`, arXiv:2307.01952."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdtune.errors import ModelError
+from sdtune.families.common import UnetModel
+from sdtune.families.loading import Loaded
+from sdtune.model import Cond
+
+
+class SdxlModel(UnetModel):
+    """Two text encoders, each read at its last layer but one; the second's vector, and each picture's size and cut."""
+
+    family, sized = "sdxl", True
+    PARTS = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "tokenizer": "CLIPTokenizer",
+        "tokenizer_2": "CLIPTokenizer",
+    }
+
+    def __init__(
+        self, loaded: Loaded, *, device: torch.device | str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> None:
+        super().__init__(loaded, device=device, dtypes=dtypes)
+        self._zeros_for_empty = bool(loaded.index.get("force_zeros_for_empty_prompt", True))  # diffusers' default, too
+
+    def read_tokens(self, tokens_BEL: Tensor) -> Cond:
+        """States side by side, and the second encoder's vector. Zeros for the empty prompt, where the model is made so."""
+        pairs = zip(self.text_encoders, tokens_BEL.to(self.device).unbind(1), strict=True)
+        first, second = (encoder(ids_BL, output_hidden_states=True) for encoder, ids_BL in pairs)
+        states_BLD = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+        pooled_BD = second.text_embeds
+        if self._zeros_for_empty:
+            kept_B = (tokens_BEL != self.tokenize([""]).to(tokens_BEL.device)).any(2).any(1).to(states_BLD)
+            states_BLD, pooled_BD = states_BLD * kept_B[:, None, None], pooled_BD * kept_B[:, None]
+        return Cond(states_BLD, pooled_BD)
+
+    def predict(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        unet: Any = self.denoiser
+        assert cond.pooled_BD is not None
+        size_BK = self._uncut(x_BCHW) if cond.size_BK is None else cond.size_BK
+        added = {"text_embeds": cond.pooled_BD.to(self.dtype), "time_ids": size_BK}
+        prediction: Tensor = unet(
+            self.with_mask(x_BCHW), t_B, cond.states_BLD.to(self.dtype), added_cond_kwargs=added, return_dict=False
+        )[0]
+        return prediction
+
+    def _uncut(self, x_BCHW: Tensor) -> Tensor:
+        """Sizes of pictures as large as the latents, uncut: (B, 6)."""
+        height, width = (side * self.downscale for side in x_BCHW.shape[2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        return sizes.to(x_BCHW.device).expand(len(x_BCHW), -1)
+
+    def _reading(self) -> tuple[Any, ...]:
+        return ("zeros for the empty prompt", self._zeros_for_empty)
+
+    def _check_unet(self, unet: Any) -> None:
+        super()._check_unet(unet)
+        second: Any = self.text_encoders[1]
+        told = second.config.projection_dim + 6 * (unet.addition_time_embed_dim or 0)
+        if unet.addition_embed_type != "text_time" or unet.projection_class_embeddings_input_dim != told:
+            raise ModelError(
+                f"{self.source}: the U-Net is not told a prompt's vector and six sizes (projection_class_embeddings_input_dim "
+                f"{unet.projection_class_embeddings_input_dim}, not {told}); this is no SDXL base"
+            )
