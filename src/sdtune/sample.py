@@ -121,6 +121,11 @@ def build_scheduler(model: Model, name: str) -> Any:
         "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
         "dpm++2m-karras": {"use_karras_sigmas": True},
     }
+    if model.alphas_T[-1] == 0:  # pure noise at the last timestep: begin there (arXiv:2305.08891, section 3.3)
+        if name == "pndm":
+            raise ConfigError("sample.scheduler: pndm cannot begin at a zero terminal SNR; take ddim")
+        common |= {"rescale_betas_zero_snr": True}
+        own = {name: {**own.get(name, {}), "timestep_spacing": "trailing"}}
     return getattr(diffusers, classes[name])(**common, **own.get(name, {}))
 
 
