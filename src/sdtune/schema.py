@@ -4,9 +4,12 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+from collections.abc import Mapping
 from functools import cache
 
 from pydantic import ConfigDict
+
+from sdtune.errors import ConfigError
 
 
 class Section:
@@ -29,3 +32,13 @@ def field_help(section: type) -> dict[str, str]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(help_text))):
                     texts[name] = inspect.cleandoc(help_text)
     return texts
+
+
+def refuse_idle(section: object, group: str, uses: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+    """Raise ConfigError for a key that was changed but is looked at only with certain values of another."""
+    assert dataclasses.is_dataclass(section)
+    defaults = {f.name: f.default for f in dataclasses.fields(section)}
+    for key, (other, values) in uses.items():
+        if getattr(section, key) != defaults[key] and getattr(section, other) not in values:
+            needed = " or ".join(f'"{value}"' for value in values)
+            raise ConfigError(f"{group}.{key}: has an effect only with {group}.{other} {needed}")

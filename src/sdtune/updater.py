@@ -149,4 +149,4 @@ def factors(names: list[str], lr_scale: Mapping[str, float]) -> list[float]:
 
 def matrix_shape(shape: torch.Size) -> tuple[int, ...]:
     """Kernels of convolutions as matrices (out, in * height * width): what Adafactor and Muon take as rows and columns."""
-    return tuple(shape) if len(shape) < 3 else (shape[0], -1)
+    return tuple(shape) if len(shape) < 3 else (shape[0], shape[1:].numel())

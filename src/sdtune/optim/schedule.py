@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdtune.errors import ConfigError
-from sdtune.schema import Section
+from sdtune.schema import Section, refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,8 @@ class Schedule(Section):
     """Learning rate at the last step, as a share of the peak."""
 
     def __post_init__(self) -> None:
-        for key, used_by in (("cycles", "cosine-restarts"), ("power", "polynomial")):
-            if getattr(self, key) != 1 and self.schedule != used_by:
-                raise ConfigError(f'optimizer.{key}: has an effect only with optimizer.schedule="{used_by}"')
+        uses = {"cycles": ("schedule", ("cosine-restarts",)), "power": ("schedule", ("polynomial",))}
+        refuse_idle(self, "optimizer", uses)
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of optimiser step `step` (from 0) of `steps`."""
