@@ -1,9 +1,7 @@
-"""The flat buffer: equal to torch's AdamW and clipping, parameter by parameter; types, groups, EMA. Schedules."""
+"""The flat buffer: equal to torch's AdamW and clipping, parameter by parameter; types, groups, EMA."""
 
-import itertools
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -101,13 +99,3 @@ def test_ema_is_applied_and_taken_back_bit_by_bit() -> None:
     with ema.applied():
         assert torch.equal(model.get_parameter("0.weight").flatten(), ema.mean[:35])
     assert torch.equal(flat.weights, own)
-
-
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_schedules(schedule: str) -> None:
-    section = AdamW(lr=2.0, schedule=schedule, warmup=4, final=0.1)  # type: ignore[arg-type]
-    lrs = [section.lr_at(k, 100) for k in range(101)]
-    assert lrs[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6]) and lrs[4] == 2.0
-    assert lrs[100] == pytest.approx(2.0 if schedule == "constant" else 0.2)
-    assert lrs[52] == pytest.approx({"constant": 2.0, "linear": 1.1, "cosine": 1.1}[schedule])
-    assert all(a >= b for a, b in itertools.pairwise(lrs[4:]))
