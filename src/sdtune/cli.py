@@ -158,7 +158,7 @@ def init(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="demo-lora, demo-full, demo-subject, demo-lineart, demo-pixel, sd15-lora (8 GB), sd15-full (24 GB).",
+            help="demo-lora, demo-full, demo-full-lean, demo-subject, demo-lineart, demo-pixel, sd15-lora (8 GB), sd15-full (24 GB).",
         ),
     ] = "demo-lora",
     out: Annotated[

@@ -32,9 +32,8 @@ class Updater(ABC):
         self.optimizers = optimizers
         self.owners = {labels[p]: (o, p) for o in optimizers for g in o.param_groups for p in g["params"]}
         for group in self._groups():
-            group["weight_decay"] /= group[
-                "factor"
-            ]  # they decay by lr * weight_decay: a factor is for the gradient only
+            # Weights decay by lr * weight_decay: the factor is for the gradient only.
+            group["weight_decay"] /= group["factor"]
         self._built = [dict(group) for group in self._groups()]
 
     def _groups(self) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,7 @@
-"""The flat buffer: equal to torch's AdamW and clipping, parameter by parameter; types, groups, EMA. Schedules."""
+"""The flat buffer: equal to torch's AdamW and clipping, parameter by parameter; types, groups, EMA."""
 
-import itertools
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
