@@ -158,7 +158,8 @@ def init(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="demo-lora, demo-full, demo-subject, demo-lineart, demo-pixel, sd15-lora (8 GB), sd15-full (24 GB).",
+            help="demo-lora, demo-full, demo-subject, demo-lineart, demo-pixel, sd15-lora (8 GB), sd15-full (24 GB), "
+            "sd2-lora, sdxl-lora, sdxl-vpred-lora, sd3-lora.",
         ),
     ] = "demo-lora",
     out: Annotated[
@@ -231,7 +232,7 @@ def train(
 def sample(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run, a LoRA file, a model folder, a Hub id.")
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, a LoRA file, a model folder or file, a Hub id.")
     ] = "embedded",
     overrides: Overrides = None,
     prompt: Annotated[
@@ -375,7 +376,10 @@ def doctor(
 def inspect(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="MODEL|RUN|FILE", help="A model folder, a Hub id in the cache, a run, a LoRA file.")
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN|FILE", help="A model folder or file, a Hub id in the cache, a run, a LoRA file."
+        ),
     ] = "embedded",
     rank: Annotated[int, typer.Option(min=1, help="Count the adapters' parameters at this rank.")] = 16,
     layers: Annotated[

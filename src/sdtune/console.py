@@ -654,7 +654,7 @@ def key_list(keys: Sequence[Any]) -> None:
     width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
     for key in keys:
         name = f"\x1b[36m{key.name}\x1b[0m" if _coloured() else key.name
-        only = f', method.type = "{key.only}"' if key.only else ""
+        only = f", {key.name.partition('.')[0]}.type = {key.only}" if key.only else ""
         _write(f"{name} = {key.default}  ({key.kind}{only})")
         for line in textwrap.wrap(key.help, width - 4):
             _write(f"    {line}")

@@ -51,10 +51,10 @@ def header(path: Path) -> dict[str, str]:
 def commented(name: str, file: str) -> str:
     """The preset `name` as the text of a recipe called `file`, each key with its help above it."""
     path = recipe(name)
-    helps = {key.name: key for key in keys()}
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    helps = {key.name: key for key in reversed(keys()) if _is_of(key, data)}
     out = [f"# {label.capitalize() + ':':<10}{text}" for label, text in header(path).items() if label != "command"]
-    run = tomllib.loads(path.read_text(encoding="utf-8"))["name"]
-    out += [f"# {'Command:':<10}sdtune train {file} && sdtune compare runs/{run}"]
+    out += [f"# {'Command:':<10}sdtune train {file} && sdtune compare runs/{data['name']}"]
     out += [
         "#",
         "# Every key may also be given on the command line, for example train.steps=100. `sdtune keys` lists all of them.",
@@ -74,12 +74,18 @@ def commented(name: str, file: str) -> str:
     return "\n".join(out) + "\n"
 
 
+def _is_of(key: Key, recipe: dict[str, Any]) -> bool:
+    """Whether the recipe's kinds of section have this key. Without a type, any has."""
+    kind = recipe.get(key.name.partition(".")[0], {})
+    return not key.only or "type" not in kind or kind["type"] in key.only.split(", ")
+
+
 # ---- the keys of a recipe
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the configuration. `only` names the kind of section that has it, for example "lora"."""
+    """One key of the configuration. `only` names the kinds of section that have it, for example "lora" or "adamw, lion"."""
 
     name: str
     kind: str
@@ -104,10 +110,21 @@ def _walk(section: type[Section], at: str, only: str = "") -> Iterator[Key]:
             if len(inner) > 1:
                 kinds = ", ".join(f'"{getattr(s, "type", "")}"' for s in inner)
                 yield Key(f"{at}{f.name}.type", f"one of {kinds}", _value(_default(f).type), helps.get(f.name, ""))
-            for each in inner:
-                yield from _walk(each, f"{at}{f.name}.", getattr(each, "type", "") if len(inner) > 1 else "")
+            kinds_of = [
+                list(_walk(s, f"{at}{f.name}.", getattr(s, "type", "") if len(inner) > 1 else "")) for s in inner
+            ]
+            yield from _merged(kinds_of)
         elif f.name != "type":
             yield Key(at + f.name, describe(hints[f.name]), _value(_default(f)), helps.get(f.name, ""), only)
+
+
+def _merged(sections: list[list[Key]]) -> Iterator[Key]:
+    """The keys of several kinds of section, in one row where they say the same; in no kind's name where all do."""
+    rows: dict[Key, list[str]] = {}
+    for key in (key for section in sections for key in section):
+        rows.setdefault(dataclasses.replace(key, only=""), []).append(key.only)
+    for key, kinds in rows.items():
+        yield dataclasses.replace(key, only=", ".join(kinds) if len(kinds) < len(sections) else "")
 
 
 def describe(annotation: Any) -> str:
@@ -125,6 +142,8 @@ def describe(annotation: Any) -> str:
         return (
             f"list of {parts[0]}" if Ellipsis in get_args(annotation) else f"list of {len(parts)}: {', '.join(parts)}"
         )
+    if get_origin(annotation) is dict:
+        return f"table of {' to '.join(describe(part) for part in get_args(annotation))}"
     words = {int: "integer", float: "number", str: "text", bool: "true or false"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

@@ -46,7 +46,9 @@ def sample(
     for name, value in (("width", width), ("height", height)):
         if value % model.grid:
             unit = "latent" if model.patch == 1 else "patch"
-            raise ConfigError(f"sample.{name}: {value} is not a multiple of {model.grid}, the model's pixels per {unit}")
+            raise ConfigError(
+                f"sample.{name}: {value} is not a multiple of {model.grid}, the model's pixels per {unit}"
+            )
     jobs = iter(
         [
             (p, s)
@@ -106,7 +108,9 @@ def build_scheduler(model: Model, name: str) -> Any:
 
     if model.prediction == "flow":
         if name != "euler":
-            raise ConfigError(f"sample.scheduler: {name!r} does not draw with a flow model ({model.family}); known: euler")
+            raise ConfigError(
+                f"sample.scheduler: {name!r} does not draw with a flow model ({model.family}); known: euler"
+            )
         return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=len(model.sigmas_T), shift=model.shift)
 
     classes = {

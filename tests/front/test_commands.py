@@ -88,14 +88,15 @@ def test_every_key_has_help_and_default() -> None:
     listed = presets.keys("")
     assert not [key.name for key in listed if not key.help or not key.kind]
     names = [key.name for key in listed]
-    assert len(set(names)) == len(names)
+    kinds = [(key.name, kind) for key in listed for kind in key.only.split(", ")]
+    assert len(set(kinds)) == len(kinds)
     flat = {
         f"{part}.{key}"
         for part, keys in configs.to_dict(configs.load()).items()
         if isinstance(keys, dict)
         for key in keys
     }
-    constant = {"model.type", "optimizer.type"}  # one kind only: nothing to choose
+    constant = {"optimizer.type"}  # one kind only: nothing to choose
     assert flat - constant <= set(names)
 
 
