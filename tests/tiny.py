@@ -127,7 +127,7 @@ def sdxl_v(words: Path) -> StableDiffusionXLPipeline:
     )
 
 
-def sd3(words: Path, *, t5: bool = False) -> StableDiffusion3Pipeline:
+def sd3(words: Path, *, t5: bool = False, **settings: Any) -> StableDiffusion3Pipeline:
     small, big = tokenizer(words), tokenizer(words.with_name(f"{words.name}-2"), pad_token="!")
     first = projected(small, 16)
     nn.init.eye_(first.text_projection.weight)  # as in SD 3
@@ -135,7 +135,7 @@ def sd3(words: Path, *, t5: bool = False) -> StableDiffusion3Pipeline:
         transformer=SD3Transformer2DModel(
             sample_size=16, patch_size=2, in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=40,
-            pos_embed_max_size=16,
+            pos_embed_max_size=16, **settings,
         ),
         vae=vae(latent_channels=8, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=first, text_encoder_2=projected(big, 24, hidden_act="gelu"), tokenizer=small, tokenizer_2=big,
@@ -145,7 +145,8 @@ def sd3(words: Path, *, t5: bool = False) -> StableDiffusion3Pipeline:
 
 
 def sd3_t5(words: Path) -> StableDiffusion3Pipeline:
-    return sd3(words, t5=True)
+    """With what 3.5 adds, too."""
+    return sd3(words, t5=True, qk_norm="rms_norm", dual_attention_layers=(0,))
 
 
 KINDS: dict[str, Callable[[Path], DiffusionPipeline]] = {
@@ -166,7 +167,9 @@ def tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
                 merges.append(merge)
             parts[:2] = [parts[0] + parts[1]]
             tokens[parts[0]] = None
-    vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}  # "!" is 0, as in CLIP's own
+    vocab = {
+        token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])
+    }  # "!" is 0, as in CLIP's own
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
@@ -200,7 +203,13 @@ def t5_encoder() -> T5EncoderModel:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((f"\u2581{w}", -1.0) for w in WORDS)]
+    vocabulary = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581", -2.0),
+        *((f"\u2581{w}", -1.0) for w in WORDS),
+    ]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
@@ -213,7 +222,13 @@ def vae(**settings: Any) -> AutoencoderKL:
 
 
 def unet(width: int = 16, **settings: Any) -> UNet2DConditionModel:
-    common: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "attention_head_dim": 2, "norm_num_groups": 4, **settings}
+    common: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+        **settings,
+    }
     return UNet2DConditionModel(
         sample_size=16, block_out_channels=(16, 32), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),

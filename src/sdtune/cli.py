@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 import sdtune
-from sdtune import console
+from sdtune import console, presets
 from sdtune.errors import ConfigError, SdtuneError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def init(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="demo-lora, demo-full, demo-full-lean, demo-subject, demo-lineart, demo-pixel, sd15-lora (8 GB), sd15-full (24 GB).",
+            help=f"{', '.join(presets.names())}.",
         ),
     ] = "demo-lora",
     out: Annotated[
@@ -173,7 +173,6 @@ def init(
     Example  [cyan]sdtune init sd15-lora --out mine.toml[/cyan]
     Writes   one TOML file; an existing file is never overwritten.
     """
-    from sdtune import presets
     from sdtune.files import write_text
 
     path = out or Path(preset.replace("-", "_") + ".toml")
@@ -242,7 +241,7 @@ def train(
 def sample(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run, a LoRA file, a model folder, a Hub id.")
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, a LoRA file, a model folder or file, a Hub id.")
     ] = "embedded",
     overrides: Overrides = None,
     prompt: Annotated[
@@ -386,7 +385,10 @@ def doctor(
 def inspect(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="MODEL|RUN|FILE", help="A model folder, a Hub id in the cache, a run, a LoRA file.")
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN|FILE", help="A model folder or file, a Hub id in the cache, a run, a LoRA file."
+        ),
     ] = "embedded",
     rank: Annotated[int, typer.Option(min=1, help="Count the adapters' parameters at this rank.")] = 16,
     layers: Annotated[
@@ -431,8 +433,6 @@ def keys(
     Example  [cyan]sdtune keys optimizer[/cyan]
     Writes   nothing.
     """
-    from sdtune import presets
-
     found = presets.keys(prefix)
     if not found:
         near = sorted({key.name.partition(".")[0] for key in presets.keys("")})

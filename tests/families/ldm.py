@@ -22,7 +22,7 @@ def weights(folder: Path, part: str) -> State:
 
 
 def write(folder: Path, file: Path, kind: str, **marks: Tensor) -> Path:
-    """`file` with all parts of the model in `folder` that such files hold, in half precision but for `marks`."""
+    """`file` with all parts of the model in `folder` that such files hold, and `marks`."""
     layout: dict[str, Any] = LAYOUTS[kind]
     state: State = {f"first_stage_model.{k}": v for k, v in vae(weights(folder, "vae")).items()}
     for part, (prefix, convert) in layout.items():
@@ -115,7 +115,8 @@ def transformer(state: State) -> State:
         "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
         "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
         "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
-        "transformer_blocks.": "joint_blocks.", ".attn.to_out.0.": ".x_block.attn.proj.",
+        ".attn2.to_out.0.": ".x_block.attn2.proj.", ".attn2.norm_": ".x_block.attn2.ln_", ".attn.norm_added_": ".context_block.attn.ln_",
+        ".attn.norm_": ".x_block.attn.ln_", "transformer_blocks.": "joint_blocks.", ".attn.to_out.0.": ".x_block.attn.proj.",
         ".attn.to_add_out.": ".context_block.attn.proj.", ".norm1.linear.": ".x_block.adaLN_modulation.1.",
         ".norm1_context.linear.": ".context_block.adaLN_modulation.1.", ".ff.net.0.proj.": ".x_block.mlp.fc1.",
         ".ff.net.2.": ".x_block.mlp.fc2.", ".ff_context.net.0.proj.": ".context_block.mlp.fc1.",
@@ -127,7 +128,7 @@ def transformer(state: State) -> State:
             continue
         if ".to_q." in key:
             value = torch.cat([state[key.replace("to_q", f"to_{n}")] for n in "qkv"])
-            key = key.replace(".attn.to_q.", ".x_block.attn.qkv.")
+            key = key.replace(".attn.to_q.", ".x_block.attn.qkv.").replace(".attn2.to_q.", ".x_block.attn2.qkv.")
         elif ".add_q_proj." in key:
             value = torch.cat([state[key.replace("add_q", f"add_{n}")] for n in "qkv"])
             key = key.replace(".attn.add_q_proj.", ".context_block.attn.qkv.")

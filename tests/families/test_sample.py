@@ -46,7 +46,7 @@ def test_zero_terminal_snr_begins_at_pure_noise(folder_of: Callable[[str], Path]
     config = SampleConfig(prompts=PROMPTS[:1], seeds=(3,), steps=4, scheduler=scheduler)  # type: ignore[arg-type]
     assert float(model.alphas_T[-1]) == 0
     if scheduler == "pndm":
-        with pytest.raises(ConfigError, match="'pndm' cannot begin at pure noise"):
+        with pytest.raises(ConfigError, match=r"'pndm' cannot begin at pure noise"):
             drawn(model, config)
         return
     built = build_scheduler(model, scheduler)
@@ -56,12 +56,14 @@ def test_zero_terminal_snr_begins_at_pure_noise(folder_of: Callable[[str], Path]
 
 
 def test_only_euler_draws_with_a_flow(folder_of: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match=r"sample.scheduler: 'dpm\+\+2m' does not draw with a flow model \(sd3\); known: euler"):
+    with pytest.raises(
+        ConfigError, match=r"sample.scheduler: 'dpm\+\+2m' does not draw with a flow model \(sd3\); known: euler"
+    ):
         list(sample(load(folder_of("sd3")), SampleConfig(prompts=("a",))))
 
 
 def test_sizes_fit_the_patches(folder_of: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match="sample.width: 34 is not a multiple of 4, the model's pixels per patch"):
+    with pytest.raises(ConfigError, match=r"sample.width: 34 is not a multiple of 4, the model's pixels per patch"):
         list(sample(load(folder_of("sd3")), SampleConfig(prompts=("a",), width=34, scheduler="euler")))
 
 
@@ -84,11 +86,17 @@ def test_sdxl_is_told_size_and_cut(folder_of: Callable[[str], Path]) -> None:
 def test_token_ids_give_the_same_prediction_as_states(folder_of: Callable[[str], Path], kind: str) -> None:
     """What training a text encoder reads."""
     model = load(folder_of(kind))
-    x, t = torch.randn(2, model.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    x, t = (
+        torch.randn(2, model.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3, 700]),
+    )
     cond, ids = model.encode_prompts(["a dog", ""]), model.tokenize(["a dog", ""])
     assert ids.shape[:2] == (2, len(model.text_encoders))
     with torch.no_grad():
-        states, tokens = model.denoise(x, t, cond), model.denoise(x, t, type(cond)(cond.states_BLD[:, :0], tokens_BEL=ids))
+        states, tokens = (
+            model.denoise(x, t, cond),
+            model.denoise(x, t, type(cond)(cond.states_BLD[:, :0], tokens_BEL=ids)),
+        )
     assert torch.equal(states, tokens)
 
 

@@ -37,7 +37,12 @@ def test_it_trains_resumes_and_travels(
     folder_of: Callable[[str], Path], data: Path, tmp_path: Path, kind: str, method: str
 ) -> None:
     folder = folder_of(kind)
-    paths = (f"model.path={folder}", f"model.type={recognise(str(folder))}", f"data.path={data}", f"data.cache={tmp_path}")
+    paths = (
+        f"model.path={folder}",
+        f"model.type={recognise(str(folder))}",
+        f"data.path={data}",
+        f"data.cache={tmp_path}",
+    )
     config = configs.load(None, [*paths, *SETTINGS, *METHODS[method]])
     straight, broken = Run(tmp_path / "straight"), Run(tmp_path / "broken")
     events = list(train(config, straight))

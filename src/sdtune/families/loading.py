@@ -138,12 +138,12 @@ def _check_finite(source: str, modules: Mapping[str, nn.Module]) -> None:
 def _schedule(folder: Path, keys: Collection[str]) -> dict[str, Any]:
     """The scheduler's settings; marks in a single file's keys, which other tools set, go before them."""
     schedule: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    marks = {
+    marks: dict[str, dict[str, Any]] = {
         "v_pred": {"prediction_type": "v_prediction"},
         "ztsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     }
     for mark, settings in marks.items():
-        schedule |= settings if mark in keys else {}
+        schedule.update(settings if mark in keys else {})
     return schedule
 
 

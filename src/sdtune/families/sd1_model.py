@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ class Sd1Model(UnetModel):
     """One text encoder, whose last states the U-Net reads."""
 
     family = "sd1"
-    PARTS = {
+    PARTS: ClassVar = {
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Sd3Model(LatentModel):
     family, denoiser_name, prediction = "sd3", "transformer", "flow"
     OPTIONAL = ("text_encoder_3", "tokenizer_3")
     IN_DTYPE = ("transformer", "text_encoder_3")  # T5 is by far the largest part
-    PARTS = {
+    PARTS: ClassVar = {
         "transformer": "SD3Transformer2DModel",
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModelWithProjection",

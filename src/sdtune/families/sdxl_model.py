@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class SdxlModel(UnetModel):
     """Two text encoders, each read at its last layer but one; the second's vector, and each picture's size and cut."""
 
     family, sized = "sdxl", True
-    PARTS = {
+    PARTS: ClassVar = {
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",

@@ -31,7 +31,9 @@ def read(file: Path, part: str, cls: Any, folder: Path, dtype: torch.dtype) -> A
             settings["in_channels"] = int(state[prefix + "input_blocks.0.0.weight"].shape[1])
         with torch.device("meta"):
             module = cls.from_config(settings)
-        module.load_state_dict(_fitting(module, PREFIXES[part][prefix](state, prefix, module), folder, dtype), assign=True)
+        module.load_state_dict(
+            _fitting(module, PREFIXES[part][prefix](state, prefix, module), folder, dtype), assign=True
+        )
         return module
     settings = cls.config_class.from_pretrained(folder / part)
     with torch.device("meta"):

@@ -40,6 +40,6 @@ class Full(Section):
     def export(
         self, model: Model, weights: Mapping[str, Tensor], folder: Path, name: str, about: Mapping[str, Any]
     ) -> Path:
-        """Write the denoiser as `folder/unet` (or `transformer`), fp32, in diffusers' layout. Its weights are those of the model as it is now."""
+        """Write the denoiser as `folder/unet` (SD 3: `transformer`), fp32, in diffusers' layout. Weights: those of the model now."""
         model.save_denoiser(folder / model.denoiser_name)
         return folder
