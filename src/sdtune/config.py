@@ -213,6 +213,8 @@ def _override(data: dict[str, Any], item: str) -> None:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False)

@@ -27,22 +27,24 @@ class FlatAdamW:
         if not self.parameters:
             raise ValueError("nothing to train: the method made no parameter trainable")
         first = next(iter(self.parameters.values()))
+        low = {p.dtype for p in self.parameters.values()} - {torch.float32}
+        assert len(low) <= 1, "trainable weights in fp32 and at most one other type"
         size = sum(p.numel() for p in self.parameters.values())
         self.weights = torch.empty(size, device=first.device)
         self.gradient = torch.zeros_like(self.weights)
-        self._live = self.weights if first.dtype == torch.float32 else torch.empty_like(self.weights, dtype=first.dtype)
-        self._live_gradient = self.gradient if first.dtype == torch.float32 else torch.zeros_like(self._live)
-        for (_, p), w, view, grad in zip(
-            self.parameters.items(),
+        self._live = torch.empty_like(self.weights, dtype=low.pop()) if low else self.weights
+        self._live_gradient = torch.zeros_like(self._live) if self._live is not self.weights else self.gradient
+        for p, w, grad, live, live_grad in zip(
+            self.parameters.values(),
             self._split(self.weights),
+            self._split(self.gradient),
             self._split(self._live),
             self._split(self._live_gradient),
             strict=True,
         ):
-            assert p.dtype == first.dtype, "trainable weights of one type"
             w.copy_(p.data)
-            view.copy_(p.data)
-            p.data, p.grad = view, grad
+            live.copy_(p.data)
+            p.data, p.grad = (w, grad) if p.dtype == torch.float32 else (live, live_grad)
         self.weights.grad = self.gradient
         self._adamw = torch.optim.AdamW(
             [self.weights], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True

@@ -5,14 +5,25 @@ import dataclasses
 import inspect
 import textwrap
 from functools import cache
+from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, GetJsonSchemaHandler
 
 
 class Section:
     """Base of the parts. Unknown keys are refused; the string under a field is its `--help`, form label and documentation."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Help of inherited fields, too: pydantic reads the strings of a class's own body only."""
+        schema = handler(core_schema)
+        helps = field_help(cls)
+        for name, field in handler.resolve_ref_schema(schema).get("properties", {}).items():
+            if name in helps:
+                field.setdefault("description", helps[name])
+        return schema
 
 
 @cache

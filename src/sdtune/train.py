@@ -67,6 +67,11 @@ class State:
     """Whether the validation and previews of this step are done."""
     without_gradient: list[str] = field(default_factory=list)
 
+    def train_mode(self, training: bool) -> None:
+        """Dropout and the like on or off, in the parts that are trained."""
+        for part in {name.partition(".")[0] for name in self.optimizer.parameters}:
+            self.model.parts[part].train(training)
+
 
 def train_step(
     state: State, batches: Sequence[Batch], objective: Objective, *, lr: float, max_grad_norm: float, seed: int
@@ -132,7 +137,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
 def _explain_memory(config: RunConfig) -> TrainingError:
     remedies = ["halve train.batch_size and double train.accumulate"]
     remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
-    remedies += ["method.type=lora"] if config.method.type == "full" else []
+    remedies += [config.method.lighter]
     return TrainingError(f"out of memory with batches of {config.train.batch_size}; try: {'; or '.join(remedies)}")
 
 
@@ -173,6 +178,8 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
     parameters = config.method.attach(model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        for encoder in model.text_encoders if config.method.trains_text else ():
+            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     optimizer = config.optimizer.build(parameters)
     ema = Ema(optimizer, config.train.ema) if config.train.ema else None
     state = State(model, optimizer, ema)
@@ -213,7 +220,7 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     while state.step < options.steps:
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
-        state.model.denoiser.train()
+        state.train_mode(True)
         parts = list(islice(stream, options.accumulate))
         try:
             loss, grad_norm = train_step(
@@ -255,7 +262,7 @@ def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     if not (validate or preview):
         state.looked = True
         return
-    state.model.denoiser.eval()
+    state.train_mode(False)
     with state.ema.applied() if state.ema else nullcontext():
         if validate and ready.held_out is not None:
             losses = validation_losses(
@@ -320,7 +327,7 @@ def _save(state: State, config: RunConfig, run: Run) -> Path:
     record = {
         "step": state.step, "looked": state.looked, "best_step": state.best_step,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
-        "method": config.method.type, "scale": getattr(config.method, "scale", 1.0),
+        "method": config.method.type,
     }  # fmt: skip
     return checkpoint.save(run, record, tensors, keep=config.train.keep, best=state.best_step)
 

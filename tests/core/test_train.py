@@ -291,9 +291,9 @@ def test_validation_is_the_same_measurement_each_time(world: Path, tmp_path: Pat
 
 
 def test_a_dead_part_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdtune.methods import adapters
+    from sdtune.methods import low_rank
 
-    monkeypatch.setattr(adapters.Adapter, "_factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
+    monkeypatch.setattr(low_rank.LowRank, "factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
     events = run_all(
         config_of(world, "method.rank=2", "method.targets=attention", "train.steps=4"), Run(tmp_path / "run")
     )

@@ -230,8 +230,8 @@ def test_inspect_measures_the_change(place: Place, tmp_path: Path) -> None:
     report = inspection.inspect(str(path))
     assert isinstance(report, inspection.AdapterReport)
     assert (report.rank, report.alpha, report.about["base"]) == (2, 6.0, "tiny")
-    true = {name: float(adapter.delta().detach().norm()) for name, adapter in adapters_of(model.denoiser)}
-    assert {name: norm for name, _, norm in report.layers} == pytest.approx(true, rel=1e-5)
+    true = {name: float(adapter.change().detach().norm()) for name, adapter in adapters_of(model.parts)}
+    assert {f"unet.{name}": norm for name, _, norm in report.layers} == pytest.approx(true, rel=1e-5)
 
 
 def test_inspect_takes_a_pattern_for_a_set(place: Place) -> None:
