@@ -19,7 +19,7 @@ class Section:
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Help of inherited fields, too: pydantic reads the strings of a class's own body only."""
         schema = handler(core_schema)
-        helps = field_help(cls)
+        helps = field_help(cls)  # type: ignore[arg-type]  # mypy: a class is hashable
         for name, field in handler.resolve_ref_schema(schema).get("properties", {}).items():
             if name in helps:
                 field.setdefault("description", helps[name])

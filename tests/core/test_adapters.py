@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,8 @@ def test_starts_from_the_weight_equal_peft(init: str) -> None:
     adapter = low_rank.LowRank(mine, rank=4, scale=2.0, init=init)  # type: ignore[arg-type]
     with torch.no_grad():
         adapter.initialise(torch.Generator())
-    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=["0"], init_lora_weights=init), wrapped := nn.Sequential(theirs))  # type: ignore[arg-type]  # fmt: skip
+    wrapped = nn.Sequential(theirs)
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=["0"], init_lora_weights=init), wrapped)
     layer = wrapped.get_submodule("0")
     a, b = (getattr(layer, f)["default"].weight for f in ("lora_A", "lora_B"))
     torch.testing.assert_close(b @ a, adapter.lora_B @ adapter.lora_A, rtol=1e-4, atol=1e-5)
@@ -144,6 +146,12 @@ def test_forward_and_gradients_equal_lycoris(kind: Kind) -> None:
     from lycoris.modules.loha import LohaModule
     from lycoris.modules.lokr import LokrModule
 
+    made: dict[Kind, tuple[Any, dict[str, Any]]] = {
+        loha: (LohaModule, {"lora_dim": 3, "alpha": 6}),
+        lokr: (LokrModule, {"lora_dim": 99, "factor": 2, "full_matrix": True}),
+        lokr_thin: (LokrModule, {"lora_dim": 2, "alpha": 3, "factor": 2}),
+        oft: (DiagOFTModule, {"lora_dim": 3}),
+    }
     for name in LAYERS:
         net = Net()
         base = net.get_submodule(name).requires_grad_(False)
@@ -151,13 +159,9 @@ def test_forward_and_gradients_equal_lycoris(kind: Kind) -> None:
         with torch.no_grad():
             adapter.initialise(torch.Generator().manual_seed(0))
             for p in adapter.parameters(recurse=False):
-                p += torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1
-        theirs = {
-            loha: lambda base=base: LohaModule("x", base, lora_dim=3, alpha=6),
-            lokr: lambda base=base: LokrModule("x", base, lora_dim=99, factor=2, full_matrix=True),
-            lokr_thin: lambda base=base: LokrModule("x", base, lora_dim=2, alpha=3, factor=2),
-            oft: lambda base=base: DiagOFTModule("x", base, lora_dim=3),
-        }[kind]()
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+        cls, options = made[kind]
+        theirs = cls("x", base, **options)
         reference = {n: getattr(theirs, n) for n, _ in adapter.named_parameters(recurse=False)}
         with torch.no_grad():
             for n, p in adapter.named_parameters(recurse=False):
@@ -177,14 +181,16 @@ def test_the_fused_linear_has_the_right_derivatives() -> None:
     rng = torch.Generator().manual_seed(0)
     x, A, B = (torch.randn(s, generator=rng, dtype=torch.float64) for s in ((2, 3, 5), (2, 5), (4, 2)))
     layer = nn.Linear(5, 4).double().requires_grad_(False)
-    tensors = (x.requires_grad_(), A.requires_grad_(), B.requires_grad_(), layer, 0.7)
+    tensors: Any = (x.requires_grad_(), A.requires_grad_(), B.requires_grad_(), layer, 0.7)
     assert torch.autograd.gradcheck(low_rank.LowRankLinear.apply, tensors)
 
 
 def test_the_product_of_products_has_the_right_derivatives() -> None:
     rng = torch.Generator().manual_seed(0)
-    factors = [torch.randn(s, generator=rng, dtype=torch.float64).requires_grad_() for s in ((4, 2), (2, 5)) * 2]
-    assert torch.autograd.gradcheck(products.HadamardProduct.apply, (*factors, 0.7))
+    shapes = ((4, 2), (2, 5)) * 2
+    factors: Any = [torch.randn(s, generator=rng, dtype=torch.float64).requires_grad_() for s in shapes]
+    inputs: Any = (*factors, 0.7)
+    assert torch.autograd.gradcheck(products.HadamardProduct.apply, inputs)
 
 
 @every_kind
@@ -245,7 +251,7 @@ def test_strength_zero_is_the_base_bit_by_bit_and_half_is_half(kind: Kind) -> No
         torch.testing.assert_close(merged(X), expected, rtol=1e-4, atol=1e-5)
         for n, change in changes.items():
             layer = n.removeprefix("unet.")
-            base = net.get_submodule(layer).weight
+            base: Any = net.get_submodule(layer).weight
             torch.testing.assert_close(merged.get_submodule(layer).weight, base + by * change)
         assert not any(adapters.adapters_of({"unet": merged}))
 
@@ -279,8 +285,8 @@ def test_parameters_have_the_type_of_the_layer(kind: Kind) -> None:
     ):
         for p, q in zip(a.parameters(recurse=False), b.parameters(recurse=False), strict=True):
             p.data = q.data.float()
-        for p, q in zip(a.buffers(recurse=False), b.buffers(recurse=False), strict=True):
-            p.copy_(q.float())
+        for held, given in zip(a.buffers(recurse=False), b.buffers(recurse=False), strict=True):
+            held.copy_(given.float())
     torch.testing.assert_close(y.float(), reference(X), rtol=0.1, atol=0.1)
 
 
@@ -340,6 +346,8 @@ def test_style_and_content_are_two_blocks_of_sdxl() -> None:
         assert set(targets.select(root, wanted)) == {n for n in names if n.startswith(block)}
 
 
-@pytest.mark.parametrize(("limit", "sizes", "expected"), [(8, (320, 1280), 8), (8, (320, 4), 2), (8, (6, 9), 1), (99, (64,), 8)])
+@pytest.mark.parametrize(
+    ("limit", "sizes", "expected"), [(8, (320, 1280), 8), (8, (320, 4), 2), (8, (6, 9), 1), (99, (64,), 8)]
+)
 def test_divisor(limit: int, sizes: tuple[int, ...], expected: int) -> None:
     assert products.divisor(limit, *sizes) == expected

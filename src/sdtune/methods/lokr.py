@@ -33,11 +33,8 @@ class Lokr(AdapterMethod):
         from sdtune.methods.products import Kronecker, divisor
 
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        conv = isinstance(layer, nn.Conv2d)
-        out, width = (layer.out_channels, layer.in_channels) if conv else (layer.out_features, layer.in_features)
+        out, width = layer.weight.shape[:2]
         side = divisor(self.factor, out, width)
         thin = self.rank is not None and self.rank < max(out, width) / side / 2  # else there is nothing to save
         scale = self.alpha / self.rank if self.alpha is not None and self.rank is not None else 1.0
-        return Kronecker(
-            layer, first=(side, side), rank=self.rank if thin else None, scale=scale, dropout=self.dropout
-        )
+        return Kronecker(layer, first=(side, side), rank=self.rank if thin else None, scale=scale, dropout=self.dropout)

@@ -28,7 +28,7 @@ def write_lora(
     `about` (strings and numbers) is kept in the header under "sdtune".
     """
     tensors = {
-        name + ending: layer[short].detach().cpu().float().contiguous()
+        _key(name, ending): layer[short].detach().cpu().float().contiguous()
         for name, layer in layers.items()
         for ending, short in ENDINGS.items()
         if short in layer
@@ -45,6 +45,12 @@ def write_lora(
     }
     with atomic_write(path) as file:
         file.write(save(tensors, metadata))
+
+
+def _key(name: str, ending: str) -> str:
+    """transformers, which loads adapters of text encoders, overlooks a magnitude without `.weight`; peft's own name has none."""
+    late = ending == ".lora_magnitude_vector" and name.startswith("text_encoder")
+    return f"{name}{ending}{'.weight' if late else ''}"
 
 
 def _settings(layers: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, float]) -> dict[str, Any]:

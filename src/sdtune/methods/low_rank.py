@@ -60,7 +60,9 @@ class LowRank(Adapter):
         """PiSSA, arXiv:2404.02948: the first singular vectors. OLoRA, arXiv:2406.01775: the first columns of Q, rows of R."""
         W_OI, r = self.base.weight.float().flatten(1), self.rank
         if r > min(W_OI.shape):
-            raise ConfigError(f"method.rank: {r}, but init {self.init!r} takes at most {min(W_OI.shape)} for some layer")
+            raise ConfigError(
+                f"method.rank: {r}, but init {self.init!r} takes at most {min(W_OI.shape)} for some layer"
+            )
         if self.init == "pissa":
             U_OK, S_K, V_KI = torch.linalg.svd(W_OI, full_matrices=False)
             root_R = (S_K[:r] / self.scale).sqrt()
@@ -122,7 +124,8 @@ class LowRankLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, layer: nn.Linear, scale: float) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
         W, h_NR = layer.weight, x_ND @ A.t()
-        y_NE = torch.addmm(layer.bias, x_ND, W.t()) if layer.bias is not None else x_ND @ W.t()
+        bias: Tensor | None = layer.bias
+        y_NE = torch.addmm(bias, x_ND, W.t()) if bias is not None else x_ND @ W.t()
         y_NE.addmm_(h_NR, B.t(), alpha=scale)
         ctx.save_for_backward(x_ND, h_NR, A, B)
         ctx.layer, ctx.scale = layer, scale

@@ -1,4 +1,4 @@
-"""LoHa, LoKr and OFT as one file with LyCORIS' names, which lycoris-lora, ComfyUI, Forge and A1111 load. LoRA by kohya's names is read, too.
+"""LoHa, LoKr and OFT as one file with LyCORIS' names, which lycoris-lora loads. LoRA by kohya's names is read, too.
 
 `lora_unet_down_blocks_0_..._to_q.hada_w1_a`: the layer's name with _ for each dot, behind a prefix that tells the part. The dots
 cannot be found again without the model, so reading needs its layers' names.
@@ -27,7 +27,7 @@ def write_lycoris(
     """`layers`: for `<part>.<layer>`, tensors by LyCORIS' names. `about` is kept in the header under "sdtune"."""
     encoders = len({name.partition(".")[0] for name in layers if name.startswith("text_encoder")})
     several = encoders > 1 or any(name.startswith("text_encoder_") for name in layers)
-    tensors = {}
+    tensors = dict[str, Tensor]()
     for name, layer in layers.items():
         key = flat_name(name, numbered=several or about.get("family") == "sdxl")
         tensors |= {f"{key}.{short}": value.detach().cpu().float().contiguous() for short, value in layer.items()}
@@ -59,6 +59,10 @@ def _alpha(layer: Mapping[str, Tensor], scale: float) -> float:
     return 0.0 if "oft_blocks" in layer else scale * _rank(layer)  # OFT: how far blocks may turn, 0 for no bound
 
 
+def _scale(layer: Mapping[str, Tensor], alpha: float | None) -> float:
+    return 1.0 if alpha is None or "oft_blocks" in layer else alpha / _rank(layer)
+
+
 def read_lycoris(
     raw: Mapping[str, Tensor], names: Iterable[str]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
@@ -74,7 +78,7 @@ def read_lycoris(
         else:
             layers.setdefault(name, {})[KOHYA.get(short, short)] = value.float()
     layers = {name: _whole(layer) for name, layer in layers.items()}
-    return layers, {name: alphas.get(name, _rank(x)) / _rank(x) for name, x in layers.items()}
+    return layers, {name: _scale(x, alphas.get(name)) for name, x in layers.items()}
 
 
 def _whole(layer: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,5 +29,4 @@ class Oft(AdapterMethod):
         from sdtune.methods.products import Orthogonal, divisor
 
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        out = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-        return Orthogonal(layer, block=divisor(self.block, out), dropout=self.dropout)
+        return Orthogonal(layer, block=divisor(self.block, len(layer.weight)), dropout=self.dropout)

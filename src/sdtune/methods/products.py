@@ -147,7 +147,8 @@ def turn(blocks: Tensor) -> Tensor:
     """R^T - I for each block, (blocks, n, m): what is added to the outputs. fp32, for a solve knows no bf16."""
     s = blocks.float()
     q, identity = s - s.transpose(1, 2), torch.eye(s.shape[1], device=s.device)
-    return torch.linalg.solve(identity - q, identity + q, left=False) - identity
+    rotation: Tensor = torch.linalg.solve(identity - q, identity + q, left=False)
+    return rotation - identity
 
 
 def divisor(limit: int, *sizes: int) -> int:
@@ -165,9 +166,9 @@ def make_loha(base: Layer, tensors: Mapping[str, Tensor], scale: float) -> Hadam
 
 
 def make_lokr(base: Layer, tensors: Mapping[str, Tensor], scale: float) -> Kronecker:
-    l, m = tensors["lokr_w1"].shape
+    rows, columns = tensors["lokr_w1"].shape
     rank = tensors["lokr_w2_a"].shape[1] if "lokr_w2_a" in tensors else None
-    return Kronecker(base, first=(l, m), rank=rank, scale=scale)
+    return Kronecker(base, first=(rows, columns), rank=rank, scale=scale)
 
 
 def make_oft(base: Layer, tensors: Mapping[str, Tensor], scale: float) -> Orthogonal:

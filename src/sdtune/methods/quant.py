@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from sdtune.errors import ConfigError
 
@@ -50,9 +51,7 @@ class FrozenConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
         layer, grad_x = ctx.layer, None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.nn.grad.conv2d_input(
-                ctx.shape, layer.weight, grad, layer.stride, layer.padding, layer.dilation
-            )
+            grad_x = conv2d_input(ctx.shape, layer.weight, grad, layer.stride, layer.padding, layer.dilation)
         return grad_x, None
 
 
@@ -65,6 +64,8 @@ class Packed(nn.Module):
 
 
 class PackedNf4(Packed):
+    values: Tensor
+
     def __init__(self, weight: Tensor, double: bool) -> None:
         super().__init__(weight)
         functional = _bitsandbytes()
@@ -81,8 +82,7 @@ class PackedNf4(Packed):
     @property
     def nbytes(self) -> int:
         nested = self.state.state2
-        scales = [self.state.absmax, *([nested.absmax] if nested else [])]
-        return int(self.values.nbytes) + sum(s.nbytes for s in scales)  # type: ignore[union-attr, arg-type, operator]
+        return sum(t.nbytes for t in (self.values, self.state.absmax, *([nested.absmax] if nested else [])))
 
 
 class PackedByte(Packed):
@@ -129,7 +129,8 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         y: Tensor = FrozenLinear.apply(input, self)  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias
+        bias: Tensor | None = self.bias
+        return y if bias is None else y + bias
 
 
 class QuantConv2d(nn.Conv2d):
@@ -151,7 +152,8 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         y: Tensor = FrozenConv2d.apply(input, self)  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+        bias: Tensor | None = self.bias
+        return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def quantise(root: nn.Module, scheme: Scheme, *, double: bool = False) -> list[str]:
@@ -178,7 +180,7 @@ def compute_dtype(layer: nn.Linear | nn.Conv2d) -> torch.dtype:
 def _wanted(name: str, layer: nn.Module) -> bool:
     if type(layer) not in (nn.Linear, nn.Conv2d) or getattr(layer, "groups", 1) != 1:
         return False
-    size = layer.weight.numel()  # type: ignore[operator, union-attr]
+    size = layer.weight.numel()  # type: ignore[operator]
     return size >= SMALL and size % BLOCK == 0 and not any(fnmatch.fnmatchcase(name, pattern) for pattern in KEPT)
 
 
