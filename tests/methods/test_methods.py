@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from sdtune.config import RunConfig, SampleConfig
 from sdtune.errors import ConfigError, ModelError
 from sdtune.events import Event, Step, Warned
 from sdtune.families.sd1 import Sd1
+from sdtune.families.sd1_model import Sd1Model
 from sdtune.methods.adapters import adapters_of
 from sdtune.model import Model
 from sdtune.runs import Run
 from sdtune.sample import sample
-from sdtune.train import train
+from sdtune.train import State, train
 from tests import tiny
 
 SETTINGS = (
@@ -39,7 +41,10 @@ METHODS = {
     "text": ("method.rank=2", "method.alpha=5", "method.text_encoders=true", "method.text_targets=transformer"),
     "full-text": ("method.type=full", "method.text_encoders=[1]", "optimizer.lr=1e-3"),
     "dora": ("method.type=dora", "method.rank=2", "method.alpha=3", "method.targets=many", "method.text_encoders=[1]"),
-    "loha": ("method.type=loha", "method.rank=2", "method.alpha=3", "method.targets=many", "method.text_encoders=true"),
+    "loha": (
+        "method.type=loha", "method.rank=2", "method.alpha=3", "method.targets=many", "method.text_encoders=true",
+        "method.dropout=0.3",
+    ),
     "lokr": ("method.type=lokr", "method.factor=4", "method.targets=many", "method.text_encoders=true"),
     "lokr-thin": ("method.type=lokr", "method.factor=2", "method.rank=2", "method.alpha=0.7", "method.targets=many"),
     "oft": ("method.type=oft", "method.block=4", "method.targets=many", "method.text_encoders=true"),
@@ -114,17 +119,38 @@ def test_in_bf16_text_encoders_stay_fp32_and_train(world: Path, tmp_path: Path) 
     assert moved == {"unet", "text_encoder"}
 
 
-def test_gradient_checkpointing_reaches_text_encoders(world: Path, tmp_path: Path) -> None:
-    overrides = METHODS["text"]
-    plain, saving = (
-        [
-            e.loss
-            for e in train(config_of(world, *overrides, f"train.gradient_checkpointing={on}"), Run(tmp_path / str(on)))
-            if isinstance(e, Step)
-        ]
-        for on in ("false", "true")
-    )
-    assert saving == pytest.approx(plain, rel=1e-5)
+def test_gradient_checkpointing_reaches_text_encoders(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def spied(self: State, training: bool) -> None:
+        seen.append(self.model.text_encoders[0].is_gradient_checkpointing)  # type: ignore[arg-type]
+        mode(self, training)
+
+    mode = State.train_mode
+    monkeypatch.setattr(State, "train_mode", spied)
+    losses = {}
+    for on in (True, False):
+        config = config_of(world, *METHODS["text"], f"train.gradient_checkpointing={str(on).lower()}")
+        losses[on] = [e.loss for e in train(config, Run(tmp_path / str(on))) if isinstance(e, Step)]
+        assert set(seen) == {on}
+        seen.clear()
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+
+
+def test_text_encoders_drop_out_in_training_alone(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[tuple[bool, bool]] = []
+    denoise = Sd1Model.denoise
+
+    def spied(self: Sd1Model, *args: Any) -> torch.Tensor:
+        modes.append((torch.is_grad_enabled(), self.text_encoder.training and self.denoiser.training))
+        return denoise(self, *args)
+
+    monkeypatch.setattr(Sd1Model, "denoise", spied)
+    overrides = ("data.validation_share=0.5", "train.validate_every=2", "train.validation_timesteps=1")
+    list(train(config_of(world, *METHODS["text"], *overrides), Run(tmp_path / "run")))
+    assert set(modes) == {(True, True), (False, False)}
 
 
 def test_a_text_encoder_that_is_not_there_is_refused(world: Path, tmp_path: Path) -> None:

@@ -70,14 +70,22 @@ class AdapterMethod(Section):
         return adapters.attach(model.parts, {name: self.make(name, x) for name, x in layers.items()}, seed=seed)
 
     def apply(self, model: Model, weights: Mapping[str, Tensor], *, seed: int) -> Installed:
-        """Put what was trained on a fresh base: `weights` by the names that `attach` gave with this seed."""
+        """Put what was trained on a fresh base: `weights` by the names that `attach` gave with this seed.
+
+        Raises KeyError or RuntimeError, the base as it was, if they do not fit.
+        """
         import torch
 
         from sdtune.methods import adapters
 
-        with torch.no_grad():
-            for name, p in self._put_on(model, seed).items():
-                p.copy_(weights[name])
+        parameters = self._put_on(model, seed)
+        try:
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(weights[name])
+        except (KeyError, RuntimeError):  # a name that is not there, a shape that differs
+            adapters.detach(model.parts)
+            raise
         return adapters.Installed(model.parts)
 
     def detach(self, model: Model) -> None:
