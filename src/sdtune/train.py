@@ -179,7 +179,9 @@ def _build(config: RunConfig, run: Run) -> Iterator[Event | _Ready]:
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         for encoder in model.text_encoders if config.method.trains_text else ():
-            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+            # transformers renamed it; its lower bound here has the old name alone
+            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+            enable()  # type: ignore[operator]
     optimizer = config.optimizer.build(parameters)
     ema = Ema(optimizer, config.train.ema) if config.train.ema else None
     state = State(model, optimizer, ema)
