@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdtune.errors import ModelError
+from sdtune.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import nn
 
     from sdtune.config import RunConfig
@@ -54,9 +56,11 @@ class ModelReport:
 class AdapterReport:
     path: str
     rank: int
+    """Of the first layer. LoKr: the side of its small matrix; OFT: the outputs of a block."""
     alpha: float
     layers: tuple[tuple[str, int, float], ...]
-    """Name, parameters, and the length (Frobenius norm) of the weight's change at strength 1, longest change first."""
+    """Name, parameters, and the length (Frobenius norm) of the weight's change at strength 1, longest change first. DoRA's and
+    OFT's change depends on the weight, which is not in the file: for them it is that of scale * B A, and of the rotation."""
     about: dict[str, Any]
     """What sdtune wrote into the header: base, run, steps."""
 
@@ -107,7 +111,6 @@ def load(source: str) -> Model:
 
 
 def inspect_model(source: str, rank: int = 16) -> ModelReport:
-    from sdtune.methods.lora import TARGETS
 
     model = load(source)
     side = model.resolution // model.downscale
@@ -120,8 +123,19 @@ def inspect_model(source: str, rank: int = 16) -> ModelReport:
         tokens=model.max_tokens,
         timesteps=len(model.alphas_T),
         parts=tuple(_parts(model)),
-        targets=tuple(target_set(model.denoiser, name, rank) for name in TARGETS),
+        targets=tuple(_target_sets(model.denoiser, rank)),
     )
+
+
+def _target_sets(denoiser: nn.Module, rank: int) -> Iterator[TargetSet]:
+    """The named sets that find a layer in this model."""
+    from sdtune.methods.targets import TARGETS
+
+    for name in TARGETS:
+        try:
+            yield target_set(denoiser, name, rank)
+        except ConfigError:  # "style" and "content" are there in SDXL alone
+            continue
 
 
 def _parts(model: Model) -> list[Part]:
@@ -145,10 +159,9 @@ def target_set(denoiser: nn.Module, name: str, rank: int) -> TargetSet:
 
     Raises ConfigError for an unknown set.
     """
-    from sdtune.methods.lora import Lora
+    from sdtune.methods.targets import select
 
-    targets = (name,) if {"*", "."} & set(name) else name
-    layers = Lora(targets=targets, rank=rank).select(denoiser)
+    layers = select(denoiser, (name,) if {"*", "."} & set(name) else name)
     return TargetSet(name, tuple(layers), rank, sum(_adapter_size(layer.weight, rank) for layer in layers.values()))
 
 
@@ -158,22 +171,40 @@ def _adapter_size(weight: Any, rank: int) -> int:
 
 
 def inspect_adapter(path: Path) -> AdapterReport:
-    from sdtune.methods.lora_file import read_lora
+    from sdtune.methods.files import read
 
-    weights, scale, about = read_lora(path)
-    names = {name.rpartition(".")[0] for name in weights}
-    if lone := [n for n in sorted(names) if not {f"{n}.lora_A", f"{n}.lora_B"} <= weights.keys()]:
-        raise ModelError(f"{path}: {lone[0]} has only one of its two matrices; the file is damaged")
-    layers = [_layer(name, weights[f"{name}.lora_A"], weights[f"{name}.lora_B"], scale) for name in names]
-    rank = len(weights[f"{layers[0][0]}.lora_A"])
-    return AdapterReport(str(path), rank, scale * rank, tuple(sorted(layers, key=lambda row: (-row[2], row[0]))), about)
+    file = read(path)
+    layers = [
+        (name, sum(t.numel() for t in tensors.values()), abs(file.scales[name]) * _length(tensors))
+        for name, tensors in file.layers.items()
+    ]
+    layers = [(name.removeprefix("unet."), *rest) for name, *rest in layers]  # type: ignore[misc]
+    first, tensors = next(iter(file.layers.items()))
+    rank = _rank(tensors)
+    ranked = tuple(sorted(layers, key=lambda row: (-row[2], row[0])))
+    return AdapterReport(str(path), rank, file.scales[first] * rank, ranked, file.about)
 
 
-def _layer(name: str, a: Any, b: Any, scale: float) -> tuple[str, int, float]:
-    # |scale B A| without the product: |B A|^2 = trace((B^T B) (A A^T))
-    a_RI, b_OR = a.flatten(1).double(), b.flatten(1).double()
-    square = ((b_OR.T @ b_OR) * (a_RI @ a_RI.T)).sum().clamp(min=0)
-    return name, a.numel() + b.numel(), abs(scale) * float(square.sqrt())
+def _rank(tensors: Mapping[str, Any]) -> int:
+    name = next(n for n in ("lora_A", "hada_w1_b", "lokr_w1", "oft_blocks") if n in tensors)
+    return int(tensors[name].shape[1 if name == "oft_blocks" else 0])
+
+
+def _length(tensors: Mapping[str, Any]) -> float:
+    """The Frobenius norm of what a layer's tensors multiply to, without their scale."""
+    from sdtune.methods.lora_file import size
+
+    t = tensors
+    if "lora_A" in t:
+        return size(t)
+    if "hada_w1_b" in t:
+        return float(((t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])).norm())
+    if "lokr_w1" in t:  # |kron(A, B)| = |A| |B|
+        second = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
+        return float(t["lokr_w1"].norm() * second.norm())
+    from sdtune.methods.products import turn
+
+    return float(turn(t["oft_blocks"]).norm())
 
 
 def inspect_run(folder: Path) -> RunReport:

@@ -73,6 +73,11 @@ class State:
         """The model computes with the weights that previews, validation and the result have."""
         return self.ema.applied() if self.ema else self.optimizer.evaluated()
 
+    def train_mode(self, training: bool) -> None:
+        """Dropout and the like on or off, in the parts that are trained."""
+        for part in {name.partition(".")[0] for name in self.optimizer.parameters}:
+            self.model.parts[part].train(training)
+
 
 def train_step(
     state: State, batches: Sequence[Batch], objective: Objective, *, lr: float, max_grad_norm: float, seed: int
@@ -182,7 +187,7 @@ def _asks_again(ready: _Ready, options: TrainConfig) -> bool:
 def _explain_memory(config: RunConfig) -> TrainingError:
     remedies = ["halve train.batch_size and double train.accumulate"]
     remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
-    remedies += ["method.type=lora"] if config.method.type == "full" else []
+    remedies += [config.method.lighter]
     return TrainingError(f"out of memory with batches of {config.train.batch_size}; try: {'; or '.join(remedies)}")
 
 
@@ -227,6 +232,10 @@ def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype
     parameters = config.method.attach(model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        for encoder in model.text_encoders if config.method.trains_text else ():
+            # transformers renamed it; its lower bound here has the old name alone
+            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+            enable()  # type: ignore[operator]
     optimizer = config.optimizer.build(parameters, seed=config.train.seed)
     ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
     state = State(model, optimizer, ema)
@@ -295,7 +304,7 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         _agree_to_go_on()
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
-        state.model.denoiser.train()
+        state.train_mode(True)
         parts = list(islice(stream, options.accumulate))
         try:
             loss, grad_norm = train_step(
@@ -329,7 +338,7 @@ def _pictures(parts: Sequence[Batch], cache: Cache) -> str:
 def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     """Validation loss and previews, where this step has them."""
     state, options = ready.state, config.train
-    state.model.denoiser.eval()
+    state.train_mode(False)
     if ready.held_out is not None and options.validate_every and _due(state, options, options.validate_every):
         _agree_to_go_on()
         yield from _validate(ready, ready.held_out, config, run)
@@ -389,7 +398,7 @@ def _record(state: State, config: RunConfig) -> dict[str, Any]:
     return {
         "step": state.step, "looked": state.looked, "best_step": state.best_step,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
-        "method": config.method.type, "scale": getattr(config.method, "scale", 1.0),
+        "method": config.method.type,
     }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
 
 from sdtune import tuned
 from sdtune.config import SampleConfig
@@ -20,6 +22,7 @@ from sdtune.families.sd1 import Sd1
 from sdtune.methods import adapters
 from sdtune.methods.full import Full
 from sdtune.methods.lora import Lora
+from sdtune.methods.lora_file import write_lora
 from sdtune.model import Model
 from sdtune.sample import denoise, sample, save_png
 from tests import tiny
@@ -118,20 +121,29 @@ def test_a_picture_does_not_depend_on_its_neighbours(model: Model) -> None:
     assert abs(together[3:] - alone).max() <= 1
 
 
-def trained(model: Model, method: Lora | Full) -> None:
-    """Stand in for a training: move what the method would train."""
+def trained(model: Model, method: Lora | Full) -> dict[str, Tensor]:
+    """Stand in for a training: move what the method would train. Returns it by name."""
     rng = torch.Generator().manual_seed(1)
-    for p in method.attach(model, seed=0).values():
+    parameters = method.attach(model, seed=0)
+    for p in parameters.values():
         p.data += torch.randn(p.shape, generator=rng) * (0.05 if isinstance(method, Full) else 0.3)
+    return {name: p.detach() for name, p in parameters.items()}
 
 
-@pytest.mark.parametrize("method", [Lora(rank=3, alpha=5.0, targets="many"), Lora(rank=2, targets="attention"), Full()])
+@pytest.mark.parametrize(
+    "method",
+    [
+        Lora(rank=3, alpha=5.0, targets="many"),
+        Lora(rank=2, alpha=3.0, text_encoders=True, text_targets="transformer"),
+        Full(),
+        Full(text_encoders=(1,)),
+    ],
+)
 def test_what_we_save_gives_our_picture_again(folder: Path, model: Model, tmp_path: Path, method: Lora | Full) -> None:
     config = SampleConfig(prompts=PROMPTS, seeds=(3,), steps=3)
     base = drawn(model, config)
-    trained(model, method)
+    weights = trained(model, method)
     expected = drawn(model, config)
-    weights = {n: p for n, p in model.denoiser.named_parameters() if p.requires_grad}
     path = method.export(model, weights, tmp_path / "final", "mine", {"steps": 1})
 
     fresh = Sd1(path=str(folder)).load()
@@ -148,27 +160,9 @@ def test_what_we_save_gives_our_picture_again(folder: Path, model: Model, tmp_pa
             for n, p in fresh.denoiser.named_parameters():
                 torch.testing.assert_close(p, before[n] + strength * (weights[n] - before[n]))
     with_it.close()
-    assert np.array_equal(drawn(fresh, config), base) and not list(adapters.adapters_of(fresh.denoiser))
+    assert np.array_equal(drawn(fresh, config), base) and not list(adapters.adapters_of(fresh.parts))
     if isinstance(method, Lora):
         assert abs(by_diffusers(folder, config, adapter=path) - expected).max() <= 1, "alpha must reach diffusers"
-
-
-@pytest.mark.parametrize(
-    ("a", "b"), [((2, 7, 1, 1), (32, 2, 1, 1)), ((2, 32, 1, 1), (9, 2, 1, 1)), ((2, 32, 1, 1), (32, 3, 1, 1))]
-)
-def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path, a: tuple[int], b: tuple[int]) -> None:
-    layers = ("down_blocks.0.attentions.0.proj_in", "mid_block.attentions.0.proj_in")
-    shapes = {layers[0]: ((2, 16, 1, 1), (16, 2, 1, 1)), layers[1]: (a, b)}
-    weights = {
-        f"{n}.lora_{half}": torch.zeros(shape)
-        for n, both in shapes.items()
-        for half, shape in zip("AB", both, strict=True)
-    }
-    assert set(layers) <= dict(model.denoiser.named_modules()).keys()
-    path = Lora(rank=2).export(model, weights, tmp_path, "foreign", {})
-    with pytest.raises(ModelError, match="1 of 2 adapted layers fit"):
-        tuned.load(model, path)
-    assert not list(adapters.adapters_of(model.denoiser))
 
 
 def test_a_denoiser_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
@@ -181,28 +175,36 @@ def test_a_folder_without_one_clear_result_is_refused(model: Model, tmp_path: Pa
     with pytest.raises(ModelError, match="found neither"):
         tuned.load(model, tmp_path)
     for name in ("one", "two"):
-        Lora(rank=2).export(model, {"x.lora_A": torch.zeros(2, 2)}, tmp_path, name, {})
+        write_lora(tmp_path / f"{name}.safetensors", {"unet.x": {"lora_A": torch.zeros(2, 2)}}, {"unet.x": 1.0}, {})
     with pytest.raises(ModelError, match=r"found \['one.safetensors', 'two.safetensors'\]"):
         tuned.load(model, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["text", "nan", "empty", "half"])
+def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
+    layers = {
+        "unet.mid_block.attentions.0.proj_in": {"lora_A": torch.zeros(2, 7, 1, 1), "lora_B": torch.zeros(9, 2, 1, 1)},
+        "unet.conv_in": {"lora_A": torch.zeros(2, 4, 3, 3), "lora_B": torch.zeros(16, 2, 1, 1)},
+        "text_encoder_2.encoder.layers.0.mlp.fc1": {"lora_A": torch.zeros(2, 4), "lora_B": torch.zeros(4, 2)},
+    }
+    write_lora(tmp_path / "foreign.safetensors", layers, dict.fromkeys(layers, 1.0), {"base": "another"})
+    with pytest.raises(ModelError, match=r"1 of 3 adapted layers fit .*another kind of model \(made for another\)"):
+        tuned.load(model, tmp_path / "foreign.safetensors")
+    assert not list(adapters.adapters_of(model.parts)), "a file that is refused leaves nothing behind"
+
+
+@pytest.mark.parametrize("damage", ["text", "nan", "half", "empty"])
 def test_a_damaged_adapter_is_one_clear_line(model: Model, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "bad.safetensors"
     if damage == "text":
         path.write_text("hello")
     else:
-        names = {
-            "nan": ("x.lora_A", float("nan")),
-            "half": ("mid_block.attentions.0.proj_in.lora_A", 0.0),
-            "empty": ("y", 0.0),
-        }
-        name, value = names[damage]
-        both = {n: torch.full((2, 2), value) for n in ([name, "x.lora_B"] if damage == "nan" else [name])}
-        Lora(rank=2).export(model, both, tmp_path, "bad", {})
-    with pytest.raises(
-        ModelError, match=r"bad.safetensors: (cannot be read|x.lora_A holds NaN|no keys|.*lora_A has no lora_B)"
-    ) as error:
+        name, value = {"nan": ("lora_A", float("nan")), "half": ("lora_A", 1.0), "empty": ("y", 0.0)}[damage]
+        layers = {"unet.x": {name: torch.full((2, 2), value)}}
+        write_lora(path, {"unet.x": {"lora_A": torch.zeros(2, 2), **layers["unet.x"]}}, {"unet.x": 1.0}, {})
+        if damage == "empty":
+            save_file({"unet.x.y": torch.zeros(2)}, path)
+    says = "cannot be read|x.lora_A holds NaN|x has only one of its two|no keys of the form"
+    with pytest.raises(ModelError, match=rf"bad.safetensors: .*({says})") as error:
         tuned.load(model, path)
     assert "\n" not in str(error.value)
 

@@ -26,7 +26,7 @@ from sdtune.data.cache import Cache
 from sdtune.data.dataset import scan
 from sdtune.errors import RunError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Started, Step, Validated, Warned
-from sdtune.methods import adapters
+from sdtune.methods import adapters, low_rank
 from sdtune.runs import Run
 from sdtune.train import train
 from tests import tiny
@@ -163,7 +163,7 @@ def loaded(config: RunConfig, run: Run, which: str) -> list[Tensor]:
     """What the run's result changes or replaces in a fresh model."""
     model = config.model.load()
     tuned.of_run(model, run, which)
-    updates = [adapter.delta() for _, adapter in adapters.adapters_of(model.denoiser)]
+    updates = [adapter.change() for _, adapter in adapters.adapters_of(model.parts)]
     return updates or list(model.denoiser.parameters())
 
 
@@ -402,7 +402,7 @@ def test_validation_is_the_same_measurement_each_time(world: Path, tmp_path: Pat
 
 
 def test_a_dead_part_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters.Adapter, "_factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
+    monkeypatch.setattr(low_rank.LowRank, "factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
     events = run_all(
         config_of(world, "method.rank=2", "method.targets=attention", "train.steps=4"), Run(tmp_path / "run")
     )

@@ -17,7 +17,8 @@ from sdtune import console, demo_run, doctor, errors, inspection, presets
 from sdtune.cli import EXIT_CODES
 from sdtune.console import Progress, duration, pack, sparkline
 from sdtune.events import Event, Started, Step, Validated
-from sdtune.methods.lora import TARGETS, Lora
+from sdtune.methods.lora import Lora
+from sdtune.methods.targets import TARGETS
 from sdtune.runs import Run
 from tests import tiny
 from tests.front.conftest import COMMAND, Place
@@ -212,7 +213,7 @@ def test_inspect_counts_what_attach_trains(place: Place) -> None:
         trained = Lora(targets=target.name, rank=3).attach(model, seed=0)
         assert target.parameters == sum(p.numel() for p in trained.values())
         assert len(target.layers) == len(trained) / 2
-    assert [target.name for target in report.targets] == list(TARGETS)
+    assert [target.name for target in report.targets] == [n for n in TARGETS if n not in ("style", "content")]
 
 
 def test_inspect_measures_the_change(place: Place, tmp_path: Path) -> None:
@@ -231,8 +232,8 @@ def test_inspect_measures_the_change(place: Place, tmp_path: Path) -> None:
     report = inspection.inspect(str(path))
     assert isinstance(report, inspection.AdapterReport)
     assert (report.rank, report.alpha, report.about["base"]) == (2, 6.0, "tiny")
-    true = {name: float(adapter.delta().detach().norm()) for name, adapter in adapters_of(model.denoiser)}
-    assert {name: norm for name, _, norm in report.layers} == pytest.approx(true, rel=1e-5)
+    true = {name: float(adapter.change().detach().norm()) for name, adapter in adapters_of(model.parts)}
+    assert {f"unet.{name}": norm for name, _, norm in report.layers} == pytest.approx(true, rel=1e-5)
 
 
 def test_inspect_takes_a_pattern_for_a_set(place: Place) -> None:

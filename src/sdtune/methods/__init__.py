@@ -4,7 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sdtune.methods.dora import Dora
 from sdtune.methods.full import Full
+from sdtune.methods.loha import Loha
+from sdtune.methods.lokr import Lokr
 from sdtune.methods.lora import Lora
+from sdtune.methods.oft import Oft
+from sdtune.methods.qlora import Qlora
 
-Method = Annotated[Full | Lora, Field(discriminator="type")]
+Method = Annotated[Full | Lora | Dora | Qlora | Loha | Lokr | Oft, Field(discriminator="type")]

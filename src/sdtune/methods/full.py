@@ -1,10 +1,13 @@
-"""Full fine-tuning: every weight of the denoiser."""
+"""Full fine-tuning: every weight of the denoiser, and of text encoders where asked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from pydantic import Field
+
+from sdtune.methods.targets import encoders
 from sdtune.schema import Section
 
 if TYPE_CHECKING:
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from sdtune.methods.blend import Blend
     from sdtune.model import Model
 
 
@@ -22,24 +26,40 @@ class Full(Section):
     """Train every weight of the denoiser. Moves the model furthest, and needs the most memory."""
 
     type: Literal["full"] = "full"
+    text_encoders: bool | tuple[Annotated[int, Field(ge=1)], ...] = False
+    """Text encoders that are trained, too: false for none, true for all, or their numbers, such as [1] or [1, 2]."""
+
+    lighter: ClassVar[str] = "method.type=lora"
+    """What to set for less memory, for the message when there is too little."""
 
     @property
     def trains_text(self) -> bool:
         """Whether text encoders are trained, so that captions have to be read anew in each step."""
-        return False
+        return bool(self.text_encoders)
 
     def attach(self, model: Model, *, seed: int) -> dict[str, nn.Parameter]:
-        """Make the denoiser trainable; returns its parameters by name."""
-        model.denoiser.requires_grad_(True)
-        return dict(model.denoiser.named_parameters())
+        """Make the denoiser and the text encoders asked for trainable; returns their parameters by name."""
+        parts = (model.denoiser_name, *encoders(model, self.text_encoders))
+        for part in parts:
+            model.parts[part].requires_grad_(True)
+        return {f"{part}.{name}": p for part in parts for name, p in model.parts[part].named_parameters()}
+
+    def apply(self, model: Model, weights: Mapping[str, Tensor], *, seed: int) -> Blend:
+        """Put trained `weights` (by the names of `attach`) on a fresh base."""
+        from sdtune.methods.blend import Blend
+
+        return Blend(model.parts, weights)
 
     def detach(self, model: Model) -> None:
-        """Freeze the denoiser again. Its weights stay as trained."""
-        model.denoiser.requires_grad_(False)
+        """Freeze the model again. Its weights stay as trained."""
+        for part in model.parts.values():
+            part.requires_grad_(False)
 
     def export(
         self, model: Model, weights: Mapping[str, Tensor], folder: Path, name: str, about: Mapping[str, Any]
     ) -> Path:
-        """Write the denoiser as `folder/unet` (SD 3: `transformer`), fp32, in diffusers' layout. Weights: those of the model now."""
+        """Write the trained parts as `folder/unet`, `folder/text_encoder`, ... in diffusers' layout, as they are on the model now."""
         model.save_denoiser(folder / model.denoiser_name)
+        for part in encoders(model, self.text_encoders):
+            model.parts[part].save_pretrained(folder / part)  # type: ignore[operator]
         return folder
