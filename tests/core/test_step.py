@@ -19,6 +19,7 @@ from sdtune.events import Event, Sampled, Step, Validated
 from sdtune.families.sd1 import Sd1
 from sdtune.flat import FlatOptimizer
 from sdtune.methods.full import Full
+from sdtune.methods.lora import Lora
 from sdtune.model import Cond, Model
 from sdtune.objective import Objective, ObjectiveConfig
 from sdtune.optim.kinds import AdamW
@@ -72,6 +73,20 @@ def test_a_step_is_the_weighted_mean_clipped_through_adamw(model: Model, folder:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-5)
     assert state.step == 5 and not optimizer.gradient.any() and state.ema is not None
     torch.testing.assert_close(state.ema.mean, start.lerp(optimizer.weights, 1 - 6 / 15))
+
+
+def test_dropout_follows_the_step_not_the_random_numbers_of_the_caller(folder: Path) -> None:
+    results = []
+    for callers in (1, 2):
+        model = Sd1(path=str(folder)).load()
+        optimizer = AdamW().build(Lora(rank=2, dropout=0.5).attach(model, seed=0))
+        model.denoiser.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(callers)
+            objective = ObjectiveConfig().build(model)
+            state = State(model, optimizer, None)
+            results.append(train_step(state, [batch(0)], objective, lr=1.0, max_grad_norm=1.0, seed=0))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
