@@ -181,7 +181,7 @@ def test_the_final_result_is_the_moving_average_of_the_last_step(straight: tuple
     assert not any(torch.equal(average[n], raw[n]) for n in raw)
     if config.method.type == "full":
         model = config.model.load()
-        assert same(final, [average[n] for n, _ in model.denoiser.named_parameters()])
+        assert same(final, [average[f"unet.{n}"] for n, _ in model.denoiser.named_parameters()])
 
 
 def test_a_run_that_is_not_finished_or_lacks_a_checkpoint_says_so(world: Path, tmp_path: Path) -> None:
