@@ -148,6 +148,12 @@ def test_a_missing_part_is_named(copy: Path) -> None:
         Sd1(path=str(copy)).load()
 
 
+def test_a_missing_noise_schedule_is_named(copy: Path) -> None:
+    (copy / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"scheduler/scheduler_config.json is missing or damaged"):
+        Sd1(path=str(copy)).load()
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_damaged_weights_are_named(copy: Path, part: str) -> None:
     (file,) = (copy / part).glob("*.safetensors")

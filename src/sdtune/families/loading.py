@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +136,9 @@ def _check_finite(source: str, modules: Mapping[str, nn.Module]) -> None:
 
 def _schedule(folder: Path, keys: Collection[str]) -> dict[str, Any]:
     """The scheduler's settings; marks in a single file's keys, which other tools set, go before them."""
-    schedule: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    schedule = json_of(folder / "scheduler" / "scheduler_config.json")
+    if not schedule:
+        raise ModelError(f"{folder}: scheduler/scheduler_config.json is missing or damaged")
     marks: dict[str, dict[str, Any]] = {
         "v_pred": {"prediction_type": "v_prediction"},
         "ztsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
