@@ -293,6 +293,16 @@ def test_rounding_is_a_function_of_seed_and_step() -> None:
     assert any(not torch.equal(first[n], other[n]) for n in first)
 
 
+def test_weights_that_are_alike_are_not_rounded_alike() -> None:
+    twins = {name: nn.Parameter(torch.ones(500, dtype=torch.bfloat16)) for name in "ab"}
+    updater = Lion(weights="bf16").build(twins)
+    updater.begin(0, 2**-9)
+    for p in twins.values():
+        p.grad = torch.ones_like(p)
+    updater.step()
+    assert not torch.equal(twins["a"], twins["b"])
+
+
 # ---- lean weights and the update inside the backward pass
 
 
