@@ -80,7 +80,7 @@ def gate(steps: int = 100) -> tuple[float, float]:
 
     from sdtune import config
     from sdtune.events import Step
-    from sdtune.methods.lora_file import read_lora
+    from sdtune.methods.files import read
     from sdtune.runs import Run
     from sdtune.train import train
 
@@ -99,10 +99,10 @@ def gate(steps: int = 100) -> tuple[float, float]:
                 if n == steps:
                     losses[precision] = got
                 else:
-                    weights, scale, _ = read_lora(next(run.final.glob("*.safetensors")))
-                    layers = sorted({name.rpartition(".")[0] for name in weights})
+                    file = read(next(run.final.glob("*.safetensors")))
                     flat = [
-                        scale * weights[f"{x}.lora_B"].flatten(1) @ weights[f"{x}.lora_A"].flatten(1) for x in layers
+                        file.scales[n] * x["lora_B"].flatten(1) @ x["lora_A"].flatten(1)
+                        for n, x in sorted(file.layers.items())
                     ]
                     deltas[precision] = torch.cat([d.flatten() for d in flat])
     distance = statistics.mean(abs(a - b) / a for a, b in zip(losses["fp32"], losses["bf16"], strict=True))
