@@ -80,7 +80,7 @@ def gate(steps: int = 100) -> tuple[float, float]:
 
     from sdtune import config
     from sdtune.events import Step
-    from sdtune.methods import files
+    from sdtune.methods.files import read
     from sdtune.runs import Run
     from sdtune.train import train
 
@@ -99,10 +99,10 @@ def gate(steps: int = 100) -> tuple[float, float]:
                 if n == steps:
                     losses[precision] = got
                 else:
-                    found = files.read(next(run.final.glob("*.safetensors")))
+                    file = read(next(run.final.glob("*.safetensors")))
                     flat = [
-                        found.scales[name] * layer["lora_B"].flatten(1) @ layer["lora_A"].flatten(1)
-                        for name, layer in sorted(found.layers.items())
+                        file.scales[n] * x["lora_B"].flatten(1) @ x["lora_A"].flatten(1)
+                        for n, x in sorted(file.layers.items())
                     ]
                     deltas[precision] = torch.cat([d.flatten() for d in flat])
     distance = statistics.mean(abs(a - b) / a for a, b in zip(losses["fp32"], losses["bf16"], strict=True))

@@ -243,6 +243,10 @@ def test_strength_zero_is_the_base_bit_by_bit_and_half_is_half(kind: Kind) -> No
     move(net)
     strength(net, 0.0)
     assert torch.equal(net(X), before)
+    broken = copy.deepcopy(net)
+    for _, adapter in adapters.adapters_of({"unet": broken}):
+        next(adapter.parameters(recurse=False)).data.fill_(float("nan"))
+    assert torch.equal(broken(X), before), "at 0 the change is not even computed"
     for by in (1.0, 0.5):
         strength(net, by)
         expected, merged = net(X), copy.deepcopy(net)

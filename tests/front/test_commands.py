@@ -20,6 +20,7 @@ from sdtune.events import Event, Started, Step, Validated
 from sdtune.methods.lora import Lora
 from sdtune.methods.targets import TARGETS
 from sdtune.runs import Run
+from sdtune.schema import field_help
 from tests import tiny
 from tests.front.conftest import COMMAND, Place
 
@@ -108,7 +109,7 @@ def test_keys_command() -> None:
         "name": "method.rank",
         "kind": "integer > 0",
         "default": "16",
-        "help": listed[1]["help"],
+        "help": field_help(Lora)["rank"],
         "only": "lora",
     } in listed
 

@@ -63,6 +63,11 @@ def test_it_is_small(scheme: Any, double: bool, most: float) -> None:
     assert not [n for n, p in unet.named_parameters() if n.removesuffix(".weight") in names], "the original is gone"
 
 
+def test_small_layers_stay() -> None:
+    root = nn.ModuleDict({"small": nn.Linear(32, 32), "odd": nn.Linear(67, 67), "large": nn.Linear(64, 64)})
+    assert quant.quantise(root, "int8") == ["large"]
+
+
 def test_first_last_embedding_and_small_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quant, "SMALL", 1)
     unet = tiny.unet()
