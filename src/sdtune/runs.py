@@ -112,6 +112,11 @@ class Run:
         with self.events_file.open("a", encoding="utf-8") as file:
             file.write(to_line(event) + "\n")
 
+    def logged(self, event: Event) -> Event:
+        """`event`, after it was appended to the log: for the line that yields it."""
+        self.log(event)
+        return event
+
     def rewind_log(self, step: int, *, looked: bool) -> None:
         """Forget what a run resumed from `step` will do again, so that the log has no double rows.
 

@@ -2,81 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdtune import checkpoint, distributed, validation
-from sdtune import config as configs
-from sdtune.checkpoint import Checkpoint
+from sdtune import distributed, validation
 from sdtune.config import RunConfig, TrainConfig
-from sdtune.data.batch import Batch, batches, validation_batch
+from sdtune.data.batch import Batch, batches
 from sdtune.data.cache import Cache
-from sdtune.data.dataset import Splits, resolve, scan, scan_class
 from sdtune.data.layouts import listed, shown
-from sdtune.data.record import changes, record
 from sdtune.devices import choose, peak_memory_mb, use_threads
-from sdtune.ema import Ema
-from sdtune.environment import environment
-from sdtune.errors import ConfigError, RunError, SdtuneError, TrainingError
-from sdtune.events import (
-    Encoding,
-    Event,
-    Failed,
-    Finished,
-    Noted,
-    Sampled,
-    Saved,
-    Started,
-    Step,
-    Stopped,
-    Validated,
-    Warned,
-)
-from sdtune.files import as_json
-from sdtune.flat import FlatOptimizer
-from sdtune.model import Model
+from sdtune.errors import ConfigError, SdtuneError, TrainingError
+from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
 from sdtune.objective import Objective
+from sdtune.prepare import Ready, build, finished_run, prepare_folder
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
-from sdtune.updater import Updater
+from sdtune.state import State, keep_best, save, write_final
 
 CHECK_STEP = 3  # by then each part of an adapter has had a gradient: B at the first step, A at the second
-
-
-@dataclass
-class State:
-    """What training changes. Noise, data order and learning rate are not here: they follow from (seed, step)."""
-
-    model: Model
-    optimizer: Updater
-    ema: Ema | None
-    step: int = 0
-    best_step: int | None = None
-    best_loss: float = math.inf
-    looked: bool = False
-    """Whether the validation and previews of this step are done."""
-    without_gradient: list[str] = field(default_factory=list)
-
-    def shown(self) -> AbstractContextManager[None]:
-        """The model computes with the weights that previews, validation and the result have."""
-        return self.ema.applied() if self.ema else self.optimizer.evaluated()
-
-    def train_mode(self, training: bool) -> None:
-        """Dropout and the like on or off, in the parts that are trained."""
-        for part in {name.partition(".")[0] for name in self.optimizer.parameters}:
-            self.model.parts[part].train(training)
 
 
 def train_step(
@@ -87,9 +37,7 @@ def train_step(
     total = torch.zeros((), device=device)
     state.optimizer.begin(state.step, lr)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(
-            seed * 1_000_003 + state.step + (distributed.rank() << 32)
-        )  # dropout draws from the global one
+        torch.manual_seed(seed * 1_000_003 + state.step + (distributed.rank() << 32))  # for dropout
         for batch in batches:
             rows = distributed.rows(len(batch.latents_BCHW))
             loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng, rows)
@@ -134,24 +82,24 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
     run = run if distributed.primary() else replace(run, muted=True)
     with run.lock(), distributed.joined(device):
         if distributed.primary():
-            yield from _prepare_folder(config, run)
+            yield from prepare_folder(config, run)
         distributed.wait()
-        if (done := _finished(config, run)) is not None:
+        if (done := finished_run(config, run)) is not None:
             yield done
             return
-        ready: _Ready | None = None
+        ready: Ready | None = None
         saved, finished = 0, False
         try:
-            for item in _build(config, run, device, dtype):
-                if not isinstance(item, _Ready):
+            for item in build(config, run, device, dtype):
+                if not isinstance(item, Ready):
                     yield item
                     continue
                 ready, saved = item, item.state.step
-                yield _log(run, ready.started)
+                yield run.logged(ready.started)
                 for event in _loop(ready, config, run):
                     saved = event.step if isinstance(event, Saved) else saved
                     finished = isinstance(event, Finished)
-                    yield _log(run, event)
+                    yield run.logged(event)
         except _Stop:
             pass
         except GeneratorExit:
@@ -164,7 +112,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             raise error from None
         finally:
             if ready is not None and saved < ready.state.step and not finished and ready.state.optimizer.whole:
-                _save(ready.state, config, run)
+                save(ready.state, config, run)
                 run.log(Stopped(ready.state.step))
 
 
@@ -178,7 +126,7 @@ def _agree_to_go_on() -> None:
         raise _Stop
 
 
-def _asks_again(ready: _Ready, options: TrainConfig) -> bool:
+def _asks_again(ready: Ready, options: TrainConfig) -> bool:
     """Whether the processes will agree once more before the run's end."""
     validates = ready.held_out is not None and options.validate_every > 0 and not ready.state.looked
     return validates or not _at_end(ready.state, options)
@@ -191,104 +139,7 @@ def _explain_memory(config: RunConfig) -> TrainingError:
     return TrainingError(f"out of memory with batches of {config.train.batch_size}; try: {'; or '.join(remedies)}")
 
 
-@dataclass
-class _Ready:
-    """All that the loop needs."""
-
-    state: State
-    objective: Objective
-    cache: Cache
-    held_out: Batch | None
-    prompts: tuple[str, ...]
-    started: Started
-
-
-def _build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | _Ready]:
-    config.optimizer.check()
-    found = yield from _take_up(run)
-    splits = scan(config.data, seed=config.train.seed)
-    model = config.model.load(device=device, dtype=dtype)
-    run.write(run.environment_file, as_json(environment(device)))
-    for note in splits.notes:
-        yield _log(run, Noted(note))
-    splits = yield from _with_class_pictures(splits, model, config)
-    yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
-    caches = []
-    for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
-        resolution = config.data.resolution or model.resolution
-        cache = Cache.open(
-            examples, model, config.data, resolution=resolution, augment=not what, tokens=config.method.trains_text
-        )
-        if not distributed.primary():
-            distributed.wait()  # the first process encodes, the others read
-        for name, done, total in cache.fill():
-            yield Encoding(what + name, done, total)
-        if distributed.primary():
-            distributed.wait()
-        for note in cache.notes:
-            yield _log(run, Warned(note))
-        caches.append(cache)
-    total = sum(p.numel() for p in model.denoiser.parameters())
-    parameters = config.method.attach(model, seed=config.train.seed)
-    if config.train.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        for encoder in model.text_encoders if config.method.trains_text else ():
-            # transformers renamed it; its lower bound here has the old name alone
-            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-            enable()  # type: ignore[operator]
-    optimizer = config.optimizer.build(parameters, seed=config.train.seed)
-    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
-    state = State(model, optimizer, ema)
-    if found:
-        _resume(state, found)
-    yield _Ready(
-        state, config.objective.build(model), caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
-        config.sample.prompts or _captions(splits), Started(
-            step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
-            precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,
-            pictures=len(splits.train), validation_pictures=len(splits.validation),
-            batch_size=config.train.batch_size * config.train.accumulate,
-        ),
-    )  # fmt: skip
-
-
-def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Generator[Event, None, Splits]:
-    """`splits` with the class pictures of prior preservation; the base model draws those that are missing."""
-    data = config.data
-    if not data.class_prompt:
-        return splits
-    folder = resolve(data.class_path) if data.class_path else _class_folder(model, config)
-    if not data.class_path and distributed.primary():
-        options = replace(config.sample, prompts=(data.class_prompt,), seeds=tuple(range(data.class_count)))
-        missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
-        for picture in sample(model, options, seeds=missing):
-            save_png(picture, folder / f"{picture.seed:05d}.png")
-            yield Encoding(
-                "class pictures", data.class_count - len(missing) + missing.index(picture.seed) + 1, data.class_count
-            )
-    distributed.wait()
-    return replace(
-        splits, train=[*splits.train, *scan_class(folder, data)[: None if data.class_path else data.class_count]]
-    )
-
-
-def _class_folder(model: Model, config: RunConfig) -> Path:
-    """Where the class pictures of this model, prompt and way of sampling are kept."""
-    asked = {k: v for k, v in vars(config.sample).items() if k not in ("prompts", "seeds", "batch_size", "strength")}
-    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked], sort_keys=True)
-    return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: int) -> Iterator[Event]:
-    """Say which pictures or captions are no longer what this run began with, and remember them as they are now."""
-    now = record(splits, resolve(config.data.path))
-    if run.data_file.exists() and (text := changes(json.loads(run.data_file.read_text(encoding="utf-8")), now)):
-        message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
-        yield _log(run, Warned(message, step))
-    run.write(run.data_file, as_json(now))
-
-
-def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
+def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state, options, start = ready.state, config.train, time.time()
     initial = state.optimizer.values() if state.step < CHECK_STEP else {}
     if not state.looked:
@@ -318,11 +169,11 @@ def _loop(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             initial = {}  # a copy of all weights: let it go
         yield from _look(ready, config, run)
         if _due(state, options, options.save_every):
-            path = _save(state, config, run)
+            path = save(state, config, run)
             yield Saved(state.step, str(path.relative_to(run.path)), best=state.best_step == state.step)
     if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
         yield Noted(text, state.step)
-    result = _write_final(state, config, run)
+    result = write_final(state, config, run)
     yield Finished(
         state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
         peak_memory_mb(state.model.device), early=state.step < options.steps,
@@ -335,7 +186,7 @@ def _pictures(parts: Sequence[Batch], cache: Cache) -> str:
     return listed([shown(Path(image.name)) for image in images], 16)
 
 
-def _look(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
+def _look(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     """Validation loss and previews, where this step has them."""
     state, options = ready.state, config.train
     state.train_mode(False)
@@ -358,7 +209,7 @@ def _at_end(state: State, options: TrainConfig) -> bool:
     return state.step >= options.steps or bool(options.patience and since >= options.patience * options.validate_every)
 
 
-def _validate(ready: _Ready, held_out: Batch, config: RunConfig, run: Run) -> Iterator[Event]:
+def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Iterator[Event]:
     """The validation loss, and the best weights kept if it is the lowest so far."""
     state, K = ready.state, config.train.validation_timesteps
     raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
@@ -369,13 +220,10 @@ def _validate(ready: _Ready, held_out: Batch, config: RunConfig, run: Run) -> It
     yield Validated(state.step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw)
     if state.step and mean < state.best_loss:
         state.best_loss, state.best_step = mean, state.step
-        if not run.muted:
-            with state.shown():
-                weights = {"weights.safetensors": state.optimizer.values()}
-            checkpoint.save(run, _record(state, config), weights, keep=config.train.keep, name="best")
+        keep_best(state, config, run)
 
 
-def _previews(ready: _Ready, config: RunConfig, run: Run) -> Iterator[Event]:
+def _previews(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     for i, picture in enumerate(sample(ready.state.model, config.sample, prompts=ready.prompts)):
         path = run.samples / f"step-{ready.state.step:06d}" / f"{i:02d}.png"
         save_png(picture, path)
@@ -391,141 +239,3 @@ def _did_it_train(state: State, initial: Mapping[str, Tensor]) -> Iterator[Event
                 f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {', '.join(names[:3])}",
                 state.step,
             )
-
-
-def _record(state: State, config: RunConfig) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
-    return {
-        "step": state.step, "looked": state.looked, "best_step": state.best_step,
-        "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
-        "method": config.method.type,
-    }  # fmt: skip
-
-
-def _save(state: State, config: RunConfig, run: Run) -> Path:
-    if run.muted:
-        return run.checkpoints
-    moments, numbers = state.optimizer.state()
-    with state.optimizer.evaluated():
-        tensors = {"weights.safetensors": state.optimizer.values(), "optimizer.safetensors": moments}
-    if state.ema:
-        tensors["ema.safetensors"] = state.ema.values()
-    return checkpoint.save(run, {**_record(state, config), "optimizer": numbers}, tensors, keep=config.train.keep)
-
-
-def _take_up(run: Run) -> Generator[Event, None, Checkpoint | None]:
-    """The newest whole checkpoint, if there is one; forget what the log says of later steps."""
-    checkpoint.sweep(run)
-    found, faults = checkpoint.latest(run)
-    step = found.step if found else 0
-    run.rewind_log(found.step if found else -1, looked=bool(found and found.state["looked"]))
-    for fault in faults:
-        yield _log(run, Warned(f"{fault}; going on from {found.path.name if found else 'the beginning'}", step))
-    return found
-
-
-def _resume(state: State, found: Checkpoint) -> None:
-    """Bring `state` to where the checkpoint was. Raises RunError if it is of another method."""
-    weights, moments, mean = (found.tensors(file) for file in checkpoint.FILES)
-    assert weights is not None
-    if weights.keys() != state.optimizer.parameters.keys():
-        raise RunError(
-            f"{found.path}: was saved by another method or target set; choose another name=, or delete the run folder"
-        )
-    state.optimizer.load(weights)
-    try:
-        state.optimizer.load_state(moments or {}, found.state.get("optimizer", {}))
-    except RunError as error:
-        raise RunError(f"{found.path}: {error}; choose another name=, or delete the run folder") from None
-    if state.ema and mean:
-        state.ema.load(mean)
-    state.step, state.looked, state.best_step = found.step, found.state["looked"], found.state["best_step"]
-    state.best_loss = math.inf if found.state["best_loss"] is None else found.state["best_loss"]
-
-
-def _write_final(state: State, config: RunConfig, run: Run) -> Path:
-    """The finished adapter or model under `final/`, written beside and renamed."""
-    if run.muted:
-        return run.final
-    part = run.path / ".tmp-final"
-    shutil.rmtree(part, ignore_errors=True)
-    best = state.best_step if config.train.result == "best" else None
-    about = {
-        "base": state.model.label, "family": state.model.family, "method": config.method.type, "steps": best or state.step,
-        "run": config.name, "prediction": state.model.prediction, "ema": config.train.ema or 0,
-    }  # fmt: skip
-    with state.shown() if best is None else _best_weights(state, run):
-        result = config.method.export(state.model, state.optimizer.values(), part, config.name, about)
-    shutil.rmtree(run.final, ignore_errors=True)
-    part.rename(run.final)
-    return run.final / result.relative_to(part)
-
-
-@contextmanager
-def _best_weights(state: State, run: Run) -> Iterator[None]:
-    """Inside, the model has the weights of the lowest validation loss."""
-    own = state.optimizer.values()
-    state.optimizer.load(checkpoint.read(run.checkpoints / "best").tensors(checkpoint.FILES[0]) or {})
-    try:
-        yield
-    finally:
-        state.optimizer.load(own)
-
-
-def _log(run: Run, event: Event) -> Event:
-    run.log(event)
-    return event
-
-
-HARMLESS = {
-    "train.save_every",
-    "train.keep",
-    "train.validate_every",
-    "train.sample_every",
-    "train.threads",
-    "train.device",
-}
-
-
-def _prepare_folder(config: RunConfig, run: Run) -> Iterator[Event]:
-    """Write the config of a new run; compare it with the one that is there. Raises RunError for a change that matters."""
-    if run.exists() and (changes := _differences(configs.to_dict(run.config()), configs.to_dict(config))):
-        matter = [
-            line
-            for key, line in changes.items()
-            if key not in HARMLESS and key.split(".")[0] not in ("sample", "evaluate")
-        ]
-        if matter:
-            listed = "\n  ".join(matter)
-            raise RunError(
-                f"{run.path}: holds a run with another config; choose another name=, or delete the folder. Changed:\n  {listed}"
-            )
-        yield Warned(f"going on with a changed config: {'; '.join(changes.values())}")
-    run.write_config(config)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Key -> "key: old -> new" for each value that differs."""
-    out: dict[str, str] = {}
-    for key in sorted(old.keys() | new.keys()):
-        a, b, name = old.get(key), new.get(key), prefix + key
-        if isinstance(a, dict) and isinstance(b, dict):
-            out |= _differences(a, b, name + ".")
-        elif a != b:
-            out[name] = f"{name}: {a!r} -> {b!r}"
-    return out
-
-
-def _finished(config: RunConfig, run: Run) -> Finished | None:
-    """The last event of a run that is complete already."""
-    if not run.final.is_dir():
-        return None
-    return next(
-        (e for e in run.events() if isinstance(e, Finished) and (e.early or e.step == config.train.steps)), None
-    )
-
-
-def _captions(splits: Splits, count: int = 4) -> tuple[str, ...]:
-    """Prompts for previews without any: captions of held-out pictures, else of the training pictures."""
-    captions = dict.fromkeys(example.captions[0] for example in splits.validation or splits.train)
-    return tuple(captions)[:count]

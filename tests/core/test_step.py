@@ -24,7 +24,8 @@ from sdtune.model import Cond, Model
 from sdtune.objective import Objective, ObjectiveConfig
 from sdtune.optim.kinds import AdamW
 from sdtune.runs import Run
-from sdtune.train import State, train_step
+from sdtune.state import State
+from sdtune.train import train_step
 from sdtune.validation import losses
 from tests import tiny
 

@@ -22,7 +22,8 @@ from sdtune.methods.adapters import adapters_of
 from sdtune.model import Model
 from sdtune.runs import Run
 from sdtune.sample import sample
-from sdtune.train import State, train
+from sdtune.state import State
+from sdtune.train import train
 from tests import tiny
 
 SETTINGS = (

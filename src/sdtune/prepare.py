@@ -1,0 +1,182 @@
+"""Everything before the first step: the folder, the pictures, the model and its method, the state that is gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdtune import config as configs
+from sdtune import distributed
+from sdtune.config import RunConfig
+from sdtune.data.batch import Batch, validation_batch
+from sdtune.data.cache import Cache
+from sdtune.data.dataset import Splits, resolve, scan, scan_class
+from sdtune.data.record import changes, record
+from sdtune.ema import Ema
+from sdtune.environment import environment
+from sdtune.errors import RunError
+from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
+from sdtune.files import as_json
+from sdtune.flat import FlatOptimizer
+from sdtune.model import Model
+from sdtune.objective import Objective
+from sdtune.runs import Run
+from sdtune.sample import sample, save_png
+from sdtune.state import State, resume, take_up
+
+
+@dataclass
+class Ready:
+    """All that the loop needs."""
+
+    state: State
+    objective: Objective
+    cache: Cache
+    held_out: Batch | None
+    prompts: tuple[str, ...]
+    started: Started
+
+
+def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | Ready]:
+    config.optimizer.check()
+    found = yield from take_up(run)
+    splits = scan(config.data, seed=config.train.seed)
+    model = config.model.load(device=device, dtype=dtype)
+    run.write(run.environment_file, as_json(environment(device)))
+    for note in splits.notes:
+        yield run.logged(Noted(note))
+    splits = yield from _with_class_pictures(splits, model, config)
+    yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
+    caches = []
+    for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
+        resolution = config.data.resolution or model.resolution
+        cache = Cache.open(
+            examples, model, config.data, resolution=resolution, augment=not what, tokens=config.method.trains_text
+        )
+        if not distributed.primary():
+            distributed.wait()  # the first process encodes, the others read
+        for name, done, total in cache.fill():
+            yield Encoding(what + name, done, total)
+        if distributed.primary():
+            distributed.wait()
+        for note in cache.notes:
+            yield run.logged(Warned(note))
+        caches.append(cache)
+    total = sum(p.numel() for p in model.denoiser.parameters())
+    parameters = config.method.attach(model, seed=config.train.seed)
+    if config.train.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        for encoder in model.text_encoders if config.method.trains_text else ():
+            # transformers renamed it; its lower bound here has the old name alone
+            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+            enable()  # type: ignore[operator]
+    optimizer = config.optimizer.build(parameters, seed=config.train.seed)
+    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
+    state = State(model, optimizer, ema)
+    if found:
+        resume(state, found)
+    yield Ready(
+        state, config.objective.build(model), caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
+        config.sample.prompts or _captions(splits), Started(
+            step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
+            precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,
+            pictures=len(splits.train), validation_pictures=len(splits.validation),
+            batch_size=config.train.batch_size * config.train.accumulate,
+        ),
+    )  # fmt: skip
+
+
+def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Generator[Event, None, Splits]:
+    """`splits` with the class pictures of prior preservation; the base model draws those that are missing."""
+    data = config.data
+    if not data.class_prompt:
+        return splits
+    folder = resolve(data.class_path) if data.class_path else _class_folder(model, config)
+    if not data.class_path and distributed.primary():
+        options = replace(config.sample, prompts=(data.class_prompt,), seeds=tuple(range(data.class_count)))
+        missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
+        for picture in sample(model, options, seeds=missing):
+            save_png(picture, folder / f"{picture.seed:05d}.png")
+            yield Encoding(
+                "class pictures", data.class_count - len(missing) + missing.index(picture.seed) + 1, data.class_count
+            )
+    distributed.wait()
+    return replace(
+        splits, train=[*splits.train, *scan_class(folder, data)[: None if data.class_path else data.class_count]]
+    )
+
+
+def _class_folder(model: Model, config: RunConfig) -> Path:
+    """Where the class pictures of this model, prompt and way of sampling are kept."""
+    asked = {k: v for k, v in vars(config.sample).items() if k not in ("prompts", "seeds", "batch_size", "strength")}
+    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked], sort_keys=True)
+    return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: int) -> Iterator[Event]:
+    """Say which pictures or captions are no longer what this run began with, and remember them as they are now."""
+    now = record(splits, resolve(config.data.path))
+    if run.data_file.exists() and (text := changes(json.loads(run.data_file.read_text(encoding="utf-8")), now)):
+        message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
+        yield run.logged(Warned(message, step))
+    run.write(run.data_file, as_json(now))
+
+
+HARMLESS = {
+    "train.save_every",
+    "train.keep",
+    "train.validate_every",
+    "train.sample_every",
+    "train.threads",
+    "train.device",
+}
+
+
+def prepare_folder(config: RunConfig, run: Run) -> Iterator[Event]:
+    """Write the config of a new run; compare it with the one that is there. Raises RunError for a change that matters."""
+    if run.exists() and (changes := _differences(configs.to_dict(run.config()), configs.to_dict(config))):
+        matter = [
+            line
+            for key, line in changes.items()
+            if key not in HARMLESS and key.split(".")[0] not in ("sample", "evaluate")
+        ]
+        if matter:
+            listed = "\n  ".join(matter)
+            raise RunError(
+                f"{run.path}: holds a run with another config; choose another name=, or delete the folder. Changed:\n  {listed}"
+            )
+        yield Warned(f"going on with a changed config: {'; '.join(changes.values())}")
+    run.write_config(config)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Key -> "key: old -> new" for each value that differs."""
+    out: dict[str, str] = {}
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), prefix + key
+        if isinstance(a, dict) and isinstance(b, dict):
+            out |= _differences(a, b, name + ".")
+        elif a != b:
+            out[name] = f"{name}: {a!r} -> {b!r}"
+    return out
+
+
+def finished_run(config: RunConfig, run: Run) -> Finished | None:
+    """The last event of a run that is complete already."""
+    if not run.final.is_dir():
+        return None
+    return next(
+        (e for e in run.events() if isinstance(e, Finished) and (e.early or e.step == config.train.steps)), None
+    )
+
+
+def _captions(splits: Splits, count: int = 4) -> tuple[str, ...]:
+    """Prompts for previews without any: captions of held-out pictures, else of the training pictures."""
+    captions = dict.fromkeys(example.captions[0] for example in splits.validation or splits.train)
+    return tuple(captions)[:count]
