@@ -28,7 +28,7 @@ from sdtune.methods.lora import Lora
 from sdtune.objective import ObjectiveConfig
 from sdtune.optim import Optimizer
 from sdtune.optim.kinds import AdamW, AdamWScheduleFree, Leanable
-from sdtune.schema import Section, field_help
+from sdtune.schema import Section
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -216,19 +216,7 @@ def to_toml(config: RunConfig) -> str:
 
 def json_schema() -> dict[str, Any]:
     """What the web form is drawn from."""
-    schema = _adapter().json_schema()
-    for section in _subclasses(Section):  # pydantic leaves out the help of inherited fields
-        for name, field_schema in schema["$defs"].get(section.__name__, {}).get("properties", {}).items():
-            if text := field_help(section).get(name):
-                field_schema.setdefault("description", text)
-    return schema
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    below: list[type] = cls.__subclasses__()
-    for each in below:
-        yield each
-        yield from _subclasses(each)
+    return _adapter().json_schema()
 
 
 def _override(data: dict[str, Any], item: str) -> None:

@@ -10,10 +10,12 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from sdtune.errors import ConfigError
-from sdtune.schema import Section, field_help
+
+if TYPE_CHECKING:
+    from sdtune.schema import Section
 
 ALIASES = {"demo-subject": "demo-pip", "demo": "demo-lora"}
 
@@ -102,6 +104,8 @@ def keys(prefix: str = "") -> list[Key]:
 
 
 def _walk(section: type[Section], at: str, only: str = "") -> Iterator[Key]:
+    from sdtune.schema import field_help
+
     helps = field_help(section)  # type: ignore[arg-type]  # mypy: a class is hashable
     hints = typing.get_type_hints(section, include_extras=True)
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(section)  # type: ignore[arg-type]
@@ -155,6 +159,8 @@ def _bounds(mark: Any) -> Iterator[str]:
 
 
 def _sections(annotation: Any) -> Iterator[type[Section]]:
+    from sdtune.schema import Section
+
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     elif get_origin(annotation) in (Annotated, types.UnionType, typing.Union):

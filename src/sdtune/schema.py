@@ -16,7 +16,7 @@ from sdtune.errors import ConfigError
 class Section:
     """Base of the parts. Unknown keys are refused; the string under a field is its `--help`, form label and documentation."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
