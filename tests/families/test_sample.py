@@ -113,3 +113,17 @@ def test_upcast_attention_is_kept(folder_of: Callable[[str], Path]) -> None:
     for layer.upcast_attention in (True, False):
         finite.append(bool(layer(x.half()).isfinite().all()))
     assert finite == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["sdxl-v", "sd3"])
+def test_latents_and_noise_schedule_equal_diffusers(folder_of: Callable[[str], Path], kind: str) -> None:
+    model, pipe = load(folder_of(kind)), pipeline(folder_of(kind))
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents, posterior, vae = model.encode_images(pixels), pipe.vae.encode(pixels).latent_dist, pipe.vae.config
+    torch.testing.assert_close(latents.mean_BCHW, (posterior.mean - (vae.shift_factor or 0)) * vae.scaling_factor)
+    torch.testing.assert_close((0.5 * latents.logvar_BCHW).exp(), posterior.std * vae.scaling_factor)
+    if kind == "sd3":  # from clean to noise, as the timesteps of the other families
+        torch.testing.assert_close(model.sigmas_T, pipe.scheduler.sigmas.flip(0))
+        torch.testing.assert_close(model.alphas_T, 1 - model.sigmas_T)
+    else:  # but for the last, which samplers cannot divide by
+        torch.testing.assert_close(model.alphas_T[:-1] ** 2, pipe.scheduler.alphas_cumprod[:-1])
