@@ -169,6 +169,7 @@ def test_offset_noise_is_one_number_a_channel() -> None:
     (plain, _), (offset, _) = seen(), seen(offset_noise=0.5)
     added = (offset.x_BCHW - plain.x_BCHW) / SIGMAS[plain.t_B].view(-1, 1, 1, 1)
     assert torch.equal(plain.t_B, offset.t_B)
+    assert not torch.allclose(added[:, 0], added[:, 1], atol=0.1), "another for each channel"
     torch.testing.assert_close(added, added.mean((2, 3), keepdim=True).expand_as(added), atol=1e-5, rtol=0)
     (_, many), spread = seen(400, offset_noise=0.5)[0:2], 0.25
     assert float(many.mean()) == pytest.approx(1 + spread, rel=0.05), "the network is asked for the offset, too"
@@ -218,12 +219,18 @@ def test_options_do_not_shift_each_others_draws() -> None:
     (without,), (a, b) = shown[0], shown[4]
     assert torch.equal(without[1], a[1]) and torch.equal(without[2], a[2])
     assert torch.equal(a[0], b[0]), "the same seed gives the same"
-    rng = torch.Generator().manual_seed(1)
-    both = [seen(offset_noise=0.5)[0], Seen()]
-    objective(offset_noise=0.5)(both[0], x0, cond, rng)
-    objective(offset_noise=0.5)(both[1], x0, cond, rng)
-    means = [(n.x_BCHW / SIGMAS[n.t_B].view(-1, 1, 1, 1)).mean((2, 3)) for n in both]
-    assert not torch.allclose(means[0], means[1]), "each micro-batch has offsets of its own"
+
+
+def test_each_micro_batch_of_a_step_has_offsets_of_its_own() -> None:
+    x0, cond = example()
+    shown = []
+    for offset in (0.0, 0.5):
+        rng, networks = torch.Generator().manual_seed(1), (Seen(), Seen())
+        for network in networks:
+            objective(offset_noise=offset)(network, x0, cond, rng)
+        shown.append([n.x_BCHW / SIGMAS[n.t_B].view(-1, 1, 1, 1) for n in networks])
+    first, second = (b - a for a, b in zip(*shown, strict=True))
+    assert not torch.allclose(first, second, atol=0.1)
 
 
 # ---- timesteps

@@ -516,6 +516,8 @@ def test_schedule_free_shows_and_saves_the_average(world: Path, tmp_path: Path) 
     flat_x = torch.cat([t.flatten() for t in x.values()]).sort().values  # the file sorts names, the buffer does not
     torch.testing.assert_close(flat_x, ((y - 0.1 * z) / 0.9).sort().values)  # y = beta x + (1 - beta) z
     assert not torch.equal(flat_x, y.sort().values)
+    result = {t.contiguous().numpy().tobytes() for t in final(looked).values()}
+    assert {t.contiguous().numpy().tobytes() for t in x.values()} <= result, "the result is the average, too"
 
 
 def test_another_optimisers_checkpoint_is_refused(world: Path, tmp_path: Path) -> None:
