@@ -98,8 +98,9 @@ def _weights(model: Model, folder: Path) -> dict[str, Tensor]:
 
 
 def _part_weights(model: Model, part: str, folder: Path) -> dict[str, Tensor]:
-    own = dict(model.parts[part].named_parameters())
-    raw = {k: v for file in sorted(folder.glob("*model*.safetensors")) for k, v in load_file(file).items()}
+    own, fixed = dict(model.parts[part].named_parameters()), dict(model.parts[part].named_buffers())
+    paths = sorted(folder.glob("*model*.safetensors"))
+    raw = {k: v for path in paths for k, v in load_file(path).items() if k not in fixed}
     # transformers 5 writes CLIP's names with `text_model.` and calls them without
     weights = {k if k in own else k.removeprefix("text_model."): v for k, v in raw.items()}
     if weights.keys() != own.keys() or any(weights[n].shape != p.shape for n, p in own.items()):
