@@ -110,7 +110,7 @@ def test_keys_command() -> None:
         "kind": "integer > 0",
         "default": "16",
         "help": field_help(Lora)["rank"],
-        "only": "lora",
+        "only": "lora, dora, qlora",
     } in listed
 
 
