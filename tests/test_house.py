@@ -51,7 +51,7 @@ def test_imports_no_torch(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "libraries"),
-    zip(light_commands(), ("typer.rich_utils", "pydantic.dataclasses, pydantic.json_schema"), strict=True),
+    [*zip(light_commands(), ("typer.rich_utils", "pydantic.dataclasses, pydantic.json_schema"), strict=True)],
     ids=["help", "config"],
 )
 def test_is_quick(arguments: list[str], libraries: str) -> None:
