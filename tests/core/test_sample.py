@@ -158,7 +158,7 @@ def test_what_we_save_gives_our_picture_again(folder: Path, model: Model, tmp_pa
         for strength in (0.5, 2.0):
             with_it.set_strength(strength)
             for n, p in fresh.denoiser.named_parameters():
-                torch.testing.assert_close(p, before[n] + strength * (weights[n] - before[n]))
+                torch.testing.assert_close(p, before[n] + strength * (weights[f"unet.{n}"] - before[n]))
     with_it.close()
     assert np.array_equal(drawn(fresh, config), base) and not list(adapters.adapters_of(fresh.parts))
     if isinstance(method, Lora):
