@@ -546,4 +546,4 @@ def test_a_step_that_broke_off_inside_the_backward_pass_is_not_saved(
     monkeypatch.setattr(LeanOptimizer, "_update", broken)
     with pytest.raises(TrainingError):
         list(train(config, run))
-    assert [p.name for p in run.checkpoints.iterdir()] == ["step-000002"]
+    assert [p.name for p in run.checkpoints.glob("step-*")] == ["step-000002"]
