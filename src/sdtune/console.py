@@ -192,7 +192,8 @@ class Progress:
 
 def plan(config: RunConfig, started: Started, folder: Path) -> list[tuple[str, str]]:
     """What is about to happen, in rows of name and text."""
-    method = {k: v for k, v in vars(config.method).items() if k != "type" and v is not None}
+    usual = vars(type(config.method)())
+    method = {k: v for k, v in vars(config.method).items() if k in ("rank", "targets") or v != usual[k]}
     share = 100 * started.trainable / max(1, started.total)
     visits = started.steps * started.batch_size / max(1, started.pictures)
     rows = [
