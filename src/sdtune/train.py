@@ -21,6 +21,7 @@ from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.errors import ConfigError, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
 from sdtune.objective import Objective
+from sdtune.optim.kinds import Leanable
 from sdtune.prepare import Ready, build, finished_run, prepare_folder
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
@@ -75,7 +76,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             f"train.batch_size: {config.train.batch_size} pictures for {distributed.size()} processes; it counts for all together, "
             "and each needs one"
         )
-    if distributed.size() > 1 and getattr(config.optimizer, "fused_backward", False):
+    if distributed.size() > 1 and isinstance(config.optimizer, Leanable) and config.optimizer.fused_backward:
         raise ConfigError(
             "optimizer.fused_backward: there is no gradient left for several processes to add up; unset it"
         )

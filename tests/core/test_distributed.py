@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from sdtune import config as configs
 from sdtune import distributed
+from sdtune.errors import ConfigError
 from sdtune.events import Sampled, Saved, Started, Step, Stopped, Validated
 from sdtune.runs import Run
 from sdtune.train import train
@@ -150,6 +151,15 @@ def test_too_few_pictures_for_the_processes(recipe: Path, tmp_path: Path) -> Non
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "train.batch_size: 1 pictures for 2 processes" in err
+
+
+def test_a_gradient_that_is_used_up_at_once_cannot_be_added_up(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = ["optimizer.fused_backward=true", "train.accumulate=1", "train.max_grad_norm=0", "train.ema=0"]
+    with pytest.raises(ConfigError, match=r"optimizer.fused_backward: there is no gradient left"):
+        list(train(configs.load(recipe, options), Run(tmp_path / "run")))
 
 
 @pytest.mark.parametrize(("total", "size"), [(5, 2), (4, 4), (7, 3), (16, 1)])
