@@ -41,7 +41,9 @@ def train_step(
         torch.manual_seed(seed * 1_000_003 + state.step + (distributed.rank() << 32))  # for dropout
         for batch in batches:
             rows = distributed.rows(len(batch.latents_BCHW))
-            loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng, rows)
+            mask = None if batch.mask_B1HW is None else batch.mask_B1HW.to(device)
+            latents, cond = batch.latents_BCHW.to(device), batch.cond.to(device)
+            loss_B = objective(state.model.denoise, latents, cond, rng, rows, mask_B1HW=mask)
             loss = (loss_B * batch.weight_B[rows].to(device)).sum() / len(batch.latents_BCHW) / len(batches)
             loss.backward()
             state.optimizer.collect()
