@@ -264,13 +264,13 @@ class Cache:
             "masks", self._mask_means, list(views), self._encode_masks(views), ENCODE_BATCH
         )
         side, config, lost = self.resolution // self._model.downscale, self._config, list[str]()
-        weights = [torch.ones(1, 1, side, side)]
+        weights, count = [torch.ones(1, 1, side, side)], 1
         self._mask_rows_NV = torch.zeros(len(self), len(self._views_NV[0]), dtype=torch.long)
         for n, views_V in enumerate(self._views_NV):
             if self.examples[n].mask:
                 means = [rows[self._mask_key(v)]["mean"] for v in views_V]
                 masks_V1HW = torch.stack([m.flip(-1) if v.mirrored else m for m, v in zip(means, views_V, strict=True)])
-                self._mask_rows_NV[n] = torch.arange(len(views_V)) + sum(map(len, weights))
+                self._mask_rows_NV[n] = torch.arange(count, count := count + len(views_V))
                 weights.append(masks.weights(masks_V1HW, config.mask_floor, normalize=config.mask_normalize))
                 lost += [] if masks_V1HW.any() else [shown(Path(self.examples[n].image.name))]
         self._masks_M1HW = torch.cat(weights)

@@ -58,6 +58,8 @@ class _Collected:
     examples: list[Example] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    masked: bool = False
+    """Whether there are masks, be they right or wrong."""
 
 
 def resolve(path: str) -> Path:
@@ -228,7 +230,7 @@ def _collect(folder: Path, config: DataConfig, skip: Collection[str] = (), *, ma
     """Read one folder and check every picture in it, and its mask if it is `masked`."""
     found = layouts.read(
         folder, config.caption_column, skip,
-        masked=masked and config.mask == "files", mask_folder=_mask_folder(config, folder),
+        masked=masked and config.mask == "files", mask_folder=_mask_folder(config, folder) if masked else None,
     )  # fmt: skip
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
@@ -248,6 +250,7 @@ def _collect(folder: Path, config: DataConfig, skip: Collection[str] = (), *, ma
             out.faults.append(_captionless(entry, folder))
     out.notes += [f"{plural(len(names), 'picture')} {text}: {listed(names)}" for text, names in remarks.items()]
     out.examples = [_decorated(e, config) for e in out.examples]
+    out.masked = any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
     if masked and config.mask != "none":
         out.notes += _mask_notes(found.entries, out.examples, folder, config)
     out.notes += _caption_notes(found.entries, out.examples, folder, config) + _copies(out.examples, folder)
@@ -344,7 +347,8 @@ def _mask_notes(entries: Sequence[Entry], examples: Sequence[Example], folder: P
 
 def _nothing_masked(train: _Collected, config: DataConfig) -> list[Fault]:
     """A fault if masks are asked for and no picture has one: it would be trained as if nothing had been asked."""
-    if config.mask == "none" or train.faults or not train.examples or any(e.mask for e in train.examples):
+    stopped = any(not fault.skippable for fault in train.faults)  # by what may be the reason
+    if config.mask == "none" or train.masked or stopped or not train.examples:
         return []
     if config.mask == "alpha":
         return [Fault('data.mask="alpha"', "no picture is transparent anywhere; JPEG, for one, cannot be")]

@@ -10,7 +10,7 @@ import difflib
 import io
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -144,7 +144,9 @@ def _read_metadata(folder: Path, name: str, column: str, files: list[Path], mask
         _read_row(folder, name, line, row, column, seen, found, mask if masked else None)
     for mask, of in found.masks:
         if (at := seen.get(mask.file.resolve())) is not None:
-            found.fault(f"{name}:{at}", f"{_both(mask, of, folder)}; rename it, or remove the row")
+            found.fault(
+                f"{name}:{at}", f"{_name(mask.file, folder)} {_both(mask, of, folder)}; rename it, or remove the row"
+            )
     known |= seen.keys()
     for path in files:
         if _is_picture(path) and path.resolve() not in known:
@@ -382,42 +384,52 @@ def _tell_of_others(folder: Path, files: list[Path], stems: set[Path], found: Fo
 
 
 def _both(mask: Mask, of: Path, folder: Path) -> str:
-    return f"{_name(mask.file, folder)} has a caption like a picture and the name of a mask ({mask.kind}) of {_name(of, folder)}"
+    return f"has a caption like a picture and the name of a mask ({mask.kind}) of {_name(of, folder)}"
 
 
 def _give_masks(folder: Path, mask_folder: Path | None, found: Found) -> None:
-    """Each entry its mask. A fault where it has several, or a mask has several pictures."""
-    masks_of: dict[Path, list[Mask]] = defaultdict(list)
+    """Each entry its mask. A fault where it has several, or where a mask has several pictures."""
+    named: dict[Path, list[Mask]] = defaultdict(list)
     for mask, of in found.masks:
-        masks_of[of].append(mask)
-    if mask_folder:
-        for path in filter(_is_picture, _walk(mask_folder, (), found)):
-            parts = masks.owner(path).relative_to(mask_folder).parts
-            for part in (parts, parts[1:]) if parts[0] == folder.name else (parts,):  # beside train/, too
-                masks_of[folder.joinpath(*part)].append(Mask(path, "data.mask_path"))
-    sharing = Counter(e.image.with_suffix("") for e in found.entries)
-    given = set()
+        named[of].append(mask)
+    for mask, of in _masks_elsewhere(folder, mask_folder, found):
+        named[of].append(mask)
+    sharing: dict[Path, list[int]] = defaultdict(list)
     for i, entry in enumerate(found.entries):
-        by_name = masks_of.get(entry.image.with_suffix(""), [])
-        all_of = list({m.file.resolve(): m for m in [*filter(None, [entry.mask]), *by_name]}.values())
-        if len(all_of) > 1:
-            shown = listed([_name(m.file, folder) for m in all_of])
-            found.fault(_name(entry.image, folder), f"has more than one mask ({shown}); remove all but one")
-        elif by_name and sharing[entry.image.with_suffix("")] > 1:
-            shown = listed(
-                [e.image.name for e in found.entries if e.image.with_suffix("") == entry.image.with_suffix("")]
-            )
-            found.fault(
-                _name(by_name[0].file, folder),
-                f"belongs to more than one picture ({shown}); give the pictures different names",
-            )
-        elif all_of and _leaves(all_of[0].file, folder, *filter(None, [mask_folder])):
-            found.fault(_name(all_of[0].file, folder), "a link that leaves the folder; copy the file into it")
-        elif all_of:
-            found.entries[i] = replace(entry, mask=all_of[0])
-        given |= {m.file for m in all_of}
-    if alone := [_name(mask.file, folder) for mask, _ in found.masks if mask.file not in given]:
+        sharing[entry.image.with_suffix("")].append(i)
+    for stem, places in sharing.items():
+        if named[stem] and len(places) > 1:
+            shown = listed([found.entries[i].image.name for i in places])
+            what = f"belongs to more than one picture ({shown}); give the pictures different names"
+            found.fault(_name(named[stem][0].file, folder), what)
+            continue
+        for i in places:
+            _give(found.entries[i], i, named[stem], folder, mask_folder, found)
+    used = {entry.mask.file for entry in found.entries if entry.mask}
+    if alone := [_name(m.file, folder) for m, of in found.masks if of not in sharing and m.file not in used]:
         found.notes.append(f"{plural(len(alone), 'mask')} without a picture: {listed(alone)}")
+
+
+def _give(entry: Entry, i: int, named: list[Mask], folder: Path, mask_folder: Path | None, found: Found) -> None:
+    """Entry number `i` the one mask of those by name and the one of its row."""
+    all_of = list({m.file.resolve(): m for m in [*filter(None, [entry.mask]), *named]}.values())
+    if len(all_of) > 1:
+        shown = listed([_name(m.file, folder) for m in all_of])
+        found.fault(_name(entry.image, folder), f"has more than one mask ({shown}); remove all but one")
+    elif all_of and _leaves(all_of[0].file, folder, *filter(None, [mask_folder])):
+        found.fault(_name(all_of[0].file, folder), "a link that leaves the folder; copy the file into it")
+    elif all_of:
+        found.entries[i] = replace(entry, mask=all_of[0])
+
+
+def _masks_elsewhere(folder: Path, mask_folder: Path | None, found: Found) -> Iterator[tuple[Mask, Path]]:
+    """The masks in `mask_folder` and whose they may be. That of train/a.png may lie in train/ there, too, or not."""
+    for path in filter(_is_picture, _walk(mask_folder, (), found) if mask_folder else ()):
+        assert mask_folder
+        parts = masks.owner(path).relative_to(mask_folder).parts
+        yield Mask(path, "data.mask_path"), folder.joinpath(*parts)
+        if parts[0] == folder.name:
+            yield Mask(path, "data.mask_path"), folder.joinpath(*parts[1:])
 
 
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:

@@ -47,14 +47,17 @@ def by_name(files: Collection[Path], folder: Path) -> Iterator[tuple[Mask, Path]
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     known = {p.with_suffix("") for p in pictures}
     for path in pictures:
-        if path.stem.endswith(LABEL):
+        labelled, parts = path.stem.endswith(LABEL), owner(path).relative_to(folder).parts
+        if labelled and owner(path) in known:
             yield Mask(path, f"{LABEL}.png"), owner(path)
             continue
-        parts = path.relative_to(folder).with_suffix("").parts
         for i, part in enumerate(parts[:-1]):
             if part.lower() in FOLDERS and (of := folder.joinpath(*parts[:i], *parts[i + 1 :])) in known:
                 yield Mask(path, f"{part}/"), of
                 break
+        else:
+            if labelled:
+                yield Mask(path, f"{LABEL}.png"), owner(path)
 
 
 def owner(path: Path) -> Path:
@@ -66,8 +69,8 @@ def check(mask_HW: Pixels, size: tuple[int, int]) -> float:
     """The mean of a mask, 0 to 1. Raises DataError if it is none for a picture of `size`, or nothing would count."""
     height, width = mask_HW.shape
     if (width, height) != size:
-        upright = ", which its EXIF turns" if (height, width) == size else ""
-        raise DataError(f"{width}x{height} pixels for a picture of {size[0]}x{size[1]}{upright}; make it of that size")
+        turned = " (turned by its EXIF?)" if (height, width) == size else ""
+        raise DataError(f"{width}x{height} pixels for a picture of {size[0]}x{size[1]}{turned}; make it of that size")
     brightest = int(mask_HW.max())
     if not brightest:
         raise DataError("all black, so that nothing of the picture counts; make white what counts, or take both away")
