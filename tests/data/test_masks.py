@@ -126,7 +126,7 @@ def test_every_source_gives_the_picture_its_mask(tmp_path: Path, name: str) -> N
     (example,) = found.train
     assert (example.image.name, example.mask, example.mask_mean) == ("a.png", file, 0.5)
     assert has(
-        found.notes, f"1 of 1 picture have a mask ({kind}); what counts is 50% to 50% of a picture, 50% on average"
+        found.notes, f"1 of 1 picture has a mask ({kind}); what counts is 50% to 50% of a picture, 50% on average"
     )
 
 
@@ -173,7 +173,7 @@ def test_a_folder_that_is_named(tmp_path: Path, layout: str) -> None:
         ("a.png", 0.25),
         ("b.png", 0.75),
     ]
-    assert has(found.notes, "train/: 1 of 1 picture have a mask (data.mask_path)")
+    assert has(found.notes, "train/: 1 of 1 picture has a mask (data.mask_path)")
 
 
 def test_a_named_folder_inside_the_pictures_is_not_trained_on(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_doctor_shows_them(tmp_path: Path) -> None:
         f'data = {{ path = "{tmp_path / "data"}", mask = "files", cache = "{tmp_path}" }}\n'
     )
     said = [check.detail for check in checks(str(tmp_path / "r.toml")) if check.name == "pictures"]
-    assert has(said, "1 of 1 picture have a mask (-masklabel.png)")
+    assert has(said, "1 of 1 picture has a mask (-masklabel.png)")
 
 
 def test_class_pictures_and_comparisons_have_none(tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ def _mask_notes(entries: Sequence[Entry], examples: Sequence[Example], folder: P
     """How many pictures have a mask, where the masks are from, and how much of the pictures they let count."""
     means = [e.mask_mean for e in examples if e.mask]
     kinds = ["opacity"] if config.mask == "alpha" else sorted({e.mask.kind for e in entries if e.mask})
-    said = f"{len(means)} of {plural(len(examples), 'picture')} have a mask"
+    said = f"{len(means)} of {plural(len(examples), 'picture')} {'has' if len(means) == 1 else 'have'} a mask"
     if not means:
         return [said]
     average = sum(means) / len(means)
