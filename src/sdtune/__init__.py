@@ -89,13 +89,10 @@ def compare(
 
     `overrides` change how is compared: `"evaluate.seeds=[1, 2]"`. `progress` is called with (what, done, total).
     """
-    from sdtune import config as configs
     from sdtune.compare import compare
 
     run = _as_run(run)
-    run.config()  # the error for a folder that is no run
-    config = configs.load(run.config_file, overrides)
-    return compare(run, config, checkpoint=checkpoint, progress=progress)
+    return compare(run, run.config(overrides), checkpoint=checkpoint, progress=progress)
 
 
 def evaluate(pictures: str | Path, reference: str | Path, prompts: Sequence[str] | None = None) -> Scores:
@@ -123,7 +120,7 @@ def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "fin
     family = None if run.exists() else recognise(name)
     adapter = run.path.suffix == ".safetensors" and family is None
     if run.exists():
-        config = configs.load(run.config_file, overrides)
+        config = run.config(overrides)
     elif adapter:
         config = configs.load(None, overrides)
     else:

@@ -71,6 +71,20 @@ class Latents:
         return self.mean_BCHW + (0.5 * self.logvar_BCHW).exp() * noise
 
 
+Denoise = Callable[["Tensor", "Tensor", Cond], "Tensor"]
+"""(noisy latents (B, C, H, W), times (B,), cond) -> prediction (B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model as it was before training, for objectives that learn from it."""
+
+    denoise: Denoise
+    """Without gradients."""
+    module: nn.Module
+    """The denoiser that this computes with."""
+
+
 class Model(ABC):
     """A text-to-image diffusion model: a denoiser and the frozen parts around it. Methods may train text encoders, too.
 
@@ -94,6 +108,8 @@ class Model(ABC):
     latent_channels: int
     patch: int = 1
     """Latents that the denoiser takes together, along one side."""
+    original: nn.Module | None = None
+    """The denoiser as it was loaded, while a method has put another one in its place."""
     shift: float = 1.0
     """Of flow models: how far their steps lean towards noise, arXiv:2403.03206, section 5.3.2."""
 

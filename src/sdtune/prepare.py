@@ -25,7 +25,7 @@ from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
 from sdtune.files import as_json
 from sdtune.flat import FlatOptimizer
 from sdtune.model import Model
-from sdtune.objective import Objective
+from sdtune.objective import Loss
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
 from sdtune.state import State, resume, take_up
@@ -36,7 +36,7 @@ class Ready:
     """All that the loop needs."""
 
     state: State
-    objective: Objective
+    objective: Loss
     cache: Cache
     held_out: Batch | None
     prompts: tuple[str, ...]
@@ -70,6 +70,7 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
         caches.append(cache)
     total = sum(p.numel() for p in model.denoiser.parameters())
     parameters = config.method.attach(model, seed=config.train.seed)
+    objective = config.objective.build(model, config.method.teacher(model) if config.objective.needs_teacher else None)
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         for encoder in model.text_encoders if config.method.trains_text else ():
@@ -82,7 +83,7 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     if found:
         resume(state, found)
     yield Ready(
-        state, config.objective.build(model), caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
+        state, objective, caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
         config.sample.prompts or _captions(splits), Started(
             step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
             precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,

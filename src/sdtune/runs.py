@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +83,11 @@ class Run:
     def exists(self) -> bool:
         return self.config_file.exists()
 
-    def config(self) -> RunConfig:
-        """The run's resolved config. Raises RunError if the folder holds no run."""
+    def config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The run's resolved config, changed by `overrides`. Raises RunError if the folder holds no run."""
         if not self.exists():
             raise RunError(f"{self.path}: not a run folder (no config.toml); `sdtune train` makes one")
-        return configs.load(self.config_file)
+        return configs.load(self.config_file, overrides, from_run=True)
 
     def write_config(self, config: RunConfig) -> None:
         self.write(self.config_file, configs.to_toml(config))

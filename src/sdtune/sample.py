@@ -21,7 +21,7 @@ from sdtune.model import Cond, Model
 
 A1111_NAMES = {
     "ddpm": "DDPM", "ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "euler-a": "Euler a", "dpm++2m": "DPM++ 2M",
-    "dpm++2m-karras": "DPM++ 2M Karras", "unipc": "UniPC",
+    "dpm++2m-karras": "DPM++ 2M Karras", "unipc": "UniPC", "lcm": "LCM",
 }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def denoise(
     scale = getattr(scheduler, "scale_model_input", lambda x_BCHW, t: x_BCHW)  # a flow's sampler scales nothing
     guided = config.guidance != 1
     both = Cond.cat([empty[torch.zeros(len(seeds), dtype=torch.long)], cond]) if guided else cond
-    extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim") else {}
+    extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim", "lcm") else {}
     for i, t in enumerate(scheduler.timesteps):
         x_in = scale(x_BCHW, t)
         x_in = torch.cat([x_in, x_in]) if guided else x_in
@@ -116,7 +116,7 @@ def build_scheduler(model: Model, name: str) -> Any:
     classes = {
         "ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
         "euler-a": "EulerAncestralDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler",
-        "dpm++2m-karras": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler",
+        "dpm++2m-karras": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
     }  # fmt: skip
     betas = 1 - (model.alphas_T**2) / torch.cat([model.alphas_T.new_ones(1), model.alphas_T[:-1] ** 2])
     common = {

@@ -20,7 +20,7 @@ from sdtune.data.layouts import listed, shown
 from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.errors import ConfigError, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
-from sdtune.objective import Objective
+from sdtune.objective import Loss
 from sdtune.optim.kinds import Leanable
 from sdtune.prepare import Ready, build, finished_run, prepare_folder
 from sdtune.runs import Run
@@ -31,7 +31,7 @@ CHECK_STEP = 3  # by then each part of an adapter has had a gradient: B at the f
 
 
 def train_step(
-    state: State, batches: Sequence[Batch], objective: Objective, *, lr: float, max_grad_norm: float, seed: int
+    state: State, batches: Sequence[Batch], objective: Loss, *, lr: float, max_grad_norm: float, seed: int
 ) -> tuple[float, float]:
     """One optimiser step over `batches`: noise, predict, weigh, backward, clip, update. Returns loss and gradient norm."""
     device, rng = state.model.device, torch.Generator().manual_seed(seed * 1_000_003 + state.step)

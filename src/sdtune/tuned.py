@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdtune.errors import ModelError, RunError
-from sdtune.methods import adapters, files
+from sdtune.families.places import json_of
+from sdtune.methods import adapters, files, smaller
 from sdtune.methods.blend import Blend
 from sdtune.model import Model
 from sdtune.runs import Run
@@ -43,6 +44,9 @@ def load(model: Model, path: Path) -> Tuned:
     if path.is_dir():
         path = _inside(model, path)
     if path.is_dir():
+        denoiser = path / model.denoiser_name if (path / model.denoiser_name).is_dir() else path
+        if smaller.of_other_shape(model.denoiser, json_of(denoiser / "config.json")):
+            return Tuned(model, smaller.Replaced(model, smaller.read(denoiser, model.denoiser)))
         return Tuned(model, Blend(model.parts, _weights(model, path)))
     if any(adapters.adapters_of(model.parts)):
         raise ModelError(f"{path}: there is an adapter on {model.source} already; close it first")

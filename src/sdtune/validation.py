@@ -13,12 +13,12 @@ from sdtune import distributed
 from sdtune.data.batch import Batch
 from sdtune.events import Validated
 from sdtune.model import Model
-from sdtune.objective import Objective
+from sdtune.objective import Loss
 from sdtune.stats import Interval, bootstrap_mean
 
 
 @torch.no_grad()
-def losses(model: Model, objective: Objective, held_out: Batch, *, timesteps: int, chunk: int = 32) -> Tensor:
+def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, chunk: int = 32) -> Tensor:
     """The unweighted loss of each held-out picture at `timesteps` fixed timesteps with fixed noise: (pictures, timesteps).
 
     Always the same pictures, noise and timesteps, so that two models (or two steps) can be compared picture by picture.

@@ -11,5 +11,6 @@ from sdtune.methods.lokr import Lokr
 from sdtune.methods.lora import Lora
 from sdtune.methods.oft import Oft
 from sdtune.methods.qlora import Qlora
+from sdtune.methods.student import Student
 
-Method = Annotated[Full | Lora | Dora | Qlora | Loha | Lokr | Oft, Field(discriminator="type")]
+Method = Annotated[Full | Lora | Dora | Qlora | Loha | Lokr | Oft | Student, Field(discriminator="type")]

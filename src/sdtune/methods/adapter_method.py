@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from sdtune.methods import targets as sets
+from sdtune.model import Teacher
 from sdtune.schema import Section
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sdtune.methods.adapters import Adapter, Installed
-    from sdtune.model import Model
+    from sdtune.model import Cond, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,18 @@ class AdapterMethod(Section):
             adapters.detach(model.parts)
             raise
         return adapters.Installed(model.parts)
+
+    def teacher(self, model: Model) -> Teacher:
+        """`model` without its adapters."""
+        import torch
+
+        from sdtune.methods.adapters import switched_off
+
+        def denoise(x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+            with torch.no_grad(), switched_off(model.parts):
+                return model.denoise(x_BCHW, t_B, cond)
+
+        return Teacher(denoise, model.denoiser)
 
     def detach(self, model: Model) -> None:
         """Take the adapters out: the model is again what it was, module by module and bit by bit."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -147,6 +148,19 @@ def merge(parts: Mapping[str, nn.Module]) -> None:
         weight = adapter.base.weight
         weight.copy_((weight.float() + adapter.strength * adapter.change()).to(weight.dtype))
         put(parts, name, adapter.base)
+
+
+@contextmanager
+def switched_off(parts: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, the adapters on a model change nothing."""
+    found = [(adapter, adapter.strength) for _, adapter in adapters_of(parts)]
+    for adapter, _ in found:
+        adapter.strength = 0.0
+    try:
+        yield
+    finally:
+        for adapter, strength in found:
+            adapter.strength = strength
 
 
 class Installed:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from sdtune.methods.targets import encoders
+from sdtune.model import Teacher
 from sdtune.schema import Section
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
     from sdtune.methods.blend import Blend
     from sdtune.model import Model
+
+
+def frozen_teacher(model: Model) -> Teacher:
+    """`model`, which nothing changes, in evaluation mode and without gradients."""
+    import torch
+
+    model.denoiser.eval()
+    return Teacher(torch.no_grad()(model.denoise), model.denoiser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,16 @@ class Full(Section):
         from sdtune.methods.blend import Blend
 
         return Blend(model.parts, weights)
+
+    def teacher(self, model: Model) -> Teacher:
+        """A frozen copy of `model` as it is now: it takes as much memory again."""
+        import copy
+
+        frozen = copy.copy(model)
+        frozen.denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
+        if self.trains_text:
+            frozen.text_encoders = tuple(copy.deepcopy(e).requires_grad_(False) for e in model.text_encoders)
+        return frozen_teacher(frozen)
 
     def detach(self, model: Model) -> None:
         """Freeze the model again. Its weights stay as trained."""
