@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from sdtune.words import NewWords
 
 Prediction = Literal["epsilon", "v", "flow"]
 """What the denoiser returns: the noise, v = alpha * noise - sigma * x0 (arXiv:2202.00512, appendix D), or the flow
@@ -108,6 +110,12 @@ class Model(ABC):
     latent_channels: int
     patch: int = 1
     """Latents that the denoiser takes together, along one side."""
+    tokenizers: tuple[Any, ...]
+    """One for each text encoder, as they came."""
+    new_words: NewWords | None = None
+    """What a method has taught the model, where it did: `tokenize` reads with it."""
+    unread: tuple[str, ...] = ()
+    """Patterns of the names (`<part>.<layer>`) of layers whose output nothing depends on: there is nothing to train."""
     original: nn.Module | None = None
     """The denoiser as it was loaded, while a method has put another one in its place."""
     shift: float = 1.0
@@ -123,6 +131,11 @@ class Model(ABC):
         """What can be trained, by the names of diffusers' folders: the denoiser, `text_encoder`, `text_encoder_2`, ..."""
         encoders = {f"text_encoder{f'_{i}' if i > 1 else ''}": e for i, e in enumerate(self.text_encoders, 1)}
         return {self.denoiser_name: self.denoiser, **encoders}
+
+    @property
+    def word_parts(self) -> tuple[str, ...]:
+        """The text encoders that can learn new words, in the order of their tokenizers."""
+        return tuple(part for part in self.parts if part != self.denoiser_name)
 
     @property
     def grid(self) -> int:

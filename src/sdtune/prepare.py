@@ -20,7 +20,7 @@ from sdtune.data.dataset import Splits, resolve, scan, scan_class
 from sdtune.data.record import changes, record
 from sdtune.ema import Ema
 from sdtune.environment import environment
-from sdtune.errors import RunError
+from sdtune.errors import ConfigError, RunError
 from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
 from sdtune.files import as_json
 from sdtune.flat import FlatOptimizer
@@ -56,9 +56,7 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
         resolution = config.data.resolution or model.resolution
-        cache = Cache.open(
-            examples, model, config.data, resolution=resolution, augment=not what, tokens=config.method.trains_text
-        )
+        cache = Cache.open(examples, model, config.data, resolution=resolution, augment=not what)
         if not distributed.primary():
             distributed.wait()  # the first process encodes, the others read
         for name, done, total in cache.fill():
@@ -70,6 +68,10 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
         caches.append(cache)
     total = sum(p.numel() for p in model.denoiser.parameters())
     parameters = config.method.attach(model, seed=config.train.seed)
+    if config.method.trains_text:
+        for cache in caches:
+            cache.tokenize()
+    _check_words(model, splits)
     objective = config.objective.build(model, config.method.teacher(model) if config.objective.needs_teacher else None)
     if config.train.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -91,6 +93,16 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
     )  # fmt: skip
+
+
+def _check_words(model: Model, splits: Splits) -> None:
+    """Raises ConfigError for a new word that no caption has, and that would learn nothing."""
+    for word in model.new_words.words if model.new_words else ():
+        if not any(word.lower() in caption.lower() for example in splits.train for caption in example.captions):
+            raise ConfigError(
+                f"method.tokens: no caption has the word {word!r}, so it would learn nothing; write it there, or set "
+                f'data.caption_prefix="{word}"'
+            )
 
 
 def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Generator[Event, None, Splits]:

@@ -59,9 +59,8 @@ class Cache:
         config: DataConfig,
         resolution: int,
         augment: bool,
-        tokens: bool,
     ) -> None:
-        self.examples, self.resolution, self.notes, self._tokens = list(examples), resolution, list[str](), tokens
+        self.examples, self.resolution, self.notes = list(examples), resolution, list[str]()
         self.weights_N = torch.tensor([e.weight for e in self.examples])
         group_N = torch.tensor([e.group for e in self.examples])
         self.groups = [(group_N == g).nonzero().flatten() for g in sorted(set(group_N.tolist()))]
@@ -87,16 +86,14 @@ class Cache:
         *,
         resolution: int,
         augment: bool = True,
-        tokens: bool = False,
     ) -> Cache:
         """Plan the cache of `examples`; nothing is encoded before `fill`. Raises DataError.
 
         Without `augment` (validation) each picture has one view: not mirrored, cut in its centre instead of anywhere.
-        With `tokens` the captions' token ids go with their states, for text encoders that are trained.
         """
         if resolution % model.downscale:
             raise DataError(f"data.resolution: {resolution} is no multiple of {model.downscale}, the pixels per latent")
-        cache = cls(examples, model, config, resolution, augment, tokens)
+        cache = cls(examples, model, config, resolution, augment)
         cache.notes += [*cache._small_notes(), *cache._long_notes()]
         return cache
 
@@ -115,8 +112,12 @@ class Cache:
         )
         names = rows[next(iter(texts))].keys()
         self._cond = Cond(**{name: torch.stack([rows[k][name] for k in texts]) for name in names})
-        if self._tokens:
-            self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
+
+    def tokenize(self) -> None:
+        """Put the captions' token ids beside their states, for text encoders that are trained. After `fill`, and after a method has
+        taught the model new words."""
+        assert self._cond is not None, "fill the cache first"
+        self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -88,14 +88,22 @@ class LatentModel(Model):
         return (self.max_tokens,) * len(self.text_encoders)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        tokenizers, texts = self._reader(prompts)
         rows = [
-            tokenizer(list(prompts), padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
-            for tokenizer, n in zip(self.tokenizers, self.lengths, strict=True)
+            tokenizer(texts, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
+            for tokenizer, n in zip(tokenizers, self.lengths, strict=True)
         ]
         return torch.stack([F.pad(ids_BL, (0, max(self.lengths) - ids_BL.shape[1])) for ids_BL in rows], 1)
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self.tokenizers[0](list(prompts), truncation=False, verbose=False).input_ids]
+        tokenizers, texts = self._reader(prompts)
+        return [len(ids) for ids in tokenizers[0](texts, truncation=False, verbose=False).input_ids]
+
+    def _reader(self, prompts: Sequence[str]) -> tuple[tuple[Any, ...], list[str]]:
+        """The tokenizers, and `prompts` as they read them: with the words that a method has taught them."""
+        if self.new_words is None:
+            return self.tokenizers, list(prompts)
+        return self.new_words.tokenizers, self.new_words.spell(prompts)
 
     @property
     def max_tokens(self) -> int:

@@ -31,6 +31,9 @@ class SdxlModel(UnetModel):
         self, loaded: Loaded, *, device: torch.device | str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None
     ) -> None:
         super().__init__(loaded, device=device, dtypes=dtypes)
+        first: Any = self.text_encoders[0]
+        last = first.config.num_hidden_layers - 1  # only the second encoder gives a vector
+        self.unread = (f"text_encoder.*layers.{last}.*", "text_encoder.*final_layer_norm.*")
         self._zeros_for_empty = bool(loaded.index.get("force_zeros_for_empty_prompt", True))  # diffusers' default, too
 
     def read_tokens(self, tokens_BEL: Tensor) -> Cond:

@@ -150,6 +150,12 @@ def merge(parts: Mapping[str, nn.Module]) -> None:
         put(parts, name, adapter.base)
 
 
+def set_strength(parts: Mapping[str, nn.Module], strength: float) -> None:
+    """Let each adapter's change act with `strength`: 0 is the base, 1 as trained."""
+    for _, adapter in adapters_of(parts):
+        adapter.strength = strength
+
+
 @contextmanager
 def switched_off(parts: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, the adapters on a model change nothing."""
@@ -161,17 +167,3 @@ def switched_off(parts: Mapping[str, nn.Module]) -> Iterator[None]:
     finally:
         for adapter, strength in found:
             adapter.strength = strength
-
-
-class Installed:
-    """Adapters on a model, as something that has a strength and can be taken off."""
-
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        self._parts = parts
-
-    def set_strength(self, strength: float) -> None:
-        for _, adapter in adapters_of(self._parts):
-            adapter.strength = strength
-
-    def close(self) -> None:
-        detach(self._parts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sdtune.methods.targets import encoders
+from sdtune.methods.targets import encoders, is_unread
 from sdtune.model import Teacher
 from sdtune.schema import Section
 
@@ -49,9 +49,11 @@ class Full(Section):
     def attach(self, model: Model, *, seed: int) -> dict[str, nn.Parameter]:
         """Make the denoiser and the text encoders asked for trainable; returns their parameters by name."""
         parts = (model.denoiser_name, *encoders(model, self.text_encoders))
-        for part in parts:
-            model.parts[part].requires_grad_(True)
-        return {f"{part}.{name}": p for part in parts for name, p in model.parts[part].named_parameters()}
+        named = {f"{part}.{name}": p for part in parts for name, p in model.parts[part].named_parameters()}
+        trained = {name: p for name, p in named.items() if not is_unread(model, name)}
+        for p in trained.values():
+            p.requires_grad_(True)
+        return trained
 
     def apply(self, model: Model, weights: Mapping[str, Tensor], *, seed: int) -> Blend:
         """Put trained `weights` (by the names of `attach`) on a fresh base."""
