@@ -64,8 +64,8 @@ def sample(
 ) -> Iterator[Sample]:
     """Draw one picture per prompt and seed; `sample.image` is a PIL picture.
 
-    `source`: a run or its folder, a LoRA file (on the model that `"model.path=..."` names), a model folder, a Hub id, or
-    "embedded". `prompts` and `seeds` replace those of the config; other settings are overrides: `"sample.steps=30"`.
+    `source`: a run or its folder, a LoRA or embedding file (on the model that `"model.path=..."` names), a model folder, a Hub id,
+    "embedded", or a recipe, which stands for its base model. `prompts` and `seeds` replace those of the config; other settings are overrides: `"sample.steps=30"`.
     `checkpoint` of a run: "final", "best", or one such as "step-000250".
     """
     from sdtune.sample import sample
@@ -121,8 +121,8 @@ def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "fin
     adapter = run.path.suffix == ".safetensors" and family is None
     if run.exists():
         config = run.config(overrides)
-    elif adapter:
-        config = configs.load(None, overrides)
+    elif adapter or run.path.suffix == ".toml":
+        config = configs.load(None if adapter else run.path, overrides)
     else:
         found = [f"model.path={json.dumps(name)}", f"model.type={family or 'sd1'}"]
         config = configs.load(None, [*found, *overrides])

@@ -241,7 +241,11 @@ def train(
 def sample(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run, a LoRA file, a model folder or file, a Hub id.")
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="A run, a LoRA or embedding file, a model folder or file, a Hub id, or a recipe (its base model).",
+        ),
     ] = "embedded",
     overrides: Overrides = None,
     prompt: Annotated[
