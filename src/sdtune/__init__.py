@@ -65,7 +65,8 @@ def sample(
     """Draw one picture per prompt and seed; `sample.image` is a PIL picture.
 
     `source`: a run or its folder, a LoRA or embedding file (on the model that `"model.path=..."` names), a model folder, a Hub id,
-    "embedded", or a recipe, which stands for its base model. `prompts` and `seeds` replace those of the config; other settings are overrides: `"sample.steps=30"`.
+    "embedded", or a recipe, which stands for its base model. `prompts` and `seeds` replace those of the config; other settings are
+    overrides: `"sample.steps=30"`.
     `checkpoint` of a run: "final", "best", or one such as "step-000250".
     """
     from sdtune.sample import sample

@@ -53,14 +53,23 @@ class TrainConfig(Section):
     """Longer gradients are scaled down to this length; 0 turns that off."""
     seed: int = 0
     """Noise, timesteps, data order and the adapters' first weights follow from it."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the frozen weights and the computation; trained weights and optimiser stay fp32. auto: bf16 where the device is fast at it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the frozen weights and the computation; trained weights and optimiser stay fp32. auto: bf16 where the device is fast at it. fp16,
+    with a scaled loss, is for GPUs without bf16 (before RTX 30)."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: CUDA, else MPS, else CPU."""
     threads: Positive | None = None
     """CPU threads. Unset: all physical cores that this process may use."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["feed-forward"] = False
+    """Compute activations again in the backward pass: less memory, about a third more time. "feed-forward": only those of the feed-forward
+    layers, nearly half of SDXL's, for about an eighth more time."""
+    offload_activations: bool = False
+    """Let activations wait in the computer's memory for the backward pass; slower. For when checkpointing alone does not do. CUDA."""
+    block_swap: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the denoiser's frozen blocks whose weights wait in the computer's memory and come when they run; 1 saves most, and is
+    slowest. Not for method.type = "full". CUDA."""
+    unload: bool = True
+    """VAE, and text encoders that are not trained, wait in the computer's memory between previews. CUDA."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of an exponential moving average of the trained weights (0.999 is usual), used for samples and the result. Unset: none."""
     save_every: Positive = 250
@@ -167,8 +176,14 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
             yield "optimizer.fused_backward: a gradient is used up at once and cannot add up; set train.accumulate=1"
         if run.train.max_grad_norm:
             yield "optimizer.fused_backward: clipping needs the whole gradient before the first update; set train.max_grad_norm=0"
-    if isinstance(run.optimizer, Leanable) and run.optimizer.weights == "bf16" and run.train.precision == "fp32":
-        yield 'optimizer.weights: "bf16" contradicts train.precision="fp32"'
+    if (
+        isinstance(run.optimizer, Leanable)
+        and run.optimizer.weights == "bf16"
+        and run.train.precision in ("fp32", "fp16")
+    ):
+        yield f'optimizer.weights: "bf16" contradicts train.precision="{run.train.precision}"'
+    if isinstance(run.optimizer, Leanable) and run.optimizer.fused_backward and run.train.precision == "fp16":
+        yield "optimizer.fused_backward: fp16 may have to give a step up, which is half taken then; set train.precision=bf16"
     if lean and run.train.ema:
         yield "train.ema: keeps the fp32 copy of all weights that optimizer.weights and fused_backward avoid; unset one of them"
     if isinstance(run.optimizer, AdamWScheduleFree) and run.train.ema:

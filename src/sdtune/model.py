@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
@@ -189,6 +189,10 @@ class Model(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the weights that pictures and captions pass through (VAE, text encoders, tokenizers): keys the cache."""
+
+    @abstractmethod
+    def unload(self, keep: Collection[str]) -> None:
+        """Let what the denoiser does not need wait in the computer's memory; it comes when it is asked for. Not the parts `keep`."""
 
     @abstractmethod
     def save_denoiser(self, folder: object) -> None:

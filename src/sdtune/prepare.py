@@ -24,10 +24,12 @@ from sdtune.errors import ConfigError, RunError
 from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
 from sdtune.files import as_json
 from sdtune.flat import FlatOptimizer
+from sdtune.memory import Swap, compute_again
 from sdtune.model import Model
 from sdtune.objective import Loss
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
+from sdtune.scaling import LossScale
 from sdtune.state import State, resume, take_up
 
 
@@ -73,15 +75,11 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
             cache.tokenize()
     _check_words(model, splits)
     objective = config.objective.build(model, config.method.teacher(model) if config.objective.needs_teacher else None)
-    if config.train.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        for encoder in model.text_encoders if config.method.trains_text else ():
-            # transformers renamed it; its lower bound here has the old name alone
-            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-            enable()  # type: ignore[operator]
+    yield from _save_memory(model, config, run, trained={name.partition(".")[0] for name in parameters})
     optimizer = config.optimizer.build(parameters, seed=config.train.seed)
     ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
-    state = State(model, optimizer, ema)
+    state = State(model, optimizer, ema, scale=LossScale() if dtype == torch.float16 else None)
+    state.activations_elsewhere = config.train.offload_activations and device.type != "cpu"
     if found:
         resume(state, found)
     yield Ready(
@@ -93,6 +91,20 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
     )  # fmt: skip
+
+
+def _save_memory(model: Model, config: RunConfig, run: Run, trained: set[str]) -> Iterator[Event]:
+    """What `train` says of it; a setting that has no effect here is told."""
+    options, device = config.train, model.device
+    if device.type == "cpu":
+        for key in ("block_swap", "offload_activations"):
+            if getattr(options, key):
+                yield run.logged(Warned(f"train.{key}: has no effect on a CPU, whose memory is the computer's"))
+    elif options.block_swap:
+        Swap(model.denoiser, options.block_swap, device)
+    compute_again(model, options.gradient_checkpointing, text=config.method.trains_text)
+    if options.unload and device.type == "cuda":
+        model.unload(keep=trained)
 
 
 def _check_words(model: Model, splits: Splits) -> None:
@@ -147,6 +159,10 @@ HARMLESS = {
     "train.validate_every",
     "train.sample_every",
     "train.threads",
+    "train.gradient_checkpointing",
+    "train.offload_activations",
+    "train.block_swap",
+    "train.unload",
     "train.device",
 }
 

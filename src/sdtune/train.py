@@ -20,6 +20,7 @@ from sdtune.data.layouts import listed, shown
 from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.errors import ConfigError, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
+from sdtune.memory import activations_elsewhere
 from sdtune.objective import Loss
 from sdtune.optim.kinds import Leanable
 from sdtune.prepare import Ready, build, finished_run, prepare_folder
@@ -35,29 +36,34 @@ def train_step(
 ) -> tuple[float, float]:
     """One optimiser step over `batches`: noise, predict, weigh, backward, clip, update. Returns loss and gradient norm."""
     device, rng = state.model.device, torch.Generator().manual_seed(seed * 1_000_003 + state.step)
-    total = torch.zeros((), device=device)
+    total, scale = torch.zeros((), device=device), state.scale.value if state.scale else 1.0
     state.optimizer.begin(state.step, lr)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + state.step + (distributed.rank() << 32))  # for dropout
         for batch in batches:
             rows = distributed.rows(len(batch.latents_BCHW))
-            loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng, rows)
+            with activations_elsewhere(state.model, wanted=state.activations_elsewhere):
+                loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng, rows)
             loss = (loss_B * batch.weight_B[rows].to(device)).sum() / len(batch.latents_BCHW) / len(batches)
-            loss.backward()
+            (loss * scale if state.scale else loss).backward()
             state.optimizer.collect()
             total += loss.detach()
     for gradient in state.optimizer.gradients():
         distributed.add_up(gradient)
+        if state.scale:
+            gradient /= scale
     distributed.add_up(total)
     if state.step + 1 == CHECK_STEP:
         state.without_gradient = list(state.optimizer.names_without_gradient())
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
-    if not all(map(math.isfinite, values)):
+    taken = state.scale.judge(sum(values)) if state.scale else all(map(math.isfinite, values))
+    if not taken and (state.scale is None or state.scale.hopeless):
         raise TrainingError(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
+            + (f", loss scale {scale:g}" if state.scale else "")
         )
-    state.optimizer.step()
+    state.optimizer.step() if taken else state.optimizer.drop()
     state.step, state.looked = state.step + 1, False
     if state.ema:
         state.ema.update(state.step)
@@ -164,7 +170,11 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             )
         except TrainingError as error:
             raise TrainingError(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
-        yield Step(state.step, loss, grad_norm, lr, time.time() - began)
+        if math.isfinite(loss + grad_norm):
+            yield Step(state.step, loss, grad_norm, lr, time.time() - began)
+        elif state.scale:
+            message = f"the gradient is too large for fp16: step given up, loss scale halved to {state.scale.value:g}"
+            yield Warned(message, state.step)
         if state.step == CHECK_STEP:
             yield from _did_it_train(state, initial)
             initial = {}  # a copy of all weights: let it go

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -38,6 +39,7 @@ class LatentModel(Model):
         self.denoiser: nn.Module = loaded.modules[self.denoiser_name]
         self.text_encoders = tuple(m for name, m in loaded.modules.items() if name.startswith("text_encoder"))
         self.tokenizers = loaded.tokenizers
+        self._away: tuple[nn.Module, ...] = ()  # those that wait in the computer's memory
         self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels = int(vae.config.latent_channels)
         self.resolution = int(loaded.modules[self.denoiser_name].config.sample_size) * self.downscale
@@ -72,15 +74,35 @@ class LatentModel(Model):
     def dtype(self) -> torch.dtype:
         return next(self.denoiser.parameters()).dtype
 
+    def unload(self, keep: Collection[str]) -> None:
+        encoders = (encoder for part, encoder in self.parts.items() if part not in {*keep, self.denoiser_name})
+        self._away = (self.vae, *encoders)
+        for module in self._away:
+            nn.Module.to(module, "cpu")
+
+    @contextmanager
+    def _at_work(self, *modules: nn.Module) -> Iterator[None]:
+        """Inside, those of `modules` that wait elsewhere are on the device."""
+        moved = [module for module in modules if any(module is away for away in self._away)]
+        for module in moved:
+            nn.Module.to(module, self.device)
+        try:
+            yield
+        finally:
+            for module in moved:
+                nn.Module.to(module, "cpu")
+
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Latents:
-        posterior = self.vae.encode(pixels_BCHW.to(self.device, torch.float32)).latent_dist
+        with self._at_work(self.vae):
+            posterior = self.vae.encode(pixels_BCHW.to(self.device, torch.float32)).latent_dist
         scale = torch.tensor(self.vae.config.scaling_factor)
         return Latents((posterior.mean - self._shift_factor) * scale, posterior.logvar + 2 * scale.log())
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        return self.read_tokens(self.tokenize(prompts))
+        with self._at_work(*self.text_encoders):
+            return self.read_tokens(self.tokenize(prompts))
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -125,9 +147,10 @@ class LatentModel(Model):
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        pixels: Tensor = self.vae.decode(
-            latents_BCHW.float() / self.vae.config.scaling_factor + self._shift_factor
-        ).sample
+        with self._at_work(self.vae):
+            pixels: Tensor = self.vae.decode(
+                latents_BCHW.float() / self.vae.config.scaling_factor + self._shift_factor
+            ).sample
         return pixels.clamp(-1, 1)
 
     @property
