@@ -30,7 +30,7 @@ from sdtune.methods import Method
 from sdtune.methods.lora import Lora
 from sdtune.objective import ObjectiveConfig
 from sdtune.optim import Optimizer
-from sdtune.optim.kinds import AdamW, AdamWScheduleFree, Leanable
+from sdtune.optim.kinds import AdamW, Leanable
 from sdtune.schema import Section
 
 Objective = Annotated[ObjectiveConfig | ConsistencyConfig | DistillationConfig, Field(discriminator="type")]
@@ -186,8 +186,8 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
         yield "optimizer.fused_backward: fp16 may have to give a step up, which is half taken then; set train.precision=bf16"
     if lean and run.train.ema:
         yield "train.ema: keeps the fp32 copy of all weights that optimizer.weights and fused_backward avoid; unset one of them"
-    if isinstance(run.optimizer, AdamWScheduleFree) and run.train.ema:
-        yield "train.ema: adamw-schedulefree averages the weights already; set train.ema=0"
+    if run.optimizer.averages and run.train.ema:
+        yield f"train.ema: {run.optimizer.type} averages the weights already; unset it"
 
 
 @cache
