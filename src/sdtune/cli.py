@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sdtune.config import RunConfig
     from sdtune.console import Screen
     from sdtune.evaluate import Scores
-    from sdtune.inspection import AdapterReport, ModelReport, RunReport
+    from sdtune.inspection import AdapterReport, ModelReport, RecipeReport, Report
     from sdtune.runs import Run
     from sdtune.stats import Interval
 
@@ -391,7 +391,8 @@ def inspect(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|RUN|FILE", help="A model folder or file, a Hub id in the cache, a run, a LoRA file."
+            metavar="MODEL|RUN|FILE",
+            help="A model folder or file, a Hub id in the cache, a run, a recipe, a LoRA file.",
         ),
     ] = "embedded",
     rank: Annotated[int, typer.Option(min=1, help="Count the adapters' parameters at this rank.")] = 16,
@@ -400,10 +401,11 @@ def inspect(
         typer.Option(metavar="SET", help="List the layers of this target set, or of a pattern.", show_default=False),
     ] = None,
 ) -> None:
-    """Show what is inside a model, a LoRA file or a run.
+    """Show what is inside a model, a LoRA file or a run, and what a recipe would train.
 
     Of a model: its parts, and the layers that each target set would
-    train. Of a LoRA or a run: rank, alpha, base, and what changed most.
+    train. Of a recipe: how many parameters its method would train, and
+    where. Of a LoRA or a run: rank, alpha, base, and what changed most.
 
     Example  [cyan]sdtune inspect embedded --rank 8[/cyan]
              [cyan]sdtune inspect embedded --layers attention[/cyan]
@@ -595,7 +597,7 @@ def _show_figures(scores: Scores) -> None:
         print(line)
 
 
-def _show_report(report: ModelReport | AdapterReport | RunReport) -> None:
+def _show_report(report: Report) -> None:
     from sdtune import inspection
 
     match report:
@@ -603,6 +605,11 @@ def _show_report(report: ModelReport | AdapterReport | RunReport) -> None:
             _show_model(report)
         case inspection.AdapterReport():
             _show_adapter(report)
+        case inspection.RecipeReport():
+            _show_recipe(report)
+        case inspection.WordReport():
+            sizes = ", ".join(f"{key} {tokens} x {width}" for key, tokens, width in report.vectors)
+            print("\n".join(console.aligned([("embedding", report.path), ("word", report.word), ("vectors", sizes)])))
         case inspection.RunReport():
             config = report.config
             rows = [
@@ -636,6 +643,16 @@ def _show_model(report: ModelReport) -> None:
     print(
         f"\nlayer names: sdtune inspect {console.quote(report.source.partition('@')[0])} --layers {report.targets[0].name}"
     )
+
+
+def _show_recipe(report: RecipeReport) -> None:
+    share = f"{report.trainable:,}, {100 * report.trainable / report.total:.2f} % of the denoiser's {report.total:,}"
+    rows = [("recipe", report.path), ("model", report.model), ("method", report.method), ("trains", share)]
+    print("\n".join(console.aligned(rows)) + "\n")
+    cells = [(g.part, g.name, str(g.tensors), f"{g.parameters:,}") for g in report.groups[:24]]
+    console.table(("part", "where", "tensors", "parameters"), cells, numbers=(2, 3))
+    if rest := report.groups[24:]:
+        print(f"and {len(rest)} more places, {sum(g.parameters for g in rest):,} parameters")
 
 
 def _show_adapter(report: AdapterReport) -> None:

@@ -64,7 +64,7 @@ def load_words(model: Model, paths: list[Path]) -> InstalledWords:
     """Teach `model` the words in `paths`. Raises ModelError if they were made for another kind of model."""
     words, rows = dict[str, int](), dict[str, list[Tensor]]()
     for path in paths:
-        word, vectors = _read(path)
+        word, vectors = read(path)
         keys = PARTS if len(model.word_parts) > 1 else tuple(vectors)
         widths = [model.parts[p].get_input_embeddings().weight.shape[1] for p in model.word_parts]  # type: ignore[operator]
         if [v.shape[1] for v in vectors.values()] != widths or set(vectors) != set(keys):
@@ -82,7 +82,7 @@ def load_words(model: Model, paths: list[Path]) -> InstalledWords:
     return InstalledWords(model)
 
 
-def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     """The word, and its vectors (tokens, width) by key, fp32."""
     with safe_open(path, "pt") as file:
         about = json.loads((file.metadata() or {}).get("sdtune", "{}"))
