@@ -72,7 +72,13 @@ class Consistency:
     """The empty prompt, one row."""
 
     def __call__(
-        self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, rng: torch.Generator, rows: slice = slice(None)
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        rng: torch.Generator,
+        rows: slice = slice(None),
+        mask_B1HW: Tensor | None = None,
     ) -> Tensor:
         """The loss of each of `rows` at a random point of the teacher's way, shape (B,). `rng` is a CPU generator."""
         import torch
@@ -82,18 +88,28 @@ class Consistency:
         noise_BCHW = torch.randn(x0_BCHW.shape, generator=rng).to(x0_BCHW)
         scale_B = (low + (high - low) * torch.rand(B, generator=rng)).to(x0_BCHW.device)
         t_B = self.timestep(n_B).to(x0_BCHW.device)
-        return self._gap(denoise, x0_BCHW[rows], cond[rows], t_B[rows], noise_BCHW[rows], scale_B[rows])
+        gap_BCHW = self._gap(denoise, x0_BCHW[rows], cond[rows], t_B[rows], noise_BCHW[rows], scale_B[rows])
+        return _mean(gap_BCHW, None if mask_B1HW is None else mask_B1HW[rows])
 
-    def error(self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, t_B: Tensor, noise_BCHW: Tensor) -> Tensor:
+    def error(
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        t_B: Tensor,
+        noise_BCHW: Tensor,
+        *,
+        mask_B1HW: Tensor | None = None,
+    ) -> Tensor:
         """The same at the points of the teacher's way nearest to given timesteps, guided by the middle of the range, shape (B,)."""
         nearest_B = ((t_B + 1) / self.stride).round().long().clamp(1, self.options.solver_steps) - 1
         scale_B = x0_BCHW.new_full((len(x0_BCHW),), sum(self.options.guidance) / 2)
-        return self._gap(denoise, x0_BCHW, cond, self.timestep(nearest_B), noise_BCHW, scale_B)
+        return _mean(self._gap(denoise, x0_BCHW, cond, self.timestep(nearest_B), noise_BCHW, scale_B), mask_B1HW)
 
     def _gap(
         self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, t_B: Tensor, noise_BCHW: Tensor, scale_B: Tensor
     ) -> Tensor:
-        """How far the jumps from both ends of one teacher's step from `t_B` lie apart."""
+        """How far the jumps from both ends of one teacher's step from `t_B` lie apart, place by place: (B, C, H, W)."""
         import torch
 
         alpha, sigma = self._at(t_B)
@@ -104,8 +120,7 @@ class Consistency:
             earlier_BCHW = self.solve(x_BCHW, t_B, earlier_B, cond, scale_B)
             target_BCHW = self.jump(denoise, earlier_BCHW, earlier_B, cond)
         square_BCHW, c = (jump_BCHW - target_BCHW).square(), self.options.huber_c
-        loss_BCHW = (square_BCHW + c**2).sqrt() - c if self.options.loss == "huber" else square_BCHW
-        return loss_BCHW.mean((1, 2, 3))
+        return (square_BCHW + c**2).sqrt() - c if self.options.loss == "huber" else square_BCHW
 
     @property
     def stride(self) -> int:
@@ -149,3 +164,7 @@ class Consistency:
     def _at(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (s_T[t_B].view(-1, 1, 1, 1) for s_T in (self.alphas_T, self.sigmas_T))
         return alpha, sigma
+
+
+def _mean(loss_BCHW: Tensor, mask_B1HW: Tensor | None) -> Tensor:
+    return (loss_BCHW if mask_B1HW is None else loss_BCHW * mask_B1HW).mean((1, 2, 3))

@@ -55,9 +55,15 @@ class Distillation(Objective):
     """Stages of teacher and student that are to have the same output."""
 
     def __call__(
-        self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, rng: torch.Generator, rows: slice = slice(None)
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        rng: torch.Generator,
+        rows: slice = slice(None),
+        mask_B1HW: Tensor | None = None,
     ) -> Tensor:
-        """See `Objective`. Teacher and student see the same noisy latents."""
+        """See `Objective`. Teacher and student see the same noisy latents. What the teacher teaches has no mask: it knows the whole."""
         assert self.teacher
         told: list[Tensor] = []
         ask, (teachers, students) = self.teacher.denoise, ([pair[i] for pair in self.pairs] for i in (0, 1))
@@ -71,7 +77,7 @@ class Distillation(Objective):
             told.extend(self.options.features * _apart(a, b) for a, b in zip(found, expected, strict=True))
             return out_BCHW
 
-        loss_B = self.options.task * super().__call__(both, x0_BCHW, cond, rng, rows)
+        loss_B = self.options.task * super().__call__(both, x0_BCHW, cond, rng, rows, mask_B1HW)
         return sum(told, loss_B)
 
 

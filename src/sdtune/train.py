@@ -42,9 +42,10 @@ def train_step(
         torch.manual_seed(seed * 1_000_003 + state.step + (distributed.rank() << 32))  # for dropout
         for batch in batches:
             rows = distributed.rows(len(batch.latents_BCHW))
+            part = batch.to(device)
             with activations_elsewhere(state.model, wanted=state.activations_elsewhere):
-                loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng, rows)
-            loss = (loss_B * batch.weight_B[rows].to(device)).sum() / len(batch.latents_BCHW) / len(batches)
+                loss_B = objective(state.model.denoise, part.latents_BCHW, part.cond, rng, rows, part.mask_B1HW)
+            loss = (loss_B * part.weight_B[rows]).sum() / len(part.latents_BCHW) / len(batches)
             (loss * scale if state.scale else loss).backward()
             state.optimizer.collect()
             total += loss.detach()

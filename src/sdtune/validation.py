@@ -19,7 +19,9 @@ from sdtune.stats import Interval, bootstrap_mean
 
 @torch.no_grad()
 def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, chunk: int = 32) -> Tensor:
-    """The unweighted loss of each held-out picture at `timesteps` fixed timesteps with fixed noise: (pictures, timesteps).
+    """The loss of each held-out picture at `timesteps` fixed timesteps with fixed noise: (pictures, timesteps).
+
+    No timestep weighs more than another; where pictures have masks, their places do.
 
     Always the same pictures, noise and timesteps, so that two models (or two steps) can be compared picture by picture.
     """
@@ -33,8 +35,9 @@ def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, ch
             x0 = held_out.latents_BCHW[rows].to(model.device)
             t_B = torch.full((len(rows),), t, device=x0.device)
             noise = noise_KNCHW[k, rows].to(x0)
+            mask = None if held_out.mask_B1HW is None else held_out.mask_B1HW[rows].to(model.device)
             losses_NK[rows, k] = objective.error(
-                model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise
+                model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise, mask_B1HW=mask
             ).cpu()
     distributed.add_up(losses_NK)
     return losses_NK

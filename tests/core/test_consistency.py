@@ -96,6 +96,21 @@ def test_the_loss_by_hand(kind: str) -> None:
     torch.testing.assert_close(found, expected.mean((1, 2, 3)))
 
 
+def test_a_mask_says_what_each_place_counts() -> None:
+    x0, cond, noise = example()
+    t = torch.tensor([19, 499, 999])
+    mask = torch.zeros(3, 1, 8, 8)
+    mask[:, :, 2:5, 1:4] = torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1, 1)
+    ours = loss(loss="l2")
+    scale = torch.full((3,), 6.0)
+    gap = ours._gap(pupil, x0, cond, t, noise, scale)
+    expected = (gap[:, :, 2:5, 1:4] * torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1, 1)).sum((1, 2, 3)) / gap[0].numel()
+    torch.testing.assert_close(ours.error(pupil, x0, cond, t, noise, mask_B1HW=mask), expected)
+    whole = ours(pupil, x0, cond, torch.Generator().manual_seed(1), mask_B1HW=mask)
+    rows = slice(1, 3)
+    torch.testing.assert_close(ours(pupil, x0, cond, torch.Generator().manual_seed(1), rows, mask), whole[rows])
+
+
 def test_the_target_gives_no_gradient() -> None:
     x0, cond, noise = example(1)
     scale, seen = torch.tensor(0.9, requires_grad=True), []

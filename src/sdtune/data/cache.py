@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdtune.data import masks
 from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
-from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, to_square
+from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, read_mask, to_square
 from sdtune.data.layouts import listed, plural, shown
 from sdtune.data.shards import Row, Shards
 from sdtune.errors import DataError
@@ -74,6 +75,8 @@ class Cache:
         folder = config.cache_folder()
         self._pictures = Shards(folder / f"pictures-{resolution}-{encoder}")
         self._captions = Shards(folder / f"captions-{encoder}")
+        self._mask_means = Shards(folder / f"masks-{resolution}-{model.downscale}")
+        self._masks_M1HW: Tensor | None = None
         self._latents: Latents | None = None
         self._cond: Cond | None = None
 
@@ -106,6 +109,8 @@ class Cache:
         if views:
             mean_BCHW, logvar_BCHW = (torch.stack([rows[k][name] for k in views]) for name in ("mean", "logvar"))
             self._latents = Latents(mean_BCHW, logvar_BCHW)
+        if any(example.mask for example in self.examples):
+            yield from self._fill_masks()
         texts = {_key("caption", text): text for text in self._texts}
         rows = yield from self._complete(
             "captions", self._captions, list(texts), self._encode_texts(texts), ENCODE_BATCH
@@ -140,6 +145,10 @@ class Cache:
         assert self._latents is not None, "fill the cache first"
         rows_B = self._view_rows_NV[indices_B, variant_B]
         return Latents(self._latents.mean_BCHW[rows_B], self._latents.logvar_BCHW[rows_B])
+
+    def masks(self, indices_B: Tensor, variant_B: Tensor) -> Tensor | None:
+        """What each latent of pictures `indices_B` counts, each in its variant, (B, 1, H, W); None if all count 1. After `fill`."""
+        return None if self._masks_M1HW is None else self._masks_M1HW[self._mask_rows_NV[indices_B, variant_B]]
 
     def cond(self, rows_B: Tensor) -> Cond:
         """The text states of rows that `caption_rows` gave; row 0 is the empty caption. After `fill`."""
@@ -249,6 +258,44 @@ class Cache:
 
         return encode
 
+    def _fill_masks(self) -> Generator[tuple[str, int, int], None, None]:
+        """The weights of all masked views, a row each; row 0 is for pictures without a mask."""
+        views = {self._mask_key(v): v for row in self._views_NV for v in row if self.examples[v.example].mask}
+        rows = yield from self._complete(
+            "masks", self._mask_means, list(views), self._encode_masks(views), ENCODE_BATCH
+        )
+        side, config, lost = self.resolution // self._model.downscale, self._config, list[str]()
+        weights, count = [torch.ones(1, 1, side, side)], 1
+        self._mask_rows_NV = torch.zeros(len(self), len(self._views_NV[0]), dtype=torch.long)
+        for n, views_V in enumerate(self._views_NV):
+            if self.examples[n].mask:
+                means = [rows[self._mask_key(v)]["mean"] for v in views_V]
+                masks_V1HW = torch.stack([m.flip(-1) if v.mirrored else m for m, v in zip(means, views_V, strict=True)])
+                self._mask_rows_NV[n] = torch.arange(count, count := count + len(views_V))
+                weights.append(masks.weights(masks_V1HW, config.mask_floor, normalize=config.mask_normalize))
+                lost += [] if masks_V1HW.any() else [shown(Path(self.examples[n].image.name))]
+        self._masks_M1HW = torch.cat(weights)
+        if lost:
+            self.notes.append(
+                f"{plural(len(lost), 'picture')} cut so that nothing is left of what its mask lets count: {listed(lost)}"
+            )
+
+    def _encode_masks(self, views: Mapping[str, View]) -> Encode:
+        return lambda keys: [{"mean": self._mask_mean(views[k])} for k in keys]
+
+    def _mask_mean(self, view: View) -> Tensor:
+        example = self.examples[view.example]
+        assert example.mask
+        data = _unchanged(example.mask, example.mask_digest)
+        mask_HW = read_mask(data, opacity=example.mask == example.image, max_pixels=self._config.max_pixels)
+        cell, pad = self._model.downscale, self._crop == "pad"
+        return torch.from_numpy(masks.to_latents(mask_HW, self.resolution, cell, box=view.box, pad=pad))
+
+    def _mask_key(self, view: View) -> str:
+        example = self.examples[view.example]
+        how = f"{self.resolution}/{self._model.downscale}/{self._crop == 'pad'}/{example.mask == example.image}"
+        return _key("mask", FORMAT, example.mask_digest, how, *map(str, view.box))
+
     def _encode_texts(self, texts: Mapping[str, str]) -> Encode:
         def encode(keys: Sequence[str]) -> list[Row]:
             cond = self._model.encode_prompts([texts[k] for k in keys] + [""] * (ENCODE_BATCH - len(keys)))
@@ -259,15 +306,21 @@ class Cache:
 
     def _square(self, view: View) -> Pixels:
         example, config = self.examples[view.example], self._config
-        data = _bytes(example.image)
-        if example.digest and _digest(data) != example.digest:
-            raise DataError(f"{shown(example.image)}: changed while it was being read; start again")
+        data = _unchanged(example.image, example.digest)
         try:
             im = decode(data, background=config.background, max_pixels=config.max_pixels)
         except DataError as error:
             raise DataError(f"{shown(example.image)}: {error}") from None
         square = to_square(im, self.resolution, box=view.box, pad=self._crop == "pad", background=config.background)
         return np.ascontiguousarray(square[:, ::-1]) if view.mirrored else square
+
+
+def _unchanged(path: Path, digest: str) -> bytes:
+    """The bytes of a file that had `digest` when it was checked."""
+    data = _bytes(path)
+    if digest and _digest(data) != digest:
+        raise DataError(f"{shown(path)}: changed while it was being read; start again")
+    return data
 
 
 def _bytes(path: Path) -> bytes:
