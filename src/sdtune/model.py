@@ -34,6 +34,9 @@ class Cond:
     """Token ids for each text encoder, (B, encoders, tokens): set where text encoders are trained. `denoise` then reads them
     anew, with gradients, and does not look at `states_BLD` and `pooled_BD`."""
 
+    given_BCHW: Tensor | None = None
+    """Inpainting variants: where to paint (1 there, one channel), and the latents of what is left of the picture. None: paint all."""
+
     def __getitem__(self, index: slice | Tensor) -> Cond:
         return self._each(lambda field: field[index])
 
@@ -123,6 +126,8 @@ class Model(ABC):
 
     denoiser_name = "unet"
     """The denoiser's name in diffusers' folders and in adapter files."""
+    inpaints = False
+    """Whether the denoiser is told where to paint, and what is left of the picture (`Cond.given_BCHW`)."""
     sized = False
     """Whether the denoiser is told each picture's size and cut (`Cond.size_BK`)."""
 

@@ -190,7 +190,7 @@ class UnetModel(LatentModel):
         super().__init__(loaded, device=device, dtypes=dtypes)
         unet: Any = self.denoiser
         self._check_unet(unet.config)
-        self._masked, self._blanks = unet.config.in_channels != self.latent_channels, dict[tuple[int, ...], Tensor]()
+        self.inpaints, self._blanks = unet.config.in_channels != self.latent_channels, dict[tuple[int, ...], Tensor]()
         self.prediction = prediction(self.schedule, self.source)
         alphas_cumprod_T = alphas_cumprod(self.schedule)
         if self.prediction == "epsilon" and float(alphas_cumprod_T[-1]) == 0:
@@ -224,11 +224,13 @@ class UnetModel(LatentModel):
                 f"{2 * self.latent_channels + 1} for inpainting"
             )
 
-    def with_mask(self, x_BCHW: Tensor) -> Tensor:
-        """What the U-Net reads. Inpainting variants also get a mask and the latents of what it leaves of the picture, as
-        in diffusers' inpainting; here the mask covers the whole picture, so that nothing (grey) is left."""
-        if not self._masked:
+    def with_mask(self, x_BCHW: Tensor, given_BCHW: Tensor | None) -> Tensor:
+        """What the U-Net reads. Inpainting variants also get a mask and the latents of what it leaves of the picture, as in
+        diffusers' inpainting; where none is given the mask covers the whole picture, so that nothing (grey) is left."""
+        if not self.inpaints:
             return x_BCHW
+        if given_BCHW is not None:
+            return torch.cat([x_BCHW, given_BCHW.to(x_BCHW)], 1)
         (B, _, H, W), side = x_BCHW.shape, self.downscale
         if (H, W) not in self._blanks:
             self._blanks[H, W] = self.encode_images(x_BCHW.new_zeros(1, 3, H * side, W * side)).mean_BCHW

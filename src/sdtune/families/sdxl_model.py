@@ -53,7 +53,11 @@ class SdxlModel(UnetModel):
         size_BK = self._uncut(x_BCHW) if cond.size_BK is None else cond.size_BK
         added = {"text_embeds": cond.pooled_BD.to(self.dtype), "time_ids": size_BK}
         prediction: Tensor = unet(
-            self.with_mask(x_BCHW), t_B, cond.states_BLD.to(self.dtype), added_cond_kwargs=added, return_dict=False
+            self.with_mask(x_BCHW, cond.given_BCHW),
+            t_B,
+            cond.states_BLD.to(self.dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
         )[0]
         return prediction
 
