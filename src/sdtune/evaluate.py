@@ -39,8 +39,7 @@ OVERFIT_SHARE = 0.1
 """Overfit: more than this share of the gain in validation loss was lost again after the best step."""
 COPY_LIMIT = 0.2
 """Copied: more than this share of the prompts gives pictures nearer to a training picture than any held-out real one is."""
-MIN_PROMPTS = 20
-"""Fewer prompts, or validation pictures, decide nothing."""
+MIN_PROMPTS = stats.MIN_UNITS
 
 
 @dataclass(frozen=True)

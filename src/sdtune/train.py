@@ -226,11 +226,10 @@ def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Ite
     raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
     with state.shown():
         losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
-    per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
-    mean = sum(per_picture) / len(per_picture)
-    yield Validated(state.step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw)
-    if state.step and mean < state.best_loss:
-        state.best_loss, state.best_step = mean, state.step
+    found = validation.event(state.step, losses_NK, validation.fixed_timesteps(ready.objective, K), raw)
+    yield found
+    if state.step and found.loss < state.best_loss:
+        state.best_loss, state.best_step = found.loss, state.step
         keep_best(state, config, run)
 
 

@@ -291,6 +291,9 @@ def test_validation_tells_timesteps_and_weights_apart(straight: tuple[RunConfig,
     validated = [e for e in events if isinstance(e, Validated)]
     for e in validated:
         assert len(e.per_timestep) == 2 and sum(e.per_timestep) / 2 == pytest.approx(e.loss, rel=1e-5)
+        assert e.timesteps == (250, 750) and [len(band) for band in e.per_band] == [3, 3]
+        for band, mean in zip(e.per_band, e.per_timestep, strict=True):
+            assert sum(band) / 3 == pytest.approx(mean, rel=1e-5)
         assert e.raw is not None
     assert validated[0].raw == pytest.approx(validated[0].loss, rel=1e-6)
     assert abs(validated[-1].raw - validated[-1].loss) > 1e-5  # type: ignore[operator]

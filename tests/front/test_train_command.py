@@ -38,8 +38,22 @@ def test_plain_output_is_lines_without_escapes(finished: subprocess.CompletedPro
     )
     assert b"this run is finished already" in again.stdout
     assert b"sdtune compare runs/done" in again.stdout
+    assert_bands_shown(again.stdout.decode(), place)
     assert not re.search(rb"[\x1b\r\x08]", again.stdout)  # as bytes: text mode would hide a carriage return
     assert again.stderr == b""
+
+
+def assert_bands_shown(text: str, place: Place, step: int = 30) -> None:
+    """The table at the end of a run has the numbers of its log."""
+    validated = {e.step: e for e in Run(place.folder / "runs" / "done").events() if isinstance(e, Validated)}
+    assert f"validation loss by timestep, {len(validated[0].per_picture)} pictures; 95 % intervals" in text
+    (head,) = (line.split() for line in text.splitlines() if line.startswith("timesteps"))
+    assert head == ["timesteps", "step", "0", "step", str(step), "change", "interval", "verdict"]
+    for name, covers, band in (("clean", (62, 312), 0), ("middle", (437, 562), 1), ("noisy", (687, 937), 2)):
+        base, now = (sum(validated[s].per_band[band]) / len(validated[s].per_picture) for s in (0, step))
+        change = re.escape(f"{100 * (now / base - 1):+.1f} %")
+        wanted = rf"{name} \({covers[0]} to {covers[1]}\) +{base:.4f} +{now:.4f} +{change} +\S+ to \S+ % +cannot tell"
+        assert re.search(wanted, text), text
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(finished: subprocess.CompletedProcess[str], place: Place) -> None:
