@@ -282,8 +282,10 @@ def sample(
         path = out / f"{i:03d}-{_slug(picture.prompt)}-{picture.seed}.png"
         save_png(picture, path)
         drawn.append(picture)
-        screen.emit({"path": str(path), "prompt": picture.prompt, "seed": picture.seed})
+        screen.emit({"path": str(path), "prompt": picture.prompt, "seed": picture.seed, "flaw": picture.flaw})
         screen.result(path)
+        if picture.flaw:
+            _tell(f"warning: {path}: {picture.flaw}")
     if sheet and drawn:
         from sdtune.contact import write_sheet
 
@@ -572,6 +574,8 @@ def _compared(run: Run, overrides: Sequence[str], screen: Screen, checkpoint: st
 def _show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpoint: str = "final") -> None:
     result = _compared(run, overrides, screen, checkpoint)
     screen.done()
+    if result.flawed:
+        _tell(f"warning: {result.flawed}")
     screen.emit({"report": str(result.report), "scores": result.scores.as_dict()})
     for verdict in result.scores.verdicts:
         screen.verdict(verdict.question, verdict.answer, verdict.because, verdict.good)

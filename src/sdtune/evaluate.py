@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdtune import stats
+from sdtune.bands import BandChange
 from sdtune.errors import EvaluationError
 from sdtune.metrics import content, diversity, frechet, kid, nearest
 from sdtune.stats import Interval
@@ -148,6 +149,8 @@ class Validation:
     losses_SN: Array = field(default_factory=lambda: np.zeros((0, 0)))
     train_steps: tuple[int, ...] = ()
     train_losses: tuple[float, ...] = ()
+    bands: tuple[BandChange, ...] = ()
+    """From step 0 to the last of `steps`, by bands of timesteps."""
 
 
 def see(scorer: Scorer, images: Iterable[Image.Image], captions: Sequence[str], prompts: Sequence[str]) -> Seen:

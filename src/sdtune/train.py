@@ -238,6 +238,8 @@ def _previews(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         path = run.samples / f"step-{ready.state.step:06d}" / f"{i:02d}.png"
         save_png(picture, path)
         yield Sampled(ready.state.step, picture.prompt, picture.seed, str(path.relative_to(run.path)))
+        if picture.flaw:
+            yield Warned(f"preview of {picture.prompt!r}, seed {picture.seed}: {picture.flaw}", ready.state.step)
 
 
 def _did_it_train(state: State, initial: Mapping[str, Tensor]) -> Iterator[Event]:

@@ -15,11 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sdtune
 from sdtune.events import Encoding, Failed, Finished, Saved, Started, Step, Stopped, Validated, from_line
 from sdtune.runs import Run
+from tests import tiny
 from tests.front.conftest import COMMAND, Place
 
 
@@ -238,6 +239,24 @@ def test_sample_command_and_api_draw_the_same(finished: subprocess.CompletedProc
     for name, sample in zip(names[:2], samples, strict=True):
         with Image.open(place.folder / name) as image:
             assert image.tobytes() == sample.image.tobytes()
+
+
+def test_sample_says_on_stderr_which_pictures_show_nothing(place: Place, tmp_path: Path) -> None:
+    white = tiny.sd1_folder(tmp_path / "white")
+    file = white / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.weight"].zero_()
+    weights["decoder.conv_out.bias"].fill_(-3.0)
+    save_file(weights, file, {"format": "pt"})
+    out = tmp_path / "drawn"
+    done = place.run(
+        "sample", str(white), "-p", "a dog", "--out", str(out), "--json", "sample.steps=2", "sample.seeds=[1,2]"
+    )
+    assert done.returncode == 0
+    drawn = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [d["flaw"].partition(";")[0] for d in drawn] == ["one colour all over, rgb(0, 0, 0)"] * 2
+    assert done.stderr.splitlines() == [f"warning: {d['path']}: {d['flaw']}" for d in drawn]
+    assert all(Path(d["path"]).is_file() for d in drawn)
 
 
 def test_strength_0_is_the_base_and_1_is_not(finished: subprocess.CompletedProcess[str], place: Place) -> None:
