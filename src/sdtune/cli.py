@@ -453,6 +453,39 @@ def keys(
 
 
 @app.command()
+def timeline(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write.  [dim]<run>/timeline.png[/dim]", show_default=False)
+    ] = None,
+    columns: Annotated[int, typer.Option(min=2, help="At most so many steps, evenly spread.")] = 12,
+) -> None:
+    """Put a run's previews on one sheet, step by step.
+
+    A row for each prompt and seed, a column for each step, the base
+    first; over it the validation loss. Also of a run that goes on.
+
+    Example  [cyan]sdtune timeline runs/demo-lora[/cyan]
+    Writes   <run>/timeline.png. Run it again to take in what is new.
+    """
+    from sdtune import timeline
+    from sdtune.contact import write_timeline
+    from sdtune.errors import RunError
+
+    source = _run(run)
+    source.config()  # the error for a folder that is no run
+    found = timeline.read(source, columns)
+    if found is None:
+        raise RunError(f"{run}: has previews of fewer than two steps; train.sample_every says how often they are drawn")
+    path = out or source.timeline_file
+    write_timeline(found, path)
+    screen = _options(ctx).screen()
+    screen.emit({"timeline": str(path), "steps": found.steps})
+    screen.result(path)
+
+
+@app.command()
 def tensorboard(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],

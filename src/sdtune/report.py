@@ -19,10 +19,11 @@ import numpy as np
 from PIL import Image
 
 from sdtune import config as configs
+from sdtune import timeline
 from sdtune.bands import BandChange
 from sdtune.compare import SIDES
 from sdtune.evaluate import COPY_LIMIT, Figure, Scores, Validation, number, unseen
-from sdtune.events import Finished, Sampled, Started
+from sdtune.events import Finished, Started
 from sdtune.metrics.content import strip_shared
 from sdtune.stats import MIN_UNITS
 
@@ -271,23 +272,15 @@ def _neighbours(c: Comparison, train: Sequence[Path]) -> list[Json]:
 
 def _timeline(c: Comparison) -> Json | None:
     """The previews of the run: a row a prompt and seed, a column a step, at most TIMELINE_STEPS of them."""
-    found = {(e.prompt, e.seed, e.step): c.run.path / e.path for e in c.run.events() if isinstance(e, Sampled)}
-    found = {k: p for k, p in found.items() if p.is_file()}
-    steps = sorted({s for _, _, s in found})
-    if len(steps) < 2:
+    found = timeline.read(c.run, TIMELINE_STEPS)
+    if found is None:
         return None
-    if len(steps) > TIMELINE_STEPS:
-        steps = [steps[round(i * (len(steps) - 1) / (TIMELINE_STEPS - 1))] for i in range(TIMELINE_STEPS)]
-    keys = list(dict.fromkeys((p, s) for p, s, _ in found))
     rows = [
-        {
-            "prompt": p,
-            "seed": s,
-            "cells": [_thumb(found[p, s, t], SMALL) if (p, s, t) in found else None for t in steps],
-        }
-        for p, s in keys
+        {"prompt": r.prompt, "seed": r.seed, "cells": [_thumb(path, SMALL) if path else None for path in r.cells]}
+        for r in found.rows
     ]
-    return {"steps": steps, "rows": rows}
+    losses = [None if v is None else number(v) for v in found.losses]
+    return {"steps": found.steps, "losses": losses if any(losses) else None, "rows": rows}
 
 
 def _facts(c: Comparison) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 config.toml        resolved, written first        events.jsonl   the only log
 environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
 data.json          hashes of pictures, captions   comparison/    pictures, scores.json, report.html
-samples/           previews
+samples/           previews                       timeline.png   all of them on one sheet
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class Run:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def timeline_file(self) -> Path:
+        return self.path / "timeline.png"
 
     @property
     def final(self) -> Path:

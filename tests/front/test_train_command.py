@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sdtune
-from sdtune.events import Encoding, Failed, Finished, Saved, Started, Step, Stopped, Validated, from_line
+from sdtune.events import Encoding, Failed, Finished, Sampled, Saved, Started, Step, Stopped, Validated, from_line
 from sdtune.runs import Run
 from tests import tiny
 from tests.front.conftest import COMMAND, Place
@@ -267,6 +268,24 @@ def test_strength_0_is_the_base_and_1_is_not(finished: subprocess.CompletedProce
     base = drawn("model", "sample.steps=2")
     assert drawn("runs/done", "sample.strength=0") == base
     assert drawn("runs/done") != base
+
+
+def test_timeline_command(finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path) -> None:
+    assert "has previews of fewer than two steps; train.sample_every" in place.fails(6, "timeline", "runs/done")
+    assert "not a run folder" in place.fails(6, "timeline", str(tmp_path))
+    shutil.copytree(place.folder / "runs" / "done", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    for step in (0, 10, 20):
+        path = run.samples / f"{step}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (step, 0, 0)).save(path)
+        run.log(Sampled(step, "a dog", 0, f"samples/{step}.png"))
+    done = place.run("timeline", str(run.path), "--columns", "2", "--json")
+    assert json.loads(done.stdout) == {"timeline": str(run.path / "timeline.png"), "steps": [0, 20]}
+    with Image.open(run.path / "timeline.png") as sheet:
+        assert sheet.width == 8 + 2 * (128 + 8)
+    done = place.run("timeline", str(run.path), "--out", str(tmp_path / "mine.png"), "--quiet")
+    assert done.stdout == f"{tmp_path / 'mine.png'}\n" and (tmp_path / "mine.png").is_file()
 
 
 def test_tensorboard_reads_the_log(finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path) -> None:
