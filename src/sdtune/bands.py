@@ -51,6 +51,11 @@ def split(timesteps: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
+def named(event: Validated) -> dict[str, tuple[float, ...]]:
+    """The losses of the pictures by the names of the bands; nothing where a log is too old to tell."""
+    return dict(zip(NAMES[len(event.per_band)], event.per_band, strict=True)) if event.per_band else {}
+
+
 def changes(base: Validated, now: Validated) -> tuple[BandChange, ...]:
     """Band by band, clean first. Nothing where a log is too old to tell, or the two were measured on other pictures or timesteps."""
     tables = [np.array(e.per_band, np.float64) for e in (base, now)]

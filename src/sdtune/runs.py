@@ -161,6 +161,10 @@ class Run:
         finally:
             self.lock_file.unlink(missing_ok=True)
 
+    def living(self) -> bool:
+        """Whether a process holds the folder. One on another machine counts as living: nobody here can tell."""
+        return self.lock_file.exists() and self._living_holder() is not None
+
     def _living_holder(self) -> dict[str, Any] | None:
         try:
             holder: dict[str, Any] = json.loads(self.lock_file.read_text(encoding="utf-8"))

@@ -19,7 +19,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sdtune
-from sdtune.events import Encoding, Failed, Finished, Sampled, Saved, Started, Step, Stopped, Validated, from_line
+from sdtune.events import (
+    Encoding,
+    Failed,
+    Finished,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Validated,
+    from_line,
+    to_line,
+)
 from sdtune.runs import Run
 from tests import tiny
 from tests.front.conftest import COMMAND, Place
@@ -304,3 +316,52 @@ def test_tensorboard_reads_the_log(finished: subprocess.CompletedProcess[str], p
     assert [step for step, _ in shown] == [step for step, _ in losses]
     assert [value for _, value in shown] == pytest.approx([loss for _, loss in losses])
     assert [s.step for s in reader.Scalars("validation/loss")] == [0, 10, 20, 30]
+
+
+def test_follow_goes_along_with_a_living_run_until_it_ends(place: Place, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with place.popen("train", "tiny.toml", "name=followed") as trainer:
+        assert trainer.stdout is not None
+        assert any(line.startswith("step 0: validation") for line in trainer.stdout)
+        done = place.run("follow", "runs/followed", "--to", "tensorboard", "--out", str(tmp_path), "--json")
+        trainer.communicate(timeout=60)
+    assert trainer.returncode == 0
+    assert done.returncode == 0, done.stderr
+    sent = json.loads(done.stdout)
+    assert sent["outcome"] == "finished"
+    assert sent["where"] == str(tmp_path)
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert [s.step for s in reader.Scalars("train/loss")] == list(range(1, 31))
+    assert [s.step for s in reader.Scalars("validation/noisy")] == [0, 10, 20, 30]
+
+
+def test_ctrl_c_ends_the_following_and_not_the_run(
+    finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    run = Run(tmp_path / "run")
+    shutil.copytree(place.folder / "runs" / "done", run.path)
+    kept = [e for e in run.events() if not isinstance(e, Finished)]
+    run.events_file.write_text("".join(f"{to_line(e)}\n" for e in kept), encoding="utf-8")
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
+    run.lock_file.write_text(json.dumps(me), encoding="utf-8")
+    with place.popen("follow", str(run.path), "--to", "tensorboard") as process:
+        while not list(run.path.glob("tensorboard/*")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopping: what was logged so far is sent" in err
+    assert "Traceback" not in err
+    assert re.search(r"^run +not over yet$", out, re.MULTILINE)
+    assert run.living()
+
+
+def test_follow_refuses_what_it_cannot_do(
+    finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path
+) -> None:
+    assert "not a run folder" in place.fails_after_opening(6, "follow", str(tmp_path), "--to", "tensorboard")
+    assert "neptune" in place.run("follow", "runs/done", "--to", "neptune").stderr
