@@ -101,8 +101,8 @@ class Comparison:
         if not any(found):
             return ""
         pair, flaw = (found[1] or found[0])[0]
-        counts = " and ".join(f"{len(f)} of {len(self.pairs)} {w} pictures" for f, w in zip(found, SIDES, strict=True))
-        return f"{counts} show nothing, and are judged all the same; {pair.prompt!r}, seed {pair.seed}: {flaw}"
+        counts = f"{len(found[1])} of {len(self.pairs)} tuned pictures (and {len(found[0])} of the base's) show nothing"
+        return f"{counts}, and are judged all the same; {pair.prompt!r}, seed {pair.seed}: {flaw}"
 
 
 def compare(

@@ -240,7 +240,7 @@ def band_table(config: RunConfig, event: Finished, progress: Progress) -> tuple[
         return "", []
     n = len(now.per_picture)
     title = f"validation loss by timestep, {n} pictures; 95 % intervals"
-    title += "" if n >= MIN_UNITS else f" (with fewer than {MIN_UNITS} nothing is told)"
+    title += "" if n >= MIN_UNITS else f"; no verdict with fewer than {MIN_UNITS}"
     heads = ["timesteps", "step 0", f"step {now.step}", "change", "interval", "verdict"]
     cells = []
     for row in rows:

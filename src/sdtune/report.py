@@ -392,7 +392,7 @@ def _smooth(values: Any) -> list[float]:
     return [float(values[max(0, i - window) : i + window + 1].mean()) for i in range(len(values))]
 
 
-BAND_WIDE, BAND_EDGE = 300, 8
+BAND_WIDE, BAND_EDGE = 300, 20
 """Of the small drawings of intervals, in view-box units."""
 
 
@@ -430,7 +430,7 @@ def _percent(band: BandChange) -> tuple[str, str]:
 
 
 def _signed(value: float, form: str) -> str:
-    return f"{value:+{form}}".replace("+0", "0").replace("-", "\N{MINUS SIGN}") if value else "0"
+    return f"{value:+{form}}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 def _band_record(band: BandChange) -> Json:
