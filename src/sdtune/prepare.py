@@ -53,7 +53,7 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     run.write(run.environment_file, as_json(environment(device)))
     for note in splits.notes:
         yield run.logged(Noted(note))
-    splits = yield from _with_class_pictures(splits, model, config)
+    splits = yield from _with_class_pictures(splits, model, config, run)
     yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
@@ -117,7 +117,7 @@ def _check_words(model: Model, splits: Splits) -> None:
             )
 
 
-def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Generator[Event, None, Splits]:
+def _with_class_pictures(splits: Splits, model: Model, config: RunConfig, run: Run) -> Generator[Event, None, Splits]:
     """`splits` with the class pictures of prior preservation; the base model draws those that are missing."""
     data = config.data
     if not data.class_prompt:
@@ -128,6 +128,8 @@ def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Gen
         missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
         for picture in sample(model, options, seeds=missing):
             save_png(picture, folder / f"{picture.seed:05d}.png")
+            if picture.flaw:
+                yield run.logged(Warned(f"class picture {folder / f'{picture.seed:05d}.png'}: {picture.flaw}"))
             yield Encoding(
                 "class pictures", data.class_count - len(missing) + missing.index(picture.seed) + 1, data.class_count
             )

@@ -3,7 +3,7 @@
 config.toml        resolved, written first        events.jsonl   the only log
 environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
 data.json          hashes of pictures, captions   comparison/    pictures, scores.json, report.html
-samples/           previews
+samples/           previews                       timeline.png   all of them on one sheet
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class Run:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def timeline_file(self) -> Path:
+        return self.path / "timeline.png"
 
     @property
     def final(self) -> Path:
@@ -156,6 +160,10 @@ class Run:
             yield
         finally:
             self.lock_file.unlink(missing_ok=True)
+
+    def living(self) -> bool:
+        """Whether a process holds the folder. One on another machine counts as living: nobody here can tell."""
+        return self.lock_file.exists() and self._living_holder() is not None
 
     def _living_holder(self) -> dict[str, Any] | None:
         try:

@@ -27,7 +27,19 @@ from tests import tiny
 from tests.front.conftest import COMMAND, Place
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["demo", "init", "train", "sample", "compare", "evaluate", "doctor", "inspect", "keys", "tensorboard"]
+COMMANDS = [
+    "demo",
+    "init",
+    "train",
+    "sample",
+    "compare",
+    "evaluate",
+    "doctor",
+    "inspect",
+    "keys",
+    "timeline",
+    "tensorboard",
+]
 
 
 def output(*arguments: str, folder: Path | None = None, **environment: str) -> str:
