@@ -5,29 +5,61 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
 from sdtune.errors import ConfigError
-from sdtune.model import Cond, Model, Prediction
+from sdtune.model import Cond, Denoise, Model, Prediction, Teacher
 from sdtune.schema import Section, refuse_idle
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Denoise = Callable[["Tensor", "Tensor", Cond], "Tensor"]
-"""(noisy latents (B, C, H, W), times (B,), cond) -> prediction (B, C, H, W)."""
-
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+class Loss(Protocol):
+    """What an objective's `build` gives, and the training step calls. `mask_B1HW` says what each place counts; without it, 1."""
+
+    @property
+    def alphas_T(self) -> Tensor:
+        """One for each timestep that `error` knows."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        rng: torch.Generator,
+        rows: slice = slice(None),
+        mask_B1HW: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each of `rows` to be learned from, shape (B,). All chance comes from `rng`, and is drawn for the whole batch."""
+
+    def error(
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        t_B: Tensor,
+        noise_BCHW: Tensor,
+        *,
+        mask_B1HW: Tensor | None = None,
+    ) -> Tensor:
+        """The validation loss of each example at given timesteps and noise, shape (B,)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Section):
-    """The loss. Whether noise, v or flow is predicted follows from the model."""
+    """Noise is to be found in noisy pictures: the usual loss. Whether noise, v or flow is predicted follows from the model."""
 
+    needs_teacher: ClassVar[bool] = False
+    """Whether it learns from the model as it was before, too."""
+
+    type: Literal["denoising"] = "denoising"
     weighting: Literal["min-snr", "soft-min-snr", "debiased", "p2", "none"] = "min-snr"
     """How much a timestep counts: "min-snr" (arXiv:2303.09556) bounds the weight of nearly clean ones, "soft-min-snr" bends where
     that has a corner (arXiv:2401.11605), "debiased" is 1 / sqrt(SNR) (arXiv:2310.08442), "p2" 1 / (k + SNR)^gamma
@@ -74,7 +106,7 @@ class ObjectiveConfig(Section):
         if self.timestep_range and self.timestep_range[0] > self.timestep_range[1]:
             raise ConfigError(f"objective.timestep_range: {list(self.timestep_range)} begins after its end")
 
-    def build(self, model: Model) -> Objective:
+    def build(self, model: Model, teacher: Teacher | None = None) -> Objective:
         """The loss for `model`'s noise schedule. Raises ConfigError if the two do not go together."""
         T = len(model.alphas_T)
         if self.timestep_range and self.timestep_range[1] >= T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,7 +21,8 @@ from sdtune.data.layouts import listed, shown
 from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.errors import ConfigError, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
-from sdtune.objective import Objective
+from sdtune.memory import activations_elsewhere
+from sdtune.objective import Loss
 from sdtune.optim.kinds import Leanable
 from sdtune.prepare import Ready, build, finished_run, prepare_folder
 from sdtune.runs import Run
@@ -31,35 +33,39 @@ CHECK_STEP = 3  # by then each part of an adapter has had a gradient: B at the f
 
 
 def train_step(
-    state: State, batches: Sequence[Batch], objective: Objective, *, lr: float, max_grad_norm: float, seed: int
+    state: State, batches: Sequence[Batch], objective: Loss, *, lr: float, max_grad_norm: float, seed: int
 ) -> tuple[float, float]:
     """One optimiser step over `batches`: noise, predict, weigh, backward, clip, update. Returns loss and gradient norm."""
     device, rng = state.model.device, torch.Generator().manual_seed(seed * 1_000_003 + state.step)
-    total = torch.zeros((), device=device)
+    total, scale = torch.zeros((), device=device), state.scale.value if state.scale else 1.0
     state.optimizer.begin(state.step, lr)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + state.step + (distributed.rank() << 32))  # for dropout
         for batch in batches:
             rows = distributed.rows(len(batch.latents_BCHW))
-            mask = None if batch.mask_B1HW is None else batch.mask_B1HW.to(device)
-            latents, cond = batch.latents_BCHW.to(device), batch.cond.to(device)
-            loss_B = objective(state.model.denoise, latents, cond, rng, rows, mask_B1HW=mask)
-            loss = (loss_B * batch.weight_B[rows].to(device)).sum() / len(batch.latents_BCHW) / len(batches)
-            loss.backward()
+            part = batch.to(device)
+            with activations_elsewhere(state.model, wanted=state.activations_elsewhere):
+                loss_B = objective(state.model.denoise, part.latents_BCHW, part.cond, rng, rows, part.mask_B1HW)
+            loss = (loss_B * part.weight_B[rows]).sum() / len(part.latents_BCHW) / len(batches)
+            (loss * scale if state.scale else loss).backward()
             state.optimizer.collect()
             total += loss.detach()
     for gradient in state.optimizer.gradients():
         distributed.add_up(gradient)
+        if state.scale:
+            gradient /= scale
     distributed.add_up(total)
     if state.step + 1 == CHECK_STEP:
         state.without_gradient = list(state.optimizer.names_without_gradient())
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
-    if not all(map(math.isfinite, values)):
+    taken = state.scale.judge(sum(values)) if state.scale else all(map(math.isfinite, values))
+    if not taken and (state.scale is None or state.scale.hopeless):
         raise TrainingError(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
+            + (f", loss scale {scale:g}" if state.scale else "")
         )
-    state.optimizer.step()
+    state.optimizer.step() if taken else state.optimizer.drop()
     state.step, state.looked = state.step + 1, False
     if state.ema:
         state.ema.update(state.step)
@@ -144,7 +150,9 @@ def _explain_memory(config: RunConfig) -> TrainingError:
 
 def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state, options, start = ready.state, config.train, time.time()
-    initial = state.optimizer.values() if state.step < CHECK_STEP else {}
+    initial = mean = state.optimizer.values() if state.step < CHECK_STEP else {}
+    if initial and state.ema and state.step:
+        mean = state.ema.values()  # at step 0 it is the weights
     if not state.looked:
         yield from _look(ready, config, run)
     stream = batches(
@@ -166,10 +174,14 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             )
         except TrainingError as error:
             raise TrainingError(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
-        yield Step(state.step, loss, grad_norm, lr, time.time() - began)
+        if math.isfinite(loss + grad_norm):
+            yield Step(state.step, loss, grad_norm, lr, time.time() - began)
+        elif state.scale:
+            message = f"the gradient is too large for fp16: step given up, loss scale halved to {state.scale.value:g}"
+            yield Warned(message, state.step)
         if state.step == CHECK_STEP:
-            yield from _did_it_train(state, initial)
-            initial = {}  # a copy of all weights: let it go
+            yield from _did_it_train(state, initial, mean)
+            initial = mean = {}  # copies of all weights: let them go
         yield from _look(ready, config, run)
         if _due(state, options, options.save_every):
             path = save(state, config, run)
@@ -218,11 +230,10 @@ def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Ite
     raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
     with state.shown():
         losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
-    per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
-    mean = sum(per_picture) / len(per_picture)
-    yield Validated(state.step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw)
-    if state.step and mean < state.best_loss:
-        state.best_loss, state.best_step = mean, state.step
+    found = validation.event(state.step, losses_NK, validation.fixed_timesteps(ready.objective, K), raw)
+    yield found
+    if state.step and found.loss < state.best_loss:
+        state.best_loss, state.best_step = found.loss, state.step
         keep_best(state, config, run)
 
 
@@ -231,14 +242,31 @@ def _previews(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         path = run.samples / f"step-{ready.state.step:06d}" / f"{i:02d}.png"
         save_png(picture, path)
         yield Sampled(ready.state.step, picture.prompt, picture.seed, str(path.relative_to(run.path)))
+        if picture.flaw:
+            yield Warned(f"preview of {picture.prompt!r}, seed {picture.seed}: {picture.flaw}", ready.state.step)
 
 
-def _did_it_train(state: State, initial: Mapping[str, Tensor]) -> Iterator[Event]:
-    """Name the parts that got no gradient, or whose weights did not move."""
+def _did_it_train(state: State, initial: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> Iterator[Event]:
+    """Name the parts that got no gradient, whose weights did not move, or whose moving average did not follow them.
+
+    `initial` and `mean` are the weights and their average before the first step of this sitting.
+    """
     still = [name for name, weight in state.optimizer.values().items() if torch.equal(weight, initial[name])]
-    for names, what in ((state.without_gradient, "get no gradient (zero or not finite)"), (still, "did not move")):
+    averages = state.ema.values() if state.ema else {}
+    behind = [name for name, value in averages.items() if name not in still and torch.equal(value, mean[name])]
+    for names, what in (
+        (state.without_gradient, "get no gradient (zero or not finite)"),
+        (still, "did not move"),
+        (behind, "move, but their moving average (train.ema) does not"),
+    ):
         if names:
-            yield Warned(
-                f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {', '.join(names[:3])}",
-                state.step,
-            )
+            which = _by_part(names, list(initial))
+            yield Warned(f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {which}", state.step)
+
+
+def _by_part(names: Sequence[str], known: Sequence[str]) -> str:
+    """The parts of the model (U-Net, a text encoder) that `names` make up wholly, and the first few names of others."""
+    total, dead = (Counter(name.partition(".")[0] for name in some) for some in (known, names))
+    whole = [part for part in dead if dead[part] == total[part]]
+    rest = [name for name in names if name.partition(".")[0] not in whole]
+    return ", ".join([*(f"all {dead[part]} of {part}" for part in whole), *rest[:3]])

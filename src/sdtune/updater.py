@@ -66,6 +66,11 @@ class Updater(ABC):
     def step(self) -> None:
         """One update; the gradient is zero afterwards."""
 
+    def drop(self) -> None:
+        """Forget the gradient instead of taking a step."""
+        for gradient in self.gradients():
+            gradient.zero_()
+
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
         """Copies of the weights by name."""

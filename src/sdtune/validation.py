@@ -9,28 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdtune import distributed
+from sdtune import bands, distributed
 from sdtune.data.batch import Batch
 from sdtune.events import Validated
 from sdtune.model import Model
-from sdtune.objective import Objective
+from sdtune.objective import Loss
 from sdtune.stats import Interval, bootstrap_mean
 
 
 @torch.no_grad()
-def losses(model: Model, objective: Objective, held_out: Batch, *, timesteps: int, chunk: int = 32) -> Tensor:
+def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, chunk: int = 32) -> Tensor:
     """The loss of each held-out picture at `timesteps` fixed timesteps with fixed noise: (pictures, timesteps).
 
     No timestep weighs more than another; where pictures have masks, their places do.
 
     Always the same pictures, noise and timesteps, so that two models (or two steps) can be compared picture by picture.
     """
-    N, T = len(held_out.latents_BCHW), len(objective.alphas_T)
-    t_K = ((torch.arange(timesteps) + 0.5) * T / timesteps).long()
+    N = len(held_out.latents_BCHW)
     rng = torch.Generator().manual_seed(20_240_229)
     noise_KNCHW = torch.randn((timesteps, *held_out.latents_BCHW.shape), generator=rng)
     losses_NK = torch.zeros(N, timesteps)
-    for k, t in enumerate(t_K.tolist()):
+    for k, t in enumerate(fixed_timesteps(objective, timesteps)):
         for rows in torch.arange(N).split(chunk)[distributed.rank() :: distributed.size()]:
             x0 = held_out.latents_BCHW[rows].to(model.device)
             t_B = torch.full((len(rows),), t, device=x0.device)
@@ -41,6 +40,20 @@ def losses(model: Model, objective: Objective, held_out: Batch, *, timesteps: in
             ).cpu()
     distributed.add_up(losses_NK)
     return losses_NK
+
+
+def fixed_timesteps(objective: Objective, count: int) -> tuple[int, ...]:
+    """`count` timesteps spread over the schedule, clean first: the middles of `count` equal parts of it."""
+    return tuple(int((k + 0.5) * len(objective.alphas_T) / count) for k in range(count))
+
+
+def event(step: int, losses_NK: Tensor, timesteps: tuple[int, ...], raw: float | None = None) -> Validated:
+    """What the log keeps of the losses: the mean, each picture, each timestep, and each picture in each band of timesteps."""
+    N, K = losses_NK.shape
+    per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
+    per_band = tuple(tuple(float(f"{v:.6g}") for v in losses_NK[:, band].mean(1).tolist()) for band in bands.split(K))
+    mean = sum(per_picture) / N
+    return Validated(step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw, timesteps, per_band)
 
 
 def change(now: Validated, then: Validated) -> Interval:

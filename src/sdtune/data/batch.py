@@ -30,6 +30,13 @@ class Batch:
     indices_B: Tensor
     mask_B1HW: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same, `indices_B` apart, on `device`."""
+        mask_B1HW = None if self.mask_B1HW is None else self.mask_B1HW.to(device)
+        return Batch(
+            self.latents_BCHW.to(device), self.cond.to(device), self.weight_B.to(device), self.indices_B, mask_B1HW
+        )
+
 
 def batches(cache: Cache, config: DataConfig, *, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
     """Batches `start`, `start` + 1, ... of the endless stream; each epoch shows each picture once, newly shuffled.
@@ -47,6 +54,7 @@ def validation_batch(cache: Cache) -> Batch:
     zeros_B = torch.zeros(len(cache))
     latents = cache.latents(indices_B, zeros_B.long())
     cond = cache.sized(cache.cond(cache.caption_rows(indices_B, zeros_B)), indices_B, zeros_B.long())
+    cond = cache.with_given(cond, indices_B, zeros_B.long(), zeros_B + 0.25)  # the second of four holes
     return Batch(latents.mean_BCHW, cond, cache.weights_N, indices_B, cache.masks(indices_B, zeros_B.long()))
 
 
@@ -62,6 +70,7 @@ def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int)
         variant_B += cache.crops * (flip_B < 0.5)
     latents_BCHW = cache.latents(indices_B, variant_B).sample(rng)
     cond = cache.sized(cache.cond(rows_B), indices_B, variant_B)
+    cond = cache.with_given(cond, indices_B, variant_B, torch.rand(batch_size, generator=_generator("hole", seed, k)))
     return Batch(latents_BCHW, cond, cache.weights_N[indices_B], indices_B, cache.masks(indices_B, variant_B))
 
 

@@ -17,6 +17,7 @@ from sdtune.data import masks
 from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
+from sdtune.data.holes import hole
 from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, read_mask, to_square
 from sdtune.data.layouts import listed, plural, shown
 from sdtune.data.shards import Row, Shards
@@ -60,9 +61,8 @@ class Cache:
         config: DataConfig,
         resolution: int,
         augment: bool,
-        tokens: bool,
     ) -> None:
-        self.examples, self.resolution, self.notes, self._tokens = list(examples), resolution, list[str](), tokens
+        self.examples, self.resolution, self.notes = list(examples), resolution, list[str]()
         self.weights_N = torch.tensor([e.weight for e in self.examples])
         group_N = torch.tensor([e.group for e in self.examples])
         self.groups = [(group_N == g).nonzero().flatten() for g in sorted(set(group_N.tolist()))]
@@ -78,6 +78,8 @@ class Cache:
         self._captions = Shards(folder / f"captions-{encoder}")
         self._mask_means = Shards(folder / f"masks-{resolution}-{model.downscale}")
         self._masks_M1HW: Tensor | None = None
+        self._left = Shards(folder / f"left-{resolution}-{encoder}")
+        self._given_RHCHW: Tensor | None = None
         self._latents: Latents | None = None
         self._cond: Cond | None = None
 
@@ -90,16 +92,14 @@ class Cache:
         *,
         resolution: int,
         augment: bool = True,
-        tokens: bool = False,
     ) -> Cache:
         """Plan the cache of `examples`; nothing is encoded before `fill`. Raises DataError.
 
         Without `augment` (validation) each picture has one view: not mirrored, cut in its centre instead of anywhere.
-        With `tokens` the captions' token ids go with their states, for text encoders that are trained.
         """
         if resolution % model.downscale:
             raise DataError(f"data.resolution: {resolution} is no multiple of {model.downscale}, the pixels per latent")
-        cache = cls(examples, model, config, resolution, augment, tokens)
+        cache = cls(examples, model, config, resolution, augment)
         cache.notes += [*cache._small_notes(), *cache._long_notes()]
         return cache
 
@@ -112,6 +112,8 @@ class Cache:
         if views:
             mean_BCHW, logvar_BCHW = (torch.stack([rows[k][name] for k in views]) for name in ("mean", "logvar"))
             self._latents = Latents(mean_BCHW, logvar_BCHW)
+        if self._model.inpaints:
+            yield from self._fill_given(views)
         if any(example.mask for example in self.examples):
             yield from self._fill_masks()
         texts = {_key("caption", text): text for text in self._texts}
@@ -120,8 +122,12 @@ class Cache:
         )
         names = rows[next(iter(texts))].keys()
         self._cond = Cond(**{name: torch.stack([rows[k][name] for k in texts]) for name in names})
-        if self._tokens:
-            self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
+
+    def tokenize(self) -> None:
+        """Put the captions' token ids beside their states, for text encoders that are trained. After `fill`, and after a method has
+        taught the model new words."""
+        assert self._cond is not None, "fill the cache first"
+        self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -148,6 +154,13 @@ class Cache:
     def masks(self, indices_B: Tensor, variant_B: Tensor) -> Tensor | None:
         """What each latent of pictures `indices_B` counts, each in its variant, (B, 1, H, W); None if all count 1. After `fill`."""
         return None if self._masks_M1HW is None else self._masks_M1HW[self._mask_rows_NV[indices_B, variant_B]]
+
+    def with_given(self, cond: Cond, indices_B: Tensor, variant_B: Tensor, share_B: Tensor) -> Cond:
+        """`cond` with a hole and what is left of each picture, for inpainting models; `share_B` in [0, 1) chooses among the holes."""
+        if self._given_RHCHW is None:
+            return cond
+        rows_B, hole_B = self._view_rows_NV[indices_B, variant_B], (share_B * self._config.holes).long()
+        return replace(cond, given_BCHW=self._given_RHCHW[rows_B, hole_B])
 
     def cond(self, rows_B: Tensor) -> Cond:
         """The text states of rows that `caption_rows` gave; row 0 is the empty caption. After `fill`."""
@@ -256,6 +269,25 @@ class Cache:
             return [{"mean": m, "logvar": v} for m, v in zip(means, logvars, strict=True)]
 
         return encode
+
+    def _fill_given(self, views: Mapping[str, View]) -> Generator[tuple[str, int, int], None, None]:
+        """Holes of all views, and the latents of what they leave: (views, holes, 1 + C, H, W)."""
+        side, count = self.resolution // self._model.downscale, self._config.holes
+        shapes = {_key("hole", key, str(n)): hole(side, key, n) for key in views for n in range(count)}
+        owners = {_key("hole", key, str(n)): key for key in views for n in range(count)}
+
+        def encode(keys: Sequence[str]) -> list[Row]:
+            squares = pixels_from([self._square(views[owners[k]]) for k in keys])
+            cells = torch.from_numpy(np.stack([shapes[k] for k in keys]))[:, None]
+            holes = cells.repeat_interleave(self._model.downscale, 2).repeat_interleave(self._model.downscale, 3)
+            grey = squares * (1 - holes)
+            filled = torch.cat([grey, grey[-1:].expand(self._at_once - len(keys), -1, -1, -1)])
+            return [{"mean": m} for m in self._model.encode_images(filled).mean_BCHW[: len(keys)].cpu()]
+
+        rows = yield from self._complete("holes", self._left, list(shapes), encode, self._at_once)
+        if shapes:
+            given = [torch.cat([torch.from_numpy(shape)[None], rows[key]["mean"]]) for key, shape in shapes.items()]
+            self._given_RHCHW = torch.stack(given).unflatten(0, (len(views), count))
 
     def _fill_masks(self) -> Generator[tuple[str, int, int], None, None]:
         """The weights of all masked views, a row each; row 0 is for pictures without a mask."""

@@ -36,6 +36,9 @@ class DataConfig(Section):
     """With crop = "random": how many different cuts of each picture are cached."""
     flip: bool = False
     """Show each picture mirrored half of the time. Leave it off for faces, text and what has a left and a right."""
+    holes: Annotated[int, Field(gt=0)] = 4
+    """Inpainting models: so many random holes of each picture are cached, and one is to be filled at each visit; every fourth is the
+    whole picture."""
     background: str = "white"
     """Colour behind transparent parts: a name or #rrggbb."""
     mask: Literal["none", "files", "alpha"] = "none"
