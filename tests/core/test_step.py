@@ -4,6 +4,7 @@ import json
 import math
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -116,6 +117,18 @@ def test_validation_is_unweighted_and_picture_by_picture(model: Model) -> None:
             for k, t in enumerate((125, 375, 625, 875))
         ]
     torch.testing.assert_close(losses_NK, torch.stack(errors, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_validation_weighs_the_places_of_masked_pictures(model: Model) -> None:
+    objective, held_out = ObjectiveConfig().build(model), batch(3, size=5)
+    mask_B1HW = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    got = losses(model, objective, replace(held_out, mask_B1HW=mask_B1HW), timesteps=2, chunk=2)
+    noise_KNCHW = torch.randn((2, 5, 4, 16, 16), generator=torch.Generator().manual_seed(20_240_229))
+    with torch.no_grad():
+        for k, t in enumerate((250, 750)):
+            part = (model.denoise, held_out.latents_BCHW, held_out.cond, torch.full((5,), t), noise_KNCHW[k])
+            torch.testing.assert_close(got[:, k], objective.error(*part, mask_B1HW=mask_B1HW), rtol=1e-4, atol=1e-6)
+            assert not torch.isclose(got[:, k], objective.error(*part), rtol=0.1).any()
 
 
 # ---- checkpoints
