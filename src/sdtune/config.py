@@ -56,6 +56,10 @@ class TrainConfig(Section):
     """CPU threads. Unset: all physical cores that this process may use."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    shard: bool = False
+    """Split the trained weights, their gradients and what the optimiser keeps over the processes (FSDP2): each holds its share of
+    16 bytes a weight, and a few blocks of the model at a time. For full fine-tuning on several devices where one has not enough
+    memory; leave it off where one has. With `optimizer.type` adamw, lion or adamw-schedulefree."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of an exponential moving average of the trained weights (0.999 is usual), used for samples and the result. Unset: none."""
     save_every: Positive = 250
@@ -162,6 +166,18 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
         yield "train.ema: keeps the fp32 copy of all weights that optimizer.weights and fused_backward avoid; unset one of them"
     if isinstance(run.optimizer, AdamWScheduleFree) and run.train.ema:
         yield "train.ema: adamw-schedulefree averages the weights already; set train.ema=0"
+    if run.train.shard and not getattr(run.method, "trains_all", False):
+        yield (
+            f"train.shard: splits weights that are trained, and {run.method.type!r} trains few beside a whole model that stays; "
+            "set it to false, or method.type=full"
+        )
+    if run.train.shard and run.optimizer.looks_at:
+        yield (
+            f"train.shard: {run.optimizer.type!r} looks at {run.optimizer.looks_at}, of which each process holds only a part; "
+            "set optimizer.type to adamw, lion or adamw-schedulefree"
+        )
+    if run.train.shard and lean:
+        yield "train.shard: optimizer.weights=bf16 and fused_backward need whole weights in every process; unset them, or it"
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sdtune import config as configs
 from sdtune import distributed
@@ -23,12 +24,12 @@ from sdtune.environment import environment
 from sdtune.errors import RunError
 from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
 from sdtune.files import as_json
-from sdtune.flat import FlatOptimizer
 from sdtune.model import Model
 from sdtune.objective import Objective
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
 from sdtune.state import State, resume, take_up
+from sdtune.updater import Fp32Updater, Updater
 
 
 @dataclass
@@ -76,8 +77,10 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
             # transformers renamed it; its lower bound here has the old name alone
             enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
             enable()  # type: ignore[operator]
-    optimizer = config.optimizer.build(parameters, seed=config.train.seed)
-    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
+    optimizer = _updater(config, model, parameters)
+    if config.train.shard and not optimizer.sharded:
+        yield run.logged(Noted("train.shard: one process alone holds everything; --devices 2 or more would split it"))
+    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, Fp32Updater) else None
     state = State(model, optimizer, ema)
     if found:
         resume(state, found)
@@ -90,6 +93,14 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
     )  # fmt: skip
+
+
+def _updater(config: RunConfig, model: Model, parameters: Mapping[str, nn.Parameter]) -> Updater:
+    if not config.train.shard or distributed.size() == 1:
+        return config.optimizer.build(parameters, seed=config.train.seed)
+    from sdtune.sharded import ShardedOptimizer
+
+    return ShardedOptimizer(model.parts, parameters, config.optimizer.make, lr_scale=config.optimizer.lr_scale)
 
 
 def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Generator[Event, None, Splits]:
@@ -134,6 +145,7 @@ HARMLESS = {
     "train.validate_every",
     "train.sample_every",
     "train.threads",
+    "train.shard",
     "train.device",
 }
 

@@ -18,7 +18,7 @@ from sdtune.data.batch import Batch, batches
 from sdtune.data.cache import Cache
 from sdtune.data.layouts import listed, shown
 from sdtune.devices import choose, peak_memory_mb, use_threads
-from sdtune.errors import ConfigError, SdtuneError, TrainingError
+from sdtune.errors import ConfigError, Diverged, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
 from sdtune.objective import Objective
 from sdtune.optim.kinds import Leanable
@@ -54,7 +54,7 @@ def train_step(
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
     if not all(map(math.isfinite, values)):
-        raise TrainingError(
+        raise Diverged(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
         )
     state.optimizer.step()
@@ -90,6 +90,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             return
         ready: Ready | None = None
         saved, finished = 0, False
+        together = False  # whether all processes are at the same place, and know it
         try:
             for item in build(config, run, device, dtype):
                 if not isinstance(item, Ready):
@@ -102,19 +103,19 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
                     finished = isinstance(event, Finished)
                     yield run.logged(event)
         except _Stop:
-            pass
+            together = True
         except GeneratorExit:
-            if ready is not None and not finished and _asks_again(ready, config.train):
-                distributed.any_of(True)  # the others stop after the same step
+            if ready is not None and not finished:
+                together = distributed.any_of(True)  # the others stop where they ask next
             raise
         except (SdtuneError, torch.OutOfMemoryError) as error:
+            together = isinstance(error, Diverged)
             error = _explain_memory(config) if isinstance(error, torch.OutOfMemoryError) else error
             run.log(Failed(ready.state.step if ready else 0, str(error)))
             raise error from None
         finally:
-            if ready is not None and saved < ready.state.step and not finished and ready.state.optimizer.whole:
-                save(ready.state, config, run)
-                run.log(Stopped(ready.state.step))
+            if ready is not None and not finished:
+                _save_unsaved(ready.state, saved, together, config, run)
 
 
 class _Stop(Exception):
@@ -122,27 +123,35 @@ class _Stop(Exception):
 
 
 def _agree_to_go_on() -> None:
-    """Asked before each work that the processes share. One that was stopped answers at its end, so all leave at the same place."""
+    """Asked before each work that processes may share, with no event on the way to its end; last before the result is written.
+
+    A process that was stopped at an event answers instead of what it would have asked next: so all leave at the same place.
+    """
     if distributed.any_of(False):
         raise _Stop
 
 
-def _asks_again(ready: Ready, options: TrainConfig) -> bool:
-    """Whether the processes will agree once more before the run's end."""
-    validates = ready.held_out is not None and options.validate_every > 0 and not ready.state.looked
-    return validates or not _at_end(ready.state, options)
+def _save_unsaved(state: State, saved: int, together: bool, config: RunConfig, run: Run) -> None:
+    """Save what was trained since step `saved`. If the processes hold parts, they can only do that together."""
+    if saved < state.step and state.optimizer.whole and (together or not state.optimizer.sharded):
+        save(state, config, run)
+        run.log(Stopped(state.step))
+    if together:
+        distributed.wait()  # one that ends earlier would take the one that writes with it
 
 
 def _explain_memory(config: RunConfig) -> TrainingError:
     remedies = ["halve train.batch_size and double train.accumulate"]
     remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
+    splits = distributed.size() > 1 and not config.train.shard and getattr(config.method, "trains_all", False)
+    remedies += ["train.shard=true"] if splits else []
     remedies += [config.method.lighter]
     return TrainingError(f"out of memory with batches of {config.train.batch_size}; try: {'; or '.join(remedies)}")
 
 
 def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state, options, start = ready.state, config.train, time.time()
-    initial = state.optimizer.values() if state.step < CHECK_STEP else {}
+    initial = state.optimizer.held() if state.step < CHECK_STEP else {}
     if not state.looked:
         yield from _look(ready, config, run)
     stream = batches(
@@ -162,18 +171,21 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             loss, grad_norm = train_step(
                 state, parts, ready.objective, lr=lr, max_grad_norm=options.max_grad_norm, seed=options.seed
             )
-        except TrainingError as error:
-            raise TrainingError(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
-        yield Step(state.step, loss, grad_norm, lr, time.time() - began)
-        if state.step == CHECK_STEP:
-            yield from _did_it_train(state, initial)
-            initial = {}  # a copy of all weights: let it go
+        except Diverged as error:
+            raise Diverged(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
+        seconds = time.time() - began
+        dead = list(_did_it_train(state, initial)) if state.step == CHECK_STEP else []
+        initial = initial if state.step < CHECK_STEP else {}  # a copy of all weights: let it go
+        yield Step(state.step, loss, grad_norm, lr, seconds)
+        yield from dead
         yield from _look(ready, config, run)
         if _due(state, options, options.save_every):
+            _agree_to_go_on()
             path = save(state, config, run)
             yield Saved(state.step, str(path.relative_to(run.path)), best=state.best_step == state.step)
     if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
         yield Noted(text, state.step)
+    _agree_to_go_on()
     result = write_final(state, config, run)
     yield Finished(
         state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
@@ -193,8 +205,8 @@ def _look(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state.train_mode(False)
     if ready.held_out is not None and options.validate_every and _due(state, options, options.validate_every):
         _agree_to_go_on()
-        yield from _validate(ready, ready.held_out, config, run)
-    if distributed.primary() and options.sample_every and _due(state, options, options.sample_every):
+        yield _validate(ready, ready.held_out, config, run)
+    if options.sample_every and _due(state, options, options.sample_every):
         with state.shown():
             yield from _previews(ready, config, run)
     state.looked = True
@@ -210,30 +222,40 @@ def _at_end(state: State, options: TrainConfig) -> bool:
     return state.step >= options.steps or bool(options.patience and since >= options.patience * options.validate_every)
 
 
-def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Iterator[Event]:
-    """The validation loss, and the best weights kept if it is the lowest so far."""
+def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Validated:
+    """The validation loss, with the best weights kept if it is the lowest so far."""
     state, K = ready.state, config.train.validation_timesteps
     raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
     with state.shown():
         losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
     per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
     mean = sum(per_picture) / len(per_picture)
-    yield Validated(state.step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw)
     if state.step and mean < state.best_loss:
         state.best_loss, state.best_step = mean, state.step
         keep_best(state, config, run)
+    return Validated(state.step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw)
 
 
 def _previews(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
-    for i, picture in enumerate(sample(ready.state.model, config.sample, prompts=ready.prompts)):
+    """Pictures of the first process; of a model that is split, all draw the same ones with it."""
+    draws = distributed.primary() or ready.state.optimizer.sharded
+    pictures = sample(ready.state.model, config.sample, prompts=ready.prompts) if draws else None
+    for i in range(len(ready.prompts) * len(config.sample.seeds)):
+        _agree_to_go_on()
+        if pictures is None:
+            continue
+        picture = next(pictures)
         path = run.samples / f"step-{ready.state.step:06d}" / f"{i:02d}.png"
-        save_png(picture, path)
+        if not run.muted:
+            save_png(picture, path)
         yield Sampled(ready.state.step, picture.prompt, picture.seed, str(path.relative_to(run.path)))
 
 
 def _did_it_train(state: State, initial: Mapping[str, Tensor]) -> Iterator[Event]:
-    """Name the parts that got no gradient, or whose weights did not move."""
-    still = [name for name, weight in state.optimizer.values().items() if torch.equal(weight, initial[name])]
+    """Name the parts that got no gradient, or whose weights did not move in any process."""
+    moved_N = torch.tensor([int(not torch.equal(w, initial[name])) for name, w in state.optimizer.held().items()])
+    distributed.add_up(moved_N)
+    still = [name for name, moved in zip(initial, moved_N.tolist(), strict=True) if not moved]
     for names, what in ((state.without_gradient, "get no gradient (zero or not finite)"), (still, "did not move")):
         if names:
             yield Warned(

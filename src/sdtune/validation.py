@@ -28,14 +28,18 @@ def losses(model: Model, objective: Objective, held_out: Batch, *, timesteps: in
     rng = torch.Generator().manual_seed(20_240_229)
     noise_KNCHW = torch.randn((timesteps, *held_out.latents_BCHW.shape), generator=rng)
     losses_NK = torch.zeros(N, timesteps)
+    chunks = torch.arange(N).split(chunk)
     for k, t in enumerate(t_K.tolist()):
-        for rows in torch.arange(N).split(chunk)[distributed.rank() :: distributed.size()]:
+        # Every process runs the model equally often, since a model that is split needs them all; some for nothing.
+        for first in range(0, len(chunks), distributed.size()):
+            mine = first + distributed.rank() < len(chunks)
+            rows = chunks[first + distributed.rank()] if mine else chunks[-1][:1]
             x0 = held_out.latents_BCHW[rows].to(model.device)
             t_B = torch.full((len(rows),), t, device=x0.device)
             noise = noise_KNCHW[k, rows].to(x0)
-            losses_NK[rows, k] = objective.error(
-                model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise
-            ).cpu()
+            error_B = objective.error(model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise)
+            if mine:
+                losses_NK[rows, k] = error_B.cpu()
     distributed.add_up(losses_NK)
     return losses_NK
 

@@ -31,6 +31,8 @@ class Common(Schedule):
     """What has to be installed beside torch."""
     matrices: ClassVar[bool] = False
     """Whether it looks at rows and columns, and so has to see each weight by itself."""
+    looks_at: ClassVar[str] = ""
+    """What it looks at beside a single number and its gradient, for the message that processes cannot share the numbers out."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Decoupled decay: each step multiplies the weights by 1 - lr * weight_decay."""
@@ -113,6 +115,7 @@ class AdamW8bit(Leanable):
     """AdamW whose moments take one byte each (arXiv:2110.02861), by bitsandbytes."""
 
     library: ClassVar[str] = "bitsandbytes"
+    looks_at: ClassVar[str] = "blocks of 256 numbers"
 
     type: Literal["adamw8bit"] = "adamw8bit"
     betas: Betas = (0.9, 0.999)
@@ -137,6 +140,7 @@ class Adafactor(Leanable):
     """Adafactor, arXiv:1804.04235: of a matrix's second moments only the means of rows and columns are kept, and no first ones."""
 
     matrices: ClassVar[bool] = True
+    looks_at: ClassVar[str] = "rows and columns of whole weights"
 
     type: Literal["adafactor"] = "adafactor"
     scale_parameter: bool = False
@@ -174,6 +178,7 @@ class Prodigy(Common):
     """Prodigy, arXiv:2306.06101: Adam that finds its own step size, one for each value of `lr_scale`."""
 
     library: ClassVar[str] = "prodigyopt"
+    looks_at: ClassVar[str] = "all weights together"
 
     type: Literal["prodigy"] = "prodigy"
     lr: Annotated[float, Field(gt=0)] = 1.0
@@ -229,6 +234,7 @@ class Muon(Common):
     """Muon (Jordan 2024, kellerjordan.github.io/posts/muon): matrices step by their orthogonalised momentum, the rest by AdamW."""
 
     matrices: ClassVar[bool] = True
+    looks_at: ClassVar[str] = "whole matrices"
 
     type: Literal["muon"] = "muon"
     momentum: Decay = 0.95
