@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sdtune import distributed
 from sdtune.flat import slices
 from sdtune.updater import Fp32Updater, Make, arranged
+
+BUNDLE = 2**24  # numbers that are whole at a time, about: few exchanges, little memory
 
 
 class ShardedOptimizer(Fp32Updater):
@@ -41,7 +43,6 @@ class ShardedOptimizer(Fp32Updater):
         factor = arranged(parameters, lr_scale or {})
         self._types = {name: p.dtype for name, p in parameters.items()}
         self._parts = {part: parts[part] for part in dict.fromkeys(name.partition(".")[0] for name in parameters)}
-        self._classes = {part: type(module) for part, module in self._parts.items()}
         mesh = init_device_mesh(next(iter(parameters.values())).device.type, (distributed.size(),))
         for module in self._parts.values():
             _split(module, mesh)
@@ -100,23 +101,29 @@ class ShardedOptimizer(Fp32Updater):
         self.put([held[name] for name in self.parameters])
 
     def named(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Each weight as it is, whole, in the first process; nothing in the others. One at a time is whole on the device."""
-        out = {}
-        for name, rows in zip(self.parameters, masters, strict=True):
-            whole = self._whole(name, rows)
-            if distributed.primary():
-                out[name] = whole.to("cpu", copy=True)
-        return out
+        """Each weight as it is, whole, in the first process; nothing in the others. Few at a time are whole on the device."""
+        return {name: whole.cpu() for name, whole in self._gather(dict(zip(self.parameters, masters, strict=True)))}
 
     def unnamed(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         return [self._mine(named[name], row) for name, row in self._row.items()]
 
-    def _whole(self, name: str, rows: Tensor) -> Tensor:
-        """A tensor of which each process gives its rows, like those of the weight `name`."""
-        p = self.parameters[name]
-        assert isinstance(p, DTensor)
-        parts = DTensor.from_local(rows, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
-        return parts.full_tensor()
+    def _gather(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of which each process gives its `rows`, like those of the weight of that name; in the first process alone."""
+        starts = itertools.accumulate((self.parameters[name].numel() for name in rows), initial=0)
+        for _, bundle in itertools.groupby(zip(starts, rows, strict=False), key=lambda at: at[0] // BUNDLE):
+            names = [name for _, name in bundle]
+            sizes = [
+                -(-self.parameters[n].shape[0] // distributed.size()) * self.parameters[n].shape[1:].numel()
+                for n in names
+            ]
+            mine = torch.zeros(sum(sizes), device=rows[names[0]].device)
+            for place, name in zip(mine.split(sizes), names, strict=True):
+                place[: rows[name].numel()] = rows[name].flatten()  # the last processes have fewer rows, or none
+            theirs = distributed.gather(mine)
+            if distributed.primary():
+                for name, *parts in zip(names, *(t.split(sizes) for t in theirs), strict=True):
+                    p = self.parameters[name]
+                    yield name, torch.cat(parts)[: p.numel()].view(p.shape)
 
     def _mine(self, whole: Tensor, like: Tensor) -> Tensor:
         """The rows of a whole tensor that this process holds."""
@@ -134,16 +141,11 @@ class ShardedOptimizer(Fp32Updater):
             for name, p in module._parameters.items()
             if id(p) in whole
         ]
-        split = {part: type(module) for part, module in self._parts.items()}
         for module, name, p in places:
             module._parameters[name] = whole[id(p)]
-        for part, kind in self._classes.items():  # files tell the class; FSDP gives modules one of its own
-            self._parts[part].__class__ = kind
         try:
             yield
         finally:
-            for part, kind in split.items():
-                self._parts[part].__class__ = kind
             for module, name, p in places:
                 module._parameters[name] = p
 
@@ -154,7 +156,7 @@ class ShardedOptimizer(Fp32Updater):
         numbers: dict[str, dict[str, Any]] = {}
         for parts, names in self._spans:
             states = {name: self._state_of(name) for name in names}
-            for key, value in states[names[0]].items():
+            for key, value in sorted(states[names[0]].items()):  # all processes gather in the same order
                 if not isinstance(value, Tensor):
                     numbers |= {label: {**numbers.get(label, {}), key: value} for label in parts}
                 elif value.shape != self._row[names[0]].shape:  # the number of the step: the same for all
@@ -172,7 +174,7 @@ class ShardedOptimizer(Fp32Updater):
         trained = left.pop("trained", None)
         mine: dict[str, Tensor] = {}
         for parts, names in self._spans:
-            for key in {key for label, _, key in (name.rpartition(":") for name in tensors) if label in parts}:
+            for key in dict.fromkeys(key for label, _, key in (n.rpartition(":") for n in tensors) if label in parts):
                 pieces = [left.pop(f"{label}:{key}") for label in parts]
                 mine |= {f"{name}:{key}": own for name, own in self._cut(pieces, names)}
             for values in [told.pop(label) for label in parts if label in told][:1]:
@@ -190,10 +192,9 @@ class ShardedOptimizer(Fp32Updater):
         """Whole tensors end to end, in the first process; nothing in the others."""
         sizes = [self.parameters[name].numel() if distributed.primary() else 0 for name in rows]
         flat = torch.empty(sum(sizes))
-        for (name, own), place in zip(rows.items(), flat.split(sizes), strict=True):
-            whole = self._whole(name, own)
-            if distributed.primary():
-                place.copy_(whole.flatten())
+        places = dict(zip(rows, flat.split(sizes), strict=True))
+        for name, whole in self._gather(rows):
+            places[name].copy_(whole.flatten())
         return flat
 
     def _cut(self, pieces: Sequence[Tensor], names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -226,11 +227,12 @@ def _split(part: nn.Module, mesh: DeviceMesh) -> None:
         for p in module.parameters():
             if not isinstance(p, DTensor):
                 p.data = p.data.float()
+        kind = type(module)
         # Also the outermost: after a pass without a backward one its whole weights would stay, and be old after an update.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-        assert isinstance(module, FSDPModule)
-        module.set_gradient_divide_factor(1.0)  # sums: a loss is divided by the pictures of the whole batch already
-        module.set_force_sum_reduction_for_comms(True)
+        split = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        split.set_gradient_divide_factor(1.0)  # sums: a loss is divided by the pictures of the whole batch already
+        split.set_force_sum_reduction_for_comms(True)
+        module.__class__ = kind  # FSDP's would be told in files, and transformers looks its models up by their class
 
 
 def _rows(p: Tensor) -> Tensor:
