@@ -269,6 +269,12 @@ def config_of(folder: Path, *overrides: str) -> configs.RunConfig:
     return configs.load(folder / "recipe.toml", ["train.shard=true", *overrides])
 
 
+QUICK = (
+    "train.accumulate=1", "train.gradient_checkpointing=false", "train.validation_timesteps=1", "train.ema=0",
+)  # fmt: skip
+BF16 = (*QUICK, "train.precision=bf16", "train.steps=2", "train.sample_every=0")
+
+
 def through(folder: Path, name: str, *overrides: str) -> None:
     for _ in train(config_of(folder, *overrides), Run(folder / name)):
         pass
@@ -300,7 +306,7 @@ def stops(folder: Path) -> None:
     for i, (kind, step) in enumerate(places):
         run, ended = Run(folder / f"stopped-{i}-of-{distributed.size()}"), 0
         another_port()
-        events = train(config_of(folder), run)
+        events = train(config_of(folder, *QUICK), run)
         for event in events:
             ended = max(ended, getattr(event, "step", 0))
             if isinstance(event, kind) and ended >= step and distributed.rank() == i % distributed.size():
@@ -315,7 +321,7 @@ def diverges(folder: Path) -> None:
     """A loss that is no number is noticed by all at the same step, and what was trained before it is saved."""
     run = Run(folder / "diverged")
     with pytest.raises(Diverged, match="its pictures"):
-        list(train(config_of(folder, "optimizer.lr=1e30", "train.ema=0", "train.validate_every=0"), run))
+        list(train(config_of(folder, *QUICK, "optimizer.lr=1e30", "train.sample_every=0"), run))
     newest, _ = checkpoint.latest(run)
     last = max(e.step for e in run.events() if isinstance(e, Step))
     assert newest is not None and newest.step == last < 4
@@ -334,10 +340,9 @@ def no_room(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", full)
         with pytest.raises((RunError, TrainingError), match=says):
-            list(train(config_of(folder), Run(folder / "no-room")))
+            list(train(config_of(folder, *QUICK, "train.sample_every=0"), Run(folder / "no-room")))
 
 
-BF16 = ("train.precision=bf16",)
 CHECKS: dict[str, Callable[[Path], None]] = {
     **{kind: partial(updates, kind=kind) for kind in SECTIONS},
     **{f.__name__: f for f in (average, in_bf16, dead, fresh, memory, whole, stops, diverges, no_room)},
