@@ -19,7 +19,9 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-HEAVY = {"accelerate", "diffusers", "fastapi", "nicegui", "peft", "scipy", "tensorboard", "torch", "transformers"}
+HEAVY = {
+    "accelerate", "diffusers", "fastapi", "mlflow", "nicegui", "peft", "scipy", "tensorboard", "torch", "trackio", "transformers", "wandb",
+}  # fmt: skip
 CPU_SECONDS = 0.3
 STEP_LINES = 50
 FLOORS = {"diffusers": "0.42.1", "pillow": "13.0.0", "starlette": "1.3.1", "torch": "2.10"}  # security: SECURITY.md

@@ -64,8 +64,9 @@ def sample(
 ) -> Iterator[Sample]:
     """Draw one picture per prompt and seed; `sample.image` is a PIL picture.
 
-    `source`: a run or its folder, a LoRA file (on the model that `"model.path=..."` names), a model folder, a Hub id, or
-    "embedded". `prompts` and `seeds` replace those of the config; other settings are overrides: `"sample.steps=30"`.
+    `source`: a run or its folder, a LoRA or embedding file (on the model that `"model.path=..."` names), a model folder, a Hub id,
+    "embedded", or a recipe, which stands for its base model. `prompts` and `seeds` replace those of the config; other settings are
+    overrides: `"sample.steps=30"`.
     `checkpoint` of a run: "final", "best", or one such as "step-000250".
     """
     from sdtune.sample import sample
@@ -89,13 +90,10 @@ def compare(
 
     `overrides` change how is compared: `"evaluate.seeds=[1, 2]"`. `progress` is called with (what, done, total).
     """
-    from sdtune import config as configs
     from sdtune.compare import compare
 
     run = _as_run(run)
-    run.config()  # the error for a folder that is no run
-    config = configs.load(run.config_file, overrides)
-    return compare(run, config, checkpoint=checkpoint, progress=progress)
+    return compare(run, run.config(overrides), checkpoint=checkpoint, progress=progress)
 
 
 def evaluate(pictures: str | Path, reference: str | Path, prompts: Sequence[str] | None = None) -> Scores:
@@ -123,9 +121,9 @@ def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "fin
     family = None if run.exists() else recognise(name)
     adapter = run.path.suffix == ".safetensors" and family is None
     if run.exists():
-        config = configs.load(run.config_file, overrides)
-    elif adapter:
-        config = configs.load(None, overrides)
+        config = run.config(overrides)
+    elif adapter or run.path.suffix == ".toml":
+        config = configs.load(None if adapter else run.path, overrides)
     else:
         found = [f"model.path={json.dumps(name)}", f"model.type={family or 'sd1'}"]
         config = configs.load(None, [*found, *overrides])

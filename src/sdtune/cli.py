@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ import typer
 import sdtune
 from sdtune import console, presets
 from sdtune.errors import ConfigError, SdtuneError
+from sdtune.follow import Tool
 
 if TYPE_CHECKING:
     from sdtune.compare import Comparison
     from sdtune.config import RunConfig
     from sdtune.console import Screen
     from sdtune.evaluate import Scores
-    from sdtune.inspection import AdapterReport, ModelReport, RunReport
+    from sdtune.inspection import AdapterReport, ModelReport, RecipeReport, Report
     from sdtune.runs import Run
     from sdtune.stats import Interval
 
@@ -241,7 +242,11 @@ def train(
 def sample(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run, a LoRA file, a model folder or file, a Hub id.")
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="A run, a LoRA or embedding file, a model folder or file, a Hub id, or a recipe (its base model).",
+        ),
     ] = "embedded",
     overrides: Overrides = None,
     prompt: Annotated[
@@ -278,8 +283,10 @@ def sample(
         path = out / f"{i:03d}-{_slug(picture.prompt)}-{picture.seed}.png"
         save_png(picture, path)
         drawn.append(picture)
-        screen.emit({"path": str(path), "prompt": picture.prompt, "seed": picture.seed})
+        screen.emit({"path": str(path), "prompt": picture.prompt, "seed": picture.seed, "flaw": picture.flaw})
         screen.result(path)
+        if picture.flaw:
+            _tell(f"warning: {path}: {picture.flaw}")
     if sheet and drawn:
         from sdtune.contact import write_sheet
 
@@ -387,7 +394,8 @@ def inspect(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|RUN|FILE", help="A model folder or file, a Hub id in the cache, a run, a LoRA file."
+            metavar="MODEL|RUN|FILE",
+            help="A model folder or file, a Hub id in the cache, a run, a recipe, a LoRA file.",
         ),
     ] = "embedded",
     rank: Annotated[int, typer.Option(min=1, help="Count the adapters' parameters at this rank.")] = 16,
@@ -396,10 +404,11 @@ def inspect(
         typer.Option(metavar="SET", help="List the layers of this target set, or of a pattern.", show_default=False),
     ] = None,
 ) -> None:
-    """Show what is inside a model, a LoRA file or a run.
+    """Show what is inside a model, a LoRA file or a run, and what a recipe would train.
 
     Of a model: its parts, and the layers that each target set would
-    train. Of a LoRA or a run: rank, alpha, base, and what changed most.
+    train. Of a recipe: how many parameters its method would train, and
+    where. Of a LoRA or a run: rank, alpha, base, and what changed most.
 
     Example  [cyan]sdtune inspect embedded --rank 8[/cyan]
              [cyan]sdtune inspect embedded --layers attention[/cyan]
@@ -445,6 +454,39 @@ def keys(
 
 
 @app.command()
+def timeline(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write.  [dim]<run>/timeline.png[/dim]", show_default=False)
+    ] = None,
+    columns: Annotated[int, typer.Option(min=2, help="At most so many steps, evenly spread.")] = 12,
+) -> None:
+    """Put a run's previews on one sheet, step by step.
+
+    A row for each prompt and seed, a column for each step, the base
+    first; over it the validation loss. Also of a run that goes on.
+
+    Example  [cyan]sdtune timeline runs/demo-lora[/cyan]
+    Writes   <run>/timeline.png. Run it again to take in what is new.
+    """
+    from sdtune import timeline
+    from sdtune.contact import write_timeline
+    from sdtune.errors import RunError
+
+    source = _run(run)
+    source.config()  # the error for a folder that is no run
+    found = timeline.read(source, columns)
+    if found is None:
+        raise RunError(f"{run}: has previews of fewer than two steps; train.sample_every says how often they are drawn")
+    path = out or source.timeline_file
+    write_timeline(found, path)
+    screen = _options(ctx).screen()
+    screen.emit({"timeline": str(path), "steps": found.steps})
+    screen.result(path)
+
+
+@app.command()
 def tensorboard(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
@@ -469,6 +511,59 @@ def tensorboard(
     screen.rows([("wrote", f"{folder} ({records} records)"), ("next", f"tensorboard --logdir {console.quote(folder)}")])
 
 
+@app.command()
+def follow(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    to: Annotated[
+        Tool, typer.Option(metavar="TOOL", help="tensorboard, wandb, mlflow or trackio.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where to write.  [dim]tensorboard, wandb: the run's folder; others: beside it, for all runs[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Send it there, over the network: https://api.wandb.ai, an MLflow tracking URI, a Trackio Space.",
+            show_default=False,
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Only what is there; do not wait for more.")] = False,
+) -> None:
+    """Show a run in another tool, also while it trains.
+
+    Sends losses, learning rate, speed, previews, warnings and the
+    config, first what was logged, then what comes, until the run ends.
+    Start it beside the training; it never slows or harms it.
+    Nothing leaves this machine unless --server names where to.
+
+    Example  [cyan]sdtune follow runs/demo-lora --to mlflow[/cyan]
+    Writes   the tool's own files. Again: in place of those of before.
+    """
+    from sdtune.follow.reader import follow
+
+    source, screen = _run(run), _options(ctx).screen()
+    with screen, _interrupts(lambda: os.write(2, b"\nstopping: what was logged so far is sent\n")) as caught:
+        screen.busy(f"following {run}" + ("" if once else "; Ctrl-C ends it, not the training"))
+        sent = follow(source, to, out=out, server=server, wait=not once, stop=lambda: bool(caught))
+        screen.done()
+    screen.emit(console.record(sent))
+    screen.rows(
+        [
+            ("sent", f"{sent.records} records to {sent.where}"),
+            ("run", "not over yet" if sent.outcome == "running" else sent.outcome),
+            ("view", sent.view),
+        ]
+    )
+    if caught:
+        raise typer.Exit(128 + caught[0])
+
+
 # ---- training under Ctrl-C
 
 
@@ -479,7 +574,7 @@ def _drive(config: RunConfig, run: Run, screen: Screen, options: Options) -> Non
     if config.model.download:
         os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
     step, complete, began = 0, False, False
-    with _interrupts(screen) as caught:
+    with _interrupts(screen.stopping) as caught:
         screen.begin(config, run.path)
         events = sdtune.train(config, run)
         try:
@@ -501,8 +596,8 @@ def _drive(config: RunConfig, run: Run, screen: Screen, options: Options) -> Non
 
 
 @contextmanager
-def _interrupts(screen: Screen) -> Iterator[list[int]]:
-    """The list of SIGINT and SIGTERM heard so far; a second one ends the process."""
+def _interrupts(say: Callable[[], object]) -> Iterator[list[int]]:
+    """The list of SIGINT and SIGTERM heard so far, the first answered by `say`; a second one ends the process."""
     caught: list[int] = []
 
     def heard(number: int, frame: FrameType | None) -> None:
@@ -511,7 +606,7 @@ def _interrupts(screen: Screen) -> Iterator[list[int]]:
                 os.write(1, b"\x1b[?25h\n")  # the cursor, which the live display hides
             os._exit(128 + number)
         caught.append(number)
-        screen.stopping()
+        say()
 
     before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -566,6 +661,8 @@ def _compared(run: Run, overrides: Sequence[str], screen: Screen, checkpoint: st
 def _show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpoint: str = "final") -> None:
     result = _compared(run, overrides, screen, checkpoint)
     screen.done()
+    if result.flawed:
+        _tell(f"warning: {result.flawed}")
     screen.emit({"report": str(result.report), "scores": result.scores.as_dict()})
     for verdict in result.scores.verdicts:
         screen.verdict(verdict.question, verdict.answer, verdict.because, verdict.good)
@@ -591,7 +688,7 @@ def _show_figures(scores: Scores) -> None:
         print(line)
 
 
-def _show_report(report: ModelReport | AdapterReport | RunReport) -> None:
+def _show_report(report: Report) -> None:
     from sdtune import inspection
 
     match report:
@@ -599,6 +696,11 @@ def _show_report(report: ModelReport | AdapterReport | RunReport) -> None:
             _show_model(report)
         case inspection.AdapterReport():
             _show_adapter(report)
+        case inspection.RecipeReport():
+            _show_recipe(report)
+        case inspection.WordReport():
+            sizes = ", ".join(f"{key} {tokens} x {width}" for key, tokens, width in report.vectors)
+            print("\n".join(console.aligned([("embedding", report.path), ("word", report.word), ("vectors", sizes)])))
         case inspection.RunReport():
             config = report.config
             rows = [
@@ -632,6 +734,16 @@ def _show_model(report: ModelReport) -> None:
     print(
         f"\nlayer names: sdtune inspect {console.quote(report.source.partition('@')[0])} --layers {report.targets[0].name}"
     )
+
+
+def _show_recipe(report: RecipeReport) -> None:
+    share = f"{report.trainable:,}, {100 * report.trainable / report.total:.2f} % of the denoiser's {report.total:,}"
+    rows = [("recipe", report.path), ("model", report.model), ("method", report.method), ("trains", share)]
+    print("\n".join(console.aligned(rows)) + "\n")
+    cells = [(g.part, g.name, str(g.tensors), f"{g.parameters:,}") for g in report.groups[:24]]
+    console.table(("part", "where", "tensors", "parameters"), cells, numbers=(2, 3))
+    if rest := report.groups[24:]:
+        print(f"and {len(rest)} more places, {sum(g.parameters for g in rest):,} parameters")
 
 
 def _show_adapter(report: AdapterReport) -> None:

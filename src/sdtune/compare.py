@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sdtune.bands import changes
 from sdtune.config import RunConfig, SampleConfig
 from sdtune.data import dataset, images
 from sdtune.data.caption import decorate
@@ -45,6 +46,9 @@ class Progress(NamedTuple):
     total: int
 
 
+SIDES = ("base", "tuned")
+
+
 @dataclass(frozen=True)
 class Pair:
     """One prompt and seed, drawn by the base and by the tuned model."""
@@ -53,6 +57,8 @@ class Pair:
     seed: int
     base: Path
     tuned: Path
+    flaws: tuple[str, str] = ("", "")
+    """What is wrong with each of the two as a picture (`sample.flaw_of`); usually nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,16 @@ class Comparison:
     @property
     def report(self) -> Path:
         return self.run.report_file
+
+    @property
+    def flawed(self) -> str:
+        """How many of the pictures are none, and why the first is not. "" if all are sound."""
+        found = [[(p, flaw) for p in self.pairs if (flaw := p.flaws[i])] for i in (0, 1)]
+        if not any(found):
+            return ""
+        pair, flaw = (found[1] or found[0])[0]
+        counts = f"{len(found[1])} of {len(self.pairs)} tuned pictures (and {len(found[0])} of the base's) show nothing"
+        return f"{counts}, and are judged all the same; {pair.prompt!r}, seed {pair.seed}: {flaw}"
 
 
 def compare(
@@ -124,8 +140,10 @@ def comparing(
     plan = make_plan(config)
     pairs = tuple(_pairs(run, plan.prompts, config.evaluate.seeds))
     yield from _draw(run, config, checkpoint, pairs)
+    pairs = tuple(_with_flaws(run, pairs))
     drawn = time.perf_counter()
-    validation = read_validation(run, checkpoint)
+    judged = "best" if checkpoint == "final" and run.config().train.result == "best" else checkpoint
+    validation = read_validation(run, judged)
     if why := _unfit(config):
         scores, digest = _judge_loss(config, validation, why), None
     else:
@@ -134,7 +152,7 @@ def comparing(
         scorer = scorer or Scorer.load()
         evidence = yield from _look(scorer, config.data, plan, pairs)
         scores, digest = _judge(config, evidence, validation), scorer.fingerprint
-    scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(checkpoint, plan)))
+    scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan)))
     seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}
     result = Comparison(run, config, checkpoint, plan, pairs, scores, validation, digest, seconds)
     write_json(run.scores_file, report.as_json(result))
@@ -293,6 +311,7 @@ def _draw_missing(
             path = missing[picture.prompt]
             save_png(picture, path)
             kept[path.name] = {"key": keys[path], "sha256": _file_digest(path)}
+            kept[path.name] |= {"flaw": picture.flaw} if picture.flaw else {}
             write_json(index_file, kept)
             done += 1
             yield Progress(what, done, len(jobs))
@@ -315,6 +334,14 @@ def _read_index(file: Path, keys: dict[Path, str]) -> dict[Path, dict[str, str]]
         ):
             good[path] = row
     return good
+
+
+def _with_flaws(run: Run, pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """The pairs with what was found wrong with their pictures when they were drawn."""
+    base, tuned = (json.loads((run.comparison / side / "index.json").read_text(encoding="utf-8")) for side in SIDES)
+    for pair in pairs:
+        flaws = base[pair.base.name].get("flaw", ""), tuned[pair.tuned.name].get("flaw", "")
+        yield dataclasses.replace(pair, flaws=flaws)
 
 
 def _sweep(folder: Path, keep: set[str]) -> None:
@@ -389,17 +416,19 @@ def square(example: Example, config: DataConfig, side: int) -> Image.Image:
 def read_validation(run: Run, checkpoint: str = "final") -> Validation:
     """The loss curves in the run's log, up to the checkpoint."""
     losses: dict[int, tuple[float, ...]] = {}
+    found: dict[int, Validated] = {}
     training: dict[int, float] = {}
     for event in run.events():
         if isinstance(event, Validated):
-            losses[event.step] = event.per_picture
+            losses[event.step], found[event.step] = event.per_picture, event
         elif isinstance(event, Step):
             training[event.step] = event.loss
     last = _step_of(checkpoint, losses)
     steps = [s for s in sorted(losses) if s <= last and len(losses[s]) == len(losses[min(losses)])]
     shown = [s for s in sorted(training) if s <= last]
     table_SN = np.array([losses[s] for s in steps], np.float64) if steps else np.zeros((0, 0))
-    return Validation(tuple(steps), table_SN, tuple(shown), tuple(training[s] for s in shown))
+    moved = changes(found[0], found[steps[-1]]) if 0 in found and len(steps) > 1 else ()
+    return Validation(tuple(steps), table_SN, tuple(shown), tuple(training[s] for s in shown), moved)
 
 
 def _step_of(checkpoint: str, losses: dict[int, tuple[float, ...]]) -> float:

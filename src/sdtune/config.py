@@ -19,7 +19,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from sdtune import plugins
+from sdtune.consistency import ConsistencyConfig
 from sdtune.data.config import DataConfig
+from sdtune.distillation import DistillationConfig
 from sdtune.errors import ConfigError
 from sdtune.families import Family
 from sdtune.families.sd1 import Sd1
@@ -27,8 +30,10 @@ from sdtune.methods import Method
 from sdtune.methods.lora import Lora
 from sdtune.objective import ObjectiveConfig
 from sdtune.optim import Optimizer
-from sdtune.optim.kinds import AdamW, AdamWScheduleFree, Leanable
+from sdtune.optim.kinds import AdamW, Leanable
 from sdtune.schema import Section
+
+Objective = Annotated[ObjectiveConfig | ConsistencyConfig | DistillationConfig, Field(discriminator="type")]
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -48,14 +53,23 @@ class TrainConfig(Section):
     """Longer gradients are scaled down to this length; 0 turns that off."""
     seed: int = 0
     """Noise, timesteps, data order and the adapters' first weights follow from it."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the frozen weights and the computation; trained weights and optimiser stay fp32. auto: bf16 where the device is fast at it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the frozen weights and the computation; trained weights and optimiser stay fp32. auto: bf16 where the device is fast at it. fp16,
+    with a scaled loss, is for GPUs without bf16 (before RTX 30)."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: CUDA, else MPS, else CPU."""
     threads: Positive | None = None
     """CPU threads. Unset: all physical cores that this process may use."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["feed-forward"] = False
+    """Compute activations again in the backward pass: less memory, about a third more time. "feed-forward": only those of the feed-forward
+    layers, nearly half of SDXL's, for about an eighth more time."""
+    offload_activations: bool = False
+    """Let activations wait in the computer's memory for the backward pass; slower. For when checkpointing alone does not do. CUDA."""
+    block_swap: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the denoiser's frozen blocks whose weights wait in the computer's memory and come when they run; 1 saves most, and is
+    slowest. Not for method.type = "full". CUDA."""
+    unload: bool = True
+    """VAE, and text encoders that are not trained, wait in the computer's memory between previews. CUDA."""
     shard: bool = False
     """Split the trained weights, their gradients and what the optimiser keeps over the processes (FSDP2): each holds its share of
     16 bytes a weight, and a few blocks of the model at a time. For full fine-tuning on several devices where one has not enough
@@ -92,8 +106,11 @@ class SampleConfig(Section):
     """Denoising steps."""
     guidance: Annotated[float, Field(ge=0)] = 5.0
     """Classifier-free guidance, arXiv:2207.12598. 1 turns it off; higher follows the prompt more and varies less."""
-    scheduler: Literal["ddpm", "ddim", "pndm", "euler", "euler-a", "dpm++2m", "dpm++2m-karras", "unipc"] = "dpm++2m"
-    """Sampler. ddim and dpm++2m are deterministic; euler-a and ddpm add noise on the way."""
+    scheduler: Literal["ddpm", "ddim", "pndm", "euler", "euler-a", "dpm++2m", "dpm++2m-karras", "unipc", "lcm"] = (
+        "dpm++2m"
+    )
+    """Sampler. ddim and dpm++2m are deterministic; euler-a and ddpm add noise on the way. lcm is for models distilled to few
+    steps (objective.type = "consistency"), with `steps` 2 to 8 and `guidance` 1."""
     batch_size: Positive = 8
     """Pictures drawn at once."""
     width: Positive | None = None
@@ -130,6 +147,9 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)] = "run"
     """Name of the run's folder below `runs/`: letters, digits and _ . + -"""
+    plugins: tuple[str, ...] = ()
+    """Python files (or package folders, or installed modules) with methods, target sets, losses or optimisers of your own:
+    their code is run. Looked for beside the recipe first. docs/extending.md has an example."""
     model: Family = field(default_factory=Sd1)
     """The model to start from."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -138,7 +158,7 @@ class RunConfig(Section):
     """What becomes trainable."""
     optimizer: Optimizer = field(default_factory=AdamW)
     """How gradients become steps."""
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=ObjectiveConfig)
     """What is learned."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
@@ -160,34 +180,73 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
             yield "optimizer.fused_backward: a gradient is used up at once and cannot add up; set train.accumulate=1"
         if run.train.max_grad_norm:
             yield "optimizer.fused_backward: clipping needs the whole gradient before the first update; set train.max_grad_norm=0"
-    if isinstance(run.optimizer, Leanable) and run.optimizer.weights == "bf16" and run.train.precision == "fp32":
-        yield 'optimizer.weights: "bf16" contradicts train.precision="fp32"'
+    if (
+        isinstance(run.optimizer, Leanable)
+        and run.optimizer.weights == "bf16"
+        and run.train.precision in ("fp32", "fp16")
+    ):
+        yield f'optimizer.weights: "bf16" contradicts train.precision="{run.train.precision}"'
+    if isinstance(run.optimizer, Leanable) and run.optimizer.fused_backward and run.train.precision == "fp16":
+        yield "optimizer.fused_backward: fp16 may have to give a step up, which is half taken then; set train.precision=bf16"
     if lean and run.train.ema:
         yield "train.ema: keeps the fp32 copy of all weights that optimizer.weights and fused_backward avoid; unset one of them"
-    if isinstance(run.optimizer, AdamWScheduleFree) and run.train.ema:
-        yield "train.ema: adamw-schedulefree averages the weights already; set train.ema=0"
+    if run.optimizer.averages and run.train.ema:
+        yield f"train.ema: {run.optimizer.type} averages the weights already; unset it"
     if run.train.shard and not getattr(run.method, "trains_all", False):
         yield (
             f"train.shard: splits weights that are trained, and {run.method.type!r} trains few beside a whole model that stays; "
             "set it to false, or method.type=full"
         )
-    if run.train.shard and run.optimizer.looks_at:
+    seen = run.optimizer.looks_at or ("rows and columns of whole weights" if run.optimizer.matrices else "")
+    if run.train.shard and seen:
         yield (
-            f"train.shard: {run.optimizer.type!r} looks at {run.optimizer.looks_at}, of which each process holds only a part; "
+            f"train.shard: {run.optimizer.type!r} looks at {seen}, of which each process holds only a part; "
             "set optimizer.type to adamw, lion or adamw-schedulefree"
         )
     if run.train.shard and lean:
         yield "train.shard: optimizer.weights=bf16 and fused_backward need whole weights in every process; unset them, or it"
+    if run.train.shard and run.train.offload_activations:
+        yield "train.shard: with offload_activations the weights of blocks that come and go would be taken for activations; unset one"
 
 
 @cache
-def _adapter() -> TypeAdapter[RunConfig]:
-    return TypeAdapter(RunConfig)
+def _type(chosen: tuple[plugins.Plugin, ...] = ()) -> type[RunConfig]:
+    """RunConfig, whose unions have the plugins' classes, too."""
+    extra: dict[str, list[type[Section]]] = {}
+    for group, cls in (pair for plugin in chosen for pair in plugin.classes):
+        extra.setdefault(group, []).append(cls)
+    if not extra:
+        return RunConfig
+    hints = typing.get_type_hints(RunConfig, include_extras=True)
+    fields = [
+        (f.name, _extended(f.name, hints[f.name], extra[f.name]), field(default_factory=f.default_factory))
+        for f in dataclasses.fields(RunConfig)
+        if f.name in extra and f.default_factory is not dataclasses.MISSING
+    ]
+    return dataclasses.make_dataclass(
+        "RunConfig", fields, bases=(RunConfig,), frozen=True, kw_only=True, namespace={"__module__": __name__}
+    )
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def _extended(group: str, union: Any, extra: Sequence[type[Section]]) -> Any:
+    """A tagged union with more members. Raises ConfigError for a tag that is taken."""
+    members = [*_sections(union), *dict.fromkeys(extra)]
+    for cls in extra:
+        tag = getattr(cls, "type", "")
+        if [getattr(m, "type", None) for m in members].count(tag) > 1:
+            raise ConfigError(f"plugins: {cls.__name__}: there is a {group}.type {tag!r} already; choose another name")
+    return Annotated[typing.Union[tuple(members)], Field(discriminator="type")]  # noqa: UP007 (made at run time)
+
+
+@cache
+def _adapter(chosen: tuple[plugins.Plugin, ...] = ()) -> TypeAdapter[RunConfig]:
+    return TypeAdapter(_type(chosen))
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), *, from_run: bool = False) -> RunConfig:
     """Read the recipe `path` and apply `overrides` such as `method.rank=32`; the last one wins.
 
+    `from_run`: the file lies in a run's folder, and chooses no code to run by itself (see `plugins.load`).
     Raises ConfigError with all faults at once.
     """
     data: dict[str, Any] = {}
@@ -200,17 +259,32 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunCo
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    named = data.get("plugins")
     for item in overrides:
         _override(data, item)
-    return from_dict(data, where=str(path) if path else "")
+    folder = Path(path).parent if path else None
+    return from_dict(
+        data, where=str(path) if path else "", folder=folder, from_run=from_run and data.get("plugins") is named
+    )
 
 
-def from_dict(data: Mapping[str, Any], where: str = "") -> RunConfig:
-    """Build a config from nested dictionaries. The web form and the Python API enter here."""
+def from_dict(
+    data: Mapping[str, Any], where: str = "", *, folder: Path | None = None, from_run: bool = False
+) -> RunConfig:
+    """Build a config from nested dictionaries. The web form and the Python API enter here.
+
+    Plugins that `data` names are looked for in `folder`, then in the working folder.
+    """
+    chosen: tuple[plugins.Plugin, ...] = ()
+    data = dict(data)
+    names = data.get("plugins", ())
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):  # else refused below
+        chosen = plugins.load(names, folder, from_run=from_run)
+        data["plugins"] = tuple(plugin.name for plugin in chosen)
     try:
-        return _adapter().validate_python(_with_default_tags(RunConfig, dict(data)))
+        return _adapter(chosen).validate_python(_with_default_tags(RunConfig, data))
     except ValidationError as error:
-        faults = [_explain(e) for e in error.errors()]
+        faults = [_explain(e, _type(chosen)) for e in error.errors()]
         raise ConfigError("\n".join(f"{where}: {f}" if where else f for f in faults)) from None
 
 
@@ -230,9 +304,9 @@ def to_toml(config: RunConfig) -> str:
     return "\n\n".join(["\n".join(top), *tables]) + "\n"
 
 
-def json_schema() -> dict[str, Any]:
-    """What the web form is drawn from."""
-    return _adapter().json_schema()
+def json_schema(names: Sequence[str] = ()) -> dict[str, Any]:
+    """What the web form is drawn from, with what the plugins `names` bring."""
+    return _adapter(plugins.load(names)).json_schema()
 
 
 def _override(data: dict[str, Any], item: str) -> None:
@@ -281,29 +355,27 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
             yield from _sections(part)
 
 
-def _keys_at(path: Sequence[str]) -> list[str]:
+def _keys_at(path: Sequence[str], cls: type[RunConfig]) -> list[str]:
     """The keys that are valid inside the group `path`, a tag such as "lora" counting as a step of it."""
-    current: list[Any] = [RunConfig]
+    current: list[Any] = [cls]
     for name in path:
         inside = [s for c in current for s in _sections(typing.get_type_hints(c, include_extras=True).get(name))]
         current = inside or [c for c in current if getattr(c, "type", None) == name] or current
     return sorted({f.name for c in current for f in dataclasses.fields(c)})
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain(error: Mapping[str, Any], cls: type[RunConfig]) -> str:
     loc = [str(part) for part in error["loc"]]
     tags = {
-        getattr(s, "type", "")
-        for f in typing.get_type_hints(RunConfig, include_extras=True).values()
-        for s in _sections(f)
+        getattr(s, "type", "") for f in typing.get_type_hints(cls, include_extras=True).values() for s in _sections(f)
     }
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])  # of a section that checks itself
     where = ".".join(p for i, p in enumerate(loc) if not (i == 1 and p in tags)) or "config"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1]), n=1)
+        near = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1], cls), n=1)
         return f"{where}: no such key" + (
-            f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_keys_at(loc[:-1]))}"
+            f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_keys_at(loc[:-1], cls))}"
         )
     message = f"{where}: {error['msg'][0].lower() + error['msg'][1:]}"
     context = error.get("ctx", {})

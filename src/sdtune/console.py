@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from sdtune.config import RunConfig
 
 BARS = "▁▂▃▄▅▆▇█"
+BAND_NUMBERS = (1, 2, 3, 4)
+"""The columns of `band_table` that hold numbers."""
 
 
 # ---- words for numbers
@@ -116,6 +118,7 @@ class Progress:
     validation: float | None = None
     validated_at: int = 0
     losses: list[float] = field(default_factory=list)
+    validations: list[Validated] = field(default_factory=list)
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     _weight: float = 0.0
     _sum: float = 0.0
@@ -128,6 +131,7 @@ class Progress:
             case Step():
                 self._take_step(event)
             case Validated(step=step, loss=loss):
+                self.validations.append(event)
                 self.validation, self.validated_at = loss, step
                 if step == 0:
                     self.base_validation = loss
@@ -218,6 +222,33 @@ def ending(run: Path, event: Finished, progress: Progress) -> list[tuple[str, st
         ("result", str(run / event.path)),
         ("next", f"sdtune compare {quote(run)}"),
     ]
+
+
+def band_table(config: RunConfig, event: Finished, progress: Progress) -> tuple[str, list[list[str]]]:
+    """The change of the validation loss in each band of timesteps from the base to the result: a title, and rows under heads.
+
+    No rows where the run has no such losses.
+    """
+    from sdtune.bands import changes  # numpy, which --help does without
+    from sdtune.stats import MIN_UNITS
+
+    best = event.best_step if config.train.result == "best" else None
+    found = {e.step: e for e in progress.validations}
+    base, now = found.get(0), found.get(event.step if best is None else best)
+    rows = changes(base, now) if base and now and now.step else ()
+    if base is None or now is None or not rows:
+        return "", []
+    n = len(now.per_picture)
+    title = f"validation loss by timestep, {n} pictures; 95 % intervals"
+    title += "" if n >= MIN_UNITS else f"; no verdict with fewer than {MIN_UNITS}"
+    heads = ["timesteps", "step 0", f"step {now.step}", "change", "interval", "verdict"]
+    cells = []
+    for row in rows:
+        value, low, high = (f"{100 * v:+.1f}" for v in row.relative)
+        span = f"{low} to {high} %" if n > 1 else ""
+        name = f"{row.name} ({row.timesteps})"
+        cells.append([name, f"{row.base:.4f}", f"{row.now:.4f}", f"{value} %", span, row.verdict])
+    return title, [heads, *cells]
 
 
 def quote(path: object) -> str:
@@ -366,7 +397,12 @@ class Plain(Screen):
             case Noted():
                 yield f"note: {event.message}"
             case Finished():
+                assert self._config is not None
+                if not p.validations:  # it was finished before
+                    p.recall(self._folder)
                 yield from aligned(ending(self._folder, event, p))
+                title, rows = band_table(self._config, event, p)
+                yield from ["", title, *columns(rows, BAND_NUMBERS)] if rows else []
             case Stopped():
                 yield _stopped(event)
             case Failed():
@@ -474,9 +510,16 @@ class Live(Screen):
             case Warned():
                 self._print(self._styled(f"warning: {event.message}", "yellow"))
             case Finished():
+                assert self._config is not None
                 self._live.stop()
+                if not self.progress.validations:  # it was finished before
+                    self.progress.recall(self._folder)
                 self.say("")
                 self.rows(ending(self._folder, event, self.progress))
+                title, rows = band_table(self._config, event, self.progress)
+                if rows:
+                    self.say(f"\n{title}")
+                    table(rows[0], rows[1:], BAND_NUMBERS)
             case Stopped():
                 self._live.stop()
                 self.say(_stopped(event))
@@ -564,15 +607,22 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def columns(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> list[str]:
+    """Rows of as many cells each as lines; the columns `numbers` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
     """Print a table; the columns `numbers` are aligned to the right. Fits the terminal; whole when piped."""
     if not sys.stdout.isatty():
-        widths = [max(len(str(r[i])) for r in [heads, *rows]) for i in range(len(heads))]
-        for row in [heads, *rows]:
-            cells = [
-                c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            _write("  ".join(cells).rstrip())
+        for line in columns([heads, *rows], numbers):
+            _write(line)
         return
     from rich.console import Console
     from rich.table import Table

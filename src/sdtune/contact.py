@@ -1,4 +1,4 @@
-"""Many pictures on one sheet: a row per prompt, a column per seed."""
+"""Many pictures on one sheet: a row per prompt and a column per seed, or a row per prompt and seed and a column per step."""
 
 from __future__ import annotations
 
@@ -9,38 +9,79 @@ from typing import TYPE_CHECKING
 from sdtune.files import atomic_write
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sdtune.sample import Sample
+    from sdtune.timeline import Timeline
 
 SIDE = 256
 GAP = 8
 TITLE = 22
+LINE = 18
+SIZE = 14
+FAINT = "#6b6660"
 
 
 def write_sheet(samples: Sequence[Sample], path: Path) -> None:
     """Write `samples` to the PNG `path`, each at most 256 pixels wide (small ones enlarged by whole factors), under its prompt."""
+    rows: dict[str, list[Image | None]] = {}
+    for sample in samples:
+        rows.setdefault(sample.prompt, []).append(sample.image)
+    _write(list(rows.items()), [], _cell(samples[0].image), path)
+
+
+def write_timeline(timeline: Timeline, path: Path) -> None:
+    """Write the previews to the PNG `path`: a column for each step, under it its validation loss, step 0 being the base."""
+    from PIL import Image
+
+    def opened(file: Path | None) -> Image.Image | None:
+        if file is None:
+            return None
+        with Image.open(file, formats=["PNG"]) as image:
+            return image.convert("RGB")
+
+    rows = [(f"{row.prompt}   seed {row.seed}", [opened(file) for file in row.cells]) for row in timeline.rows]
+    heads = [
+        ("base" if step == 0 else f"step {step}", "" if loss is None else f"loss {loss:.4g}")
+        for step, loss in zip(timeline.steps, timeline.losses, strict=True)
+    ]
+    first = next(cell for _, cells in rows for cell in cells if cell)
+    _write(rows, heads, _cell(first), path)
+
+
+def _write(
+    rows: Sequence[tuple[str, Sequence[Image | None]]],
+    heads: Sequence[tuple[str, str]],
+    cell: tuple[int, int],
+    path: Path,
+) -> None:
+    """Titled rows of pictures, and over the columns two lines each, if there are any."""
     from PIL import Image, ImageDraw, ImageFont
 
-    rows: dict[str, list[Sample]] = {}
-    for sample in samples:
-        rows.setdefault(sample.prompt, []).append(sample)
-    width, height = _cell(samples[0])
-    columns = max(map(len, rows.values()))
-    size = (GAP + columns * (width + GAP), GAP + len(rows) * (TITLE + height + GAP))
+    width, height = cell
+    columns = max(len(cells) for _, cells in rows)
+    top = GAP + LINE * sum(any(words) for words in zip(*heads, strict=True))
+    size = (GAP + columns * (width + GAP), top + len(rows) * (TITLE + height + GAP))
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row, (prompt, cells) in enumerate(rows.items()):
-        y = GAP + row * (TITLE + height + GAP)
-        draw.text((GAP, y), _shortened(prompt, size[0] - 2 * GAP, font.getlength), fill="black", font=font)
-        for column, cell in enumerate(cells):
-            sheet.paste(
-                cell.image.resize((width, height), Image.Resampling.NEAREST), (GAP + column * (width + GAP), y + TITLE)
-            )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(SIZE)
+    for column, (head, note) in enumerate(heads):
+        x = GAP + column * (width + GAP)
+        for line, (text, colour) in enumerate(((head, "black"), (note, FAINT))):
+            draw.text((x, GAP + line * LINE), _shortened(text, width, font.getlength), fill=colour, font=font)
+    for row, (title, cells) in enumerate(rows):
+        y = top + row * (TITLE + height + GAP)
+        draw.text((GAP, y), _shortened(title, size[0] - 2 * GAP, font.getlength), fill="black", font=font)
+        for column, image in enumerate(cells):
+            if image is not None:
+                how = Image.Resampling.NEAREST if image.width <= width else Image.Resampling.LANCZOS
+                shown = image.resize((width, height), how)
+                sheet.paste(shown, (GAP + column * (width + GAP), y + TITLE))
     with atomic_write(path) as file:
         sheet.save(file, format="PNG")
 
 
-def _cell(sample: Sample) -> tuple[int, int]:
-    width, height = sample.image.size
+def _cell(image: Image) -> tuple[int, int]:
+    width, height = image.size
     if max(width, height) >= SIDE:
         shrink = SIDE / max(width, height)
         return round(width * shrink), round(height * shrink)

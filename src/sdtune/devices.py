@@ -34,8 +34,8 @@ def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
         "mps": False,
         "cpu": cpu_is_fast_at_bf16(),
     }[name]
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast)
-    return device, torch.bfloat16 if bf16 else torch.float32
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    return device, kinds.get(config.precision, torch.bfloat16 if fast else torch.float32)
 
 
 def cpu_is_fast_at_bf16() -> bool:

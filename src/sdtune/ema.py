@@ -27,6 +27,10 @@ class Ema:
         """Copies of the mean by name."""
         return self.optimizer.named(self.mean)
 
+    def held(self) -> dict[str, Tensor]:
+        """Copies by name of what this process has of the mean."""
+        return self.optimizer.local(self.mean)
+
     def load(self, values: Mapping[str, Tensor]) -> None:
         self.mean = self.optimizer.unnamed(values)
 

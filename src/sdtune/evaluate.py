@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdtune import stats
+from sdtune.bands import BandChange
 from sdtune.errors import EvaluationError
 from sdtune.metrics import content, diversity, frechet, kid, nearest
 from sdtune.stats import Interval
@@ -39,8 +40,7 @@ OVERFIT_SHARE = 0.1
 """Overfit: more than this share of the gain in validation loss was lost again after the best step."""
 COPY_LIMIT = 0.2
 """Copied: more than this share of the prompts gives pictures nearer to a training picture than any held-out real one is."""
-MIN_PROMPTS = 20
-"""Fewer prompts, or validation pictures, decide nothing."""
+MIN_PROMPTS = stats.MIN_UNITS
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,8 @@ class Validation:
     losses_SN: Array = field(default_factory=lambda: np.zeros((0, 0)))
     train_steps: tuple[int, ...] = ()
     train_losses: tuple[float, ...] = ()
+    bands: tuple[BandChange, ...] = ()
+    """From step 0 to the last of `steps`, by bands of timesteps."""
 
 
 def see(scorer: Scorer, images: Iterable[Image.Image], captions: Sequence[str], prompts: Sequence[str]) -> Seen:

@@ -63,6 +63,10 @@ class Validated(_Event):
     """Mean over the pictures at each of the fixed timesteps, from nearly clean to nearly pure noise."""
     raw: float | None = None
     """The loss of the weights themselves, where `loss` is that of their moving average."""
+    timesteps: tuple[int, ...] = ()
+    """The fixed timesteps of `per_timestep`."""
+    per_band: tuple[tuple[float, ...], ...] = ()
+    """Each picture's loss in each band of these timesteps (`bands.split`), clean first, to six digits."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,8 @@ def to_line(event: Event) -> str:
 def from_line(line: str) -> Event:
     record = json.loads(line)
     kind = _KINDS[record.pop("event")]
-    for name in ("per_picture", "per_timestep"):
+    for name in ("per_picture", "per_timestep", "timesteps", "per_band"):
         if name in record:
-            record[name] = tuple(record[name])
+            record[name] = tuple(tuple(v) if isinstance(v, list) else v for v in record[name])
     made: Event = kind(**record)
     return made

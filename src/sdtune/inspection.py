@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,18 +88,57 @@ class RunReport:
     """The finished adapter; None for a full fine-tuning and for a run without a result."""
 
 
-def inspect(source: str, rank: int = 16) -> ModelReport | AdapterReport | RunReport:
-    """Look into `source`: a run folder, a .safetensors adapter or model, a model folder, a Hub id in the cache, or "embedded"."""
+@dataclass(frozen=True)
+class Group:
+    """Weights of one part that have the same place in their blocks."""
+
+    part: str
+    name: str
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class RecipeReport:
+    """What a recipe would train."""
+
+    path: str
+    model: str
+    method: str
+    trainable: int
+    total: int
+    """Parameters of the denoiser before."""
+    groups: tuple[Group, ...]
+    """Most parameters first."""
+
+
+@dataclass(frozen=True)
+class WordReport:
+    """The vectors of a new word: (text encoder's key, tokens, width)."""
+
+    path: str
+    word: str
+    vectors: tuple[tuple[str, int, int], ...]
+
+
+Report = ModelReport | AdapterReport | RunReport | RecipeReport | WordReport
+
+
+def inspect(source: str, rank: int = 16) -> Report:
+    """Look into `source`: a run folder, a recipe, a .safetensors adapter, embedding or model, a model folder, a Hub id in the cache,
+    or "embedded"."""
     from sdtune.families import recognise
 
     path = Path(source).expanduser()
     if (path / "config.toml").is_file():
         return inspect_run(path)
+    if path.suffix == ".toml":
+        return inspect_recipe(path)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise ModelError(f"{source}: no such file")
         if recognise(source) is None:
-            return inspect_adapter(path)
+            return inspect_word(path) or inspect_adapter(path)
     return inspect_model(source, rank)
 
 
@@ -168,6 +208,42 @@ def target_set(denoiser: nn.Module, name: str, rank: int) -> TargetSet:
 def _adapter_size(weight: Any, rank: int) -> int:
     """A is (rank, in, kernel ...), B is (out, rank)."""
     return rank * (int(weight[0].numel()) + len(weight))
+
+
+def inspect_recipe(path: Path) -> RecipeReport:
+    """Load the recipe's model (on the CPU, its denoiser in bf16) and let its method choose."""
+    import torch
+
+    from sdtune import config as configs
+
+    config = configs.load(path)
+    model = config.model.load(dtype=torch.bfloat16)
+    total = sum(p.numel() for p in model.denoiser.parameters())
+    found: dict[tuple[str, str], list[int]] = {}
+    for name, p in config.method.attach(model, seed=0).items():
+        part, _, rest = name.partition(".")
+        found.setdefault((part, _place(rest)), []).append(p.numel())
+    groups = [Group(part, place, len(sizes), sum(sizes)) for (part, place), sizes in found.items()]
+    return RecipeReport(
+        str(path), model.source, config.method.type, sum(g.parameters for g in groups), total,
+        tuple(sorted(groups, key=lambda g: -g.parameters)),
+    )  # fmt: skip
+
+
+def _place(name: str) -> str:
+    """Where in its block a weight is: attn2.to_q of up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q.lora_A."""
+    layer = name.rpartition(".")[0] or name
+    return re.sub(r"^.*(blocks|attentions|resnets|layers|downsamplers|upsamplers)\.\d+\.", "", layer)
+
+
+def inspect_word(path: Path) -> WordReport | None:
+    """The report of an embedding file; None if it is none."""
+    from sdtune.methods import word_file
+
+    if not word_file.is_word_file(path):
+        return None
+    word, vectors = word_file.read(path)
+    return WordReport(str(path), word, tuple((key, *v.shape) for key, v in vectors.items()))
 
 
 def inspect_adapter(path: Path) -> AdapterReport:

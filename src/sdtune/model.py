@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from sdtune.words import NewWords
 
 Prediction = Literal["epsilon", "v", "flow"]
 """What the denoiser returns: the noise, v = alpha * noise - sigma * x0 (arXiv:2202.00512, appendix D), or the flow
@@ -31,6 +33,9 @@ class Cond:
     tokens_BEL: Tensor | None = None
     """Token ids for each text encoder, (B, encoders, tokens): set where text encoders are trained. `denoise` then reads them
     anew, with gradients, and does not look at `states_BLD` and `pooled_BD`."""
+
+    given_BCHW: Tensor | None = None
+    """Inpainting variants: where to paint (1 there, one channel), and the latents of what is left of the picture. None: paint all."""
 
     def __getitem__(self, index: slice | Tensor) -> Cond:
         return self._each(lambda field: field[index])
@@ -71,6 +76,20 @@ class Latents:
         return self.mean_BCHW + (0.5 * self.logvar_BCHW).exp() * noise
 
 
+Denoise = Callable[["Tensor", "Tensor", Cond], "Tensor"]
+"""(noisy latents (B, C, H, W), times (B,), cond) -> prediction (B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model as it was before training, for objectives that learn from it."""
+
+    denoise: Denoise
+    """Without gradients."""
+    module: nn.Module
+    """The denoiser that this computes with."""
+
+
 class Model(ABC):
     """A text-to-image diffusion model: a denoiser and the frozen parts around it. Methods may train text encoders, too.
 
@@ -94,11 +113,21 @@ class Model(ABC):
     latent_channels: int
     patch: int = 1
     """Latents that the denoiser takes together, along one side."""
+    tokenizers: tuple[Any, ...]
+    """One for each text encoder, as they came."""
+    new_words: NewWords | None = None
+    """What a method has taught the model, where it did: `tokenize` reads with it."""
+    unread: tuple[str, ...] = ()
+    """Patterns of the names (`<part>.<layer>`) of layers whose output nothing depends on: there is nothing to train."""
+    original: nn.Module | None = None
+    """The denoiser as it was loaded, while a method has put another one in its place."""
     shift: float = 1.0
     """Of flow models: how far their steps lean towards noise, arXiv:2403.03206, section 5.3.2."""
 
     denoiser_name = "unet"
     """The denoiser's name in diffusers' folders and in adapter files."""
+    inpaints = False
+    """Whether the denoiser is told where to paint, and what is left of the picture (`Cond.given_BCHW`)."""
     sized = False
     """Whether the denoiser is told each picture's size and cut (`Cond.size_BK`)."""
 
@@ -107,6 +136,11 @@ class Model(ABC):
         """What can be trained, by the names of diffusers' folders: the denoiser, `text_encoder`, `text_encoder_2`, ..."""
         encoders = {f"text_encoder{f'_{i}' if i > 1 else ''}": e for i, e in enumerate(self.text_encoders, 1)}
         return {self.denoiser_name: self.denoiser, **encoders}
+
+    @property
+    def word_parts(self) -> tuple[str, ...]:
+        """The text encoders that can learn new words, in the order of their tokenizers."""
+        return tuple(part for part in self.parts if part != self.denoiser_name)
 
     @property
     def grid(self) -> int:
@@ -160,6 +194,10 @@ class Model(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the weights that pictures and captions pass through (VAE, text encoders, tokenizers): keys the cache."""
+
+    @abstractmethod
+    def unload(self, keep: Collection[str]) -> None:
+        """Let what the denoiser does not need wait in the computer's memory; it comes when it is asked for. Not the parts `keep`."""
 
     @abstractmethod
     def save_denoiser(self, folder: object) -> None:

@@ -5,29 +5,61 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
 from sdtune.errors import ConfigError
-from sdtune.model import Cond, Model, Prediction
+from sdtune.model import Cond, Denoise, Model, Prediction, Teacher
 from sdtune.schema import Section, refuse_idle
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Denoise = Callable[["Tensor", "Tensor", Cond], "Tensor"]
-"""(noisy latents (B, C, H, W), times (B,), cond) -> prediction (B, C, H, W)."""
-
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+class Loss(Protocol):
+    """What an objective's `build` gives, and the training step calls. `mask_B1HW` says what each place counts; without it, 1."""
+
+    @property
+    def alphas_T(self) -> Tensor:
+        """One for each timestep that `error` knows."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        rng: torch.Generator,
+        rows: slice = slice(None),
+        mask_B1HW: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each of `rows` to be learned from, shape (B,). All chance comes from `rng`, and is drawn for the whole batch."""
+
+    def error(
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        t_B: Tensor,
+        noise_BCHW: Tensor,
+        *,
+        mask_B1HW: Tensor | None = None,
+    ) -> Tensor:
+        """The validation loss of each example at given timesteps and noise, shape (B,)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Section):
-    """The loss. Whether noise, v or flow is predicted follows from the model."""
+    """Noise is to be found in noisy pictures: the usual loss. Whether noise, v or flow is predicted follows from the model."""
 
+    needs_teacher: ClassVar[bool] = False
+    """Whether it learns from the model as it was before, too."""
+
+    type: Literal["denoising"] = "denoising"
     weighting: Literal["min-snr", "soft-min-snr", "debiased", "p2", "none"] = "min-snr"
     """How much a timestep counts: "min-snr" (arXiv:2303.09556) bounds the weight of nearly clean ones, "soft-min-snr" bends where
     that has a corner (arXiv:2401.11605), "debiased" is 1 / sqrt(SNR) (arXiv:2310.08442), "p2" 1 / (k + SNR)^gamma
@@ -74,7 +106,7 @@ class ObjectiveConfig(Section):
         if self.timestep_range and self.timestep_range[0] > self.timestep_range[1]:
             raise ConfigError(f"objective.timestep_range: {list(self.timestep_range)} begins after its end")
 
-    def build(self, model: Model) -> Objective:
+    def build(self, model: Model, teacher: Teacher | None = None) -> Objective:
         """The loss for `model`'s noise schedule. Raises ConfigError if the two do not go together."""
         T = len(model.alphas_T)
         if self.timestep_range and self.timestep_range[1] >= T:
@@ -94,11 +126,18 @@ class Objective:
     options: ObjectiveConfig = ObjectiveConfig(weighting="none")
 
     def __call__(
-        self, denoise: Denoise, x0_BCHW: Tensor, cond: Cond, rng: torch.Generator, rows: slice = slice(None)
+        self,
+        denoise: Denoise,
+        x0_BCHW: Tensor,
+        cond: Cond,
+        rng: torch.Generator,
+        rows: slice = slice(None),
+        mask_B1HW: Tensor | None = None,
     ) -> Tensor:
         """The weighted loss of each example at a random timestep, shape (B,). `rng` is a CPU generator.
 
         Of `rows` alone, if they are given: what is drawn for them is what they would get in the whole batch.
+        `mask_B1HW` says what each place counts; without it, 1.
         Options draw from generators of their own (`_aside`): none changes the timesteps and noise of a run without it.
         """
         import torch
@@ -116,9 +155,11 @@ class Objective:
             extra_BCHW = torch.randn(x0_BCHW.shape, generator=_aside(rng, "perturbation")).to(x0_BCHW)
             seen_BCHW = noise_BCHW + self.options.input_perturbation * extra_BCHW
         x0_BCHW, cond, t_B = x0_BCHW[rows], cond[rows], t_B[rows]
+        mask_B1HW = None if mask_B1HW is None else mask_B1HW[rows]
         error_B = self.error(
-            denoise, x0_BCHW, cond, t_B, noise_BCHW[rows], seen_BCHW=seen_BCHW[rows], distance=self.distance
-        )
+            denoise, x0_BCHW, cond, t_B, noise_BCHW[rows],
+            seen_BCHW=seen_BCHW[rows], distance=self.distance, mask_B1HW=mask_B1HW,
+        )  # fmt: skip
         return error_B * self.weight(t_B)
 
     def error(
@@ -131,10 +172,12 @@ class Objective:
         *,
         seen_BCHW: Tensor | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        mask_B1HW: Tensor | None = None,
     ) -> Tensor:
         """The error of each example at the given timesteps and noise, unweighted, shape (B,): the mean square, or by `distance`.
 
         `seen_BCHW` is the noise in what the network sees, where that is not the noise that it is asked for.
+        `mask_B1HW` says what the error of each place counts; without it, 1.
         """
         alpha, sigma = (s_T[t_B].view(-1, 1, 1, 1) for s_T in (self.alphas_T, self.sigmas_T))
         x_BCHW = alpha * x0_BCHW + sigma * (noise_BCHW if seen_BCHW is None else seen_BCHW)
@@ -144,7 +187,8 @@ class Objective:
             target_BCHW = noise_BCHW if self.prediction == "epsilon" else alpha * noise_BCHW - sigma * x0_BCHW
             time_B = t_B
         difference_BCHW = denoise(x_BCHW, time_B, cond).float() - target_BCHW.float()
-        return (distance(difference_BCHW, t_B) if distance else difference_BCHW.square()).mean((1, 2, 3))
+        error_BCHW = distance(difference_BCHW, t_B) if distance else difference_BCHW.square()
+        return (error_BCHW if mask_B1HW is None else error_BCHW * mask_B1HW).mean((1, 2, 3))
 
     def distance(self, e_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """l2, or the pseudo-Huber losses of arXiv:2403.16728 (section 3.1) in the scale that kohya's scripts gave them."""

@@ -21,13 +21,15 @@ from sdtune.data.dataset import Splits, resolve, scan, scan_class
 from sdtune.data.record import changes, record
 from sdtune.ema import Ema
 from sdtune.environment import environment
-from sdtune.errors import RunError
+from sdtune.errors import ConfigError, RunError
 from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
 from sdtune.files import as_json
+from sdtune.memory import Swap, compute_again
 from sdtune.model import Model
-from sdtune.objective import Objective
+from sdtune.objective import Loss
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
+from sdtune.scaling import LossScale
 from sdtune.state import State, resume, take_up
 from sdtune.updater import Fp32Updater, Updater
 
@@ -37,7 +39,7 @@ class Ready:
     """All that the loop needs."""
 
     state: State
-    objective: Objective
+    objective: Loss
     cache: Cache
     held_out: Batch | None
     prompts: tuple[str, ...]
@@ -52,14 +54,12 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     run.write(run.environment_file, as_json(environment(device)))
     for note in splits.notes:
         yield run.logged(Noted(note))
-    splits = yield from _with_class_pictures(splits, model, config)
+    splits = yield from _with_class_pictures(splits, model, config, run)
     yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
         resolution = config.data.resolution or model.resolution
-        cache = Cache.open(
-            examples, model, config.data, resolution=resolution, augment=not what, tokens=config.method.trains_text
-        )
+        cache = Cache.open(examples, model, config.data, resolution=resolution, augment=not what)
         if not distributed.primary():
             distributed.wait()  # the first process encodes, the others read
         for name, done, total in cache.fill():
@@ -71,21 +71,22 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
         caches.append(cache)
     total = sum(p.numel() for p in model.denoiser.parameters())
     parameters = config.method.attach(model, seed=config.train.seed)
-    if config.train.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        for encoder in model.text_encoders if config.method.trains_text else ():
-            # transformers renamed it; its lower bound here has the old name alone
-            enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-            enable()  # type: ignore[operator]
+    if config.method.trains_text:
+        for cache in caches:
+            cache.tokenize()
+    _check_words(model, splits)
+    objective = config.objective.build(model, config.method.teacher(model) if config.objective.needs_teacher else None)
+    yield from _save_memory(model, config, run, trained={name.partition(".")[0] for name in parameters})
     optimizer = _updater(config, model, parameters)
     if config.train.shard and not optimizer.sharded:
         yield run.logged(Noted("train.shard: one process alone holds everything; --devices 2 or more would split it"))
     ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, Fp32Updater) else None
-    state = State(model, optimizer, ema)
+    state = State(model, optimizer, ema, scale=LossScale() if dtype == torch.float16 else None)
+    state.activations_elsewhere = config.train.offload_activations and device.type != "cpu"
     if found:
         resume(state, found)
     yield Ready(
-        state, config.objective.build(model), caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
+        state, objective, caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
         config.sample.prompts or _captions(splits), Started(
             step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
             precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,
@@ -103,7 +104,31 @@ def _updater(config: RunConfig, model: Model, parameters: Mapping[str, nn.Parame
     return ShardedOptimizer(model.parts, parameters, config.optimizer.make, lr_scale=config.optimizer.lr_scale)
 
 
-def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Generator[Event, None, Splits]:
+def _save_memory(model: Model, config: RunConfig, run: Run, trained: set[str]) -> Iterator[Event]:
+    """What `train` says of it; a setting that has no effect here is told."""
+    options, device = config.train, model.device
+    if device.type == "cpu":
+        for key in ("block_swap", "offload_activations"):
+            if getattr(options, key):
+                yield run.logged(Warned(f"train.{key}: has no effect on a CPU, whose memory is the computer's"))
+    elif options.block_swap:
+        Swap(model.denoiser, options.block_swap, device)
+    compute_again(model, options.gradient_checkpointing, text=config.method.trains_text)
+    if options.unload and device.type == "cuda":
+        model.unload(keep=trained)
+
+
+def _check_words(model: Model, splits: Splits) -> None:
+    """Raises ConfigError for a new word that no caption has, and that would learn nothing."""
+    for word in model.new_words.words if model.new_words else ():
+        if not any(word.lower() in caption.lower() for example in splits.train for caption in example.captions):
+            raise ConfigError(
+                f"method.tokens: no caption has the word {word!r}, so it would learn nothing; write it there, or set "
+                f'data.caption_prefix="{word}"'
+            )
+
+
+def _with_class_pictures(splits: Splits, model: Model, config: RunConfig, run: Run) -> Generator[Event, None, Splits]:
     """`splits` with the class pictures of prior preservation; the base model draws those that are missing."""
     data = config.data
     if not data.class_prompt:
@@ -114,6 +139,8 @@ def _with_class_pictures(splits: Splits, model: Model, config: RunConfig) -> Gen
         missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
         for picture in sample(model, options, seeds=missing):
             save_png(picture, folder / f"{picture.seed:05d}.png")
+            if picture.flaw:
+                yield run.logged(Warned(f"class picture {folder / f'{picture.seed:05d}.png'}: {picture.flaw}"))
             yield Encoding(
                 "class pictures", data.class_count - len(missing) + missing.index(picture.seed) + 1, data.class_count
             )
@@ -146,6 +173,10 @@ HARMLESS = {
     "train.sample_every",
     "train.threads",
     "train.shard",
+    "train.gradient_checkpointing",
+    "train.offload_activations",
+    "train.block_swap",
+    "train.unload",
     "train.device",
 }
 

@@ -19,9 +19,13 @@ import numpy as np
 from PIL import Image
 
 from sdtune import config as configs
+from sdtune import timeline
+from sdtune.bands import BandChange
+from sdtune.compare import SIDES
 from sdtune.evaluate import COPY_LIMIT, Figure, Scores, Validation, number, unseen
-from sdtune.events import Finished, Sampled, Started
+from sdtune.events import Finished, Started
 from sdtune.metrics.content import strip_shared
+from sdtune.stats import MIN_UNITS
 
 if TYPE_CHECKING:
     from sdtune.compare import Comparison
@@ -63,14 +67,22 @@ def as_json(c: Comparison) -> Json:
             "control": [e.image.name for e in c.plan.control],
         },
         "pictures": [
-            {"prompt": p.prompt, "seed": p.seed, "base": f"base/{p.base.name}", "tuned": f"tuned/{p.tuned.name}"}
+            {
+                "prompt": p.prompt,
+                "seed": p.seed,
+                "base": f"base/{p.base.name}",
+                "tuned": f"tuned/{p.tuned.name}",
+                **{f"{side}_flaw": flaw for side, flaw in zip(SIDES, p.flaws, strict=True) if flaw},
+            }
             for p in c.pairs
         ],
+        "flawed": {side: sum(bool(p.flaws[i]) for p in c.pairs) for i, side in enumerate(SIDES)},
         "validation": {
             "steps": list(losses.steps),
             "mean_loss": [float(v) for v in losses.losses_SN.mean(1)] if losses.steps else [],
             "per_picture_first": [float(v) for v in losses.losses_SN[0]] if losses.steps else [],
             "per_picture_last": [float(v) for v in losses.losses_SN[-1]] if losses.steps else [],
+            "bands": [_band_record(band) for band in losses.bands],
         },
         "statistics": {
             "interval": "95% percentile interval, cluster bootstrap over prompts",
@@ -88,6 +100,7 @@ def as_json(c: Comparison) -> Json:
 def markdown(c: Comparison) -> str:
     """Verdicts and figures for a README or an issue."""
     lines = [f"**{headline(c.scores)[0]}**", ""]
+    lines += [f"**Careful: {c.flawed}**", ""] if c.flawed else []
     lines += [
         f"- {v.question} **{v.answer}**: {v.because}" + (f" ({v.detail})" if v.detail else "")
         for v in c.scores.verdicts
@@ -96,6 +109,12 @@ def markdown(c: Comparison) -> str:
     for row in _table(c.scores.figures):
         cells = [row["label"], *(_plain(row[k]) for k in ("base", "tuned", "difference", "real")), row["note"]]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    if c.validation.bands:
+        lines += ["", "| validation loss at timesteps | base | tuned | change | |", "|---|---|---|---|---|"]
+        for b in c.validation.bands:
+            change, span = _percent(b)
+            cells = [f"{b.name}, {b.timesteps}", number(b.base), number(b.now), f"{change} ({span})", b.verdict]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -140,6 +159,7 @@ def _view(c: Comparison) -> Json:
         "rows": _table(c.scores.figures),
         "limits": c.scores.limits,
         "facts": _facts(c),
+        "flawed": c.flawed,
         "groups": _groups(c),
         "size": "small" if _side(c) <= SMALL else "large",
         "targets": [{"src": _thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
@@ -148,6 +168,7 @@ def _view(c: Comparison) -> Json:
         "copy_limit": COPY_LIMIT,
         "validation_chart": _validation_chart(c.validation),
         "training_chart": _training_chart(c.validation),
+        "bands": _bands(c.validation),
         "timeline": _timeline(c),
         "sources": c.plan.sources,
         "toml": configs.to_toml(c.config),
@@ -226,6 +247,7 @@ def _groups(c: Comparison) -> list[Json]:
                 "seed": pair.seed,
                 "base": _thumb(pair.base, LARGE),
                 "tuned": _thumb(pair.tuned, LARGE),
+                "flaws": pair.flaws,
                 "found": None if found is None else [bool(v) for v in found],
             }
         )
@@ -250,23 +272,15 @@ def _neighbours(c: Comparison, train: Sequence[Path]) -> list[Json]:
 
 def _timeline(c: Comparison) -> Json | None:
     """The previews of the run: a row a prompt and seed, a column a step, at most TIMELINE_STEPS of them."""
-    found = {(e.prompt, e.seed, e.step): c.run.path / e.path for e in c.run.events() if isinstance(e, Sampled)}
-    found = {k: p for k, p in found.items() if p.is_file()}
-    steps = sorted({s for _, _, s in found})
-    if len(steps) < 2:
+    found = timeline.read(c.run, TIMELINE_STEPS)
+    if found is None:
         return None
-    if len(steps) > TIMELINE_STEPS:
-        steps = [steps[round(i * (len(steps) - 1) / (TIMELINE_STEPS - 1))] for i in range(TIMELINE_STEPS)]
-    keys = list(dict.fromkeys((p, s) for p, s, _ in found))
     rows = [
-        {
-            "prompt": p,
-            "seed": s,
-            "cells": [_thumb(found[p, s, t], SMALL) if (p, s, t) in found else None for t in steps],
-        }
-        for p, s in keys
+        {"prompt": r.prompt, "seed": r.seed, "cells": [_thumb(path, SMALL) if path else None for path in r.cells]}
+        for r in found.rows
     ]
-    return {"steps": steps, "rows": rows}
+    losses = [None if v is None else number(v) for v in found.losses]
+    return {"steps": found.steps, "losses": losses if any(losses) else None, "rows": rows}
 
 
 def _facts(c: Comparison) -> list[tuple[str, str]]:
@@ -376,6 +390,55 @@ def _smooth(values: Any) -> list[float]:
     """A centred mean over a tenth of the run."""
     window = max(1, len(values) // 20)
     return [float(values[max(0, i - window) : i + window + 1].mean()) for i in range(len(values))]
+
+
+BAND_WIDE, BAND_EDGE = 300, 20
+"""Of the small drawings of intervals, in view-box units."""
+
+
+def _bands(v: Validation) -> Json | None:
+    """Rows of the table of bands, each with its interval drawn on one scale, in per cent of the base's loss."""
+    if not v.bands:
+        return None
+    bounds = [100 * x for b in v.bands for x in b.relative if math.isfinite(x)]
+    ticks = _ticks(min(0.0, *bounds), max(0.0, *bounds), 4)
+
+    def at(share: float) -> float:
+        inside = (100 * share - ticks[0]) / (ticks[-1] - ticks[0])
+        return round(BAND_EDGE + inside * (BAND_WIDE - 2 * BAND_EDGE), 1)
+
+    rows = []
+    for b in v.bands:
+        value, low, high = b.relative
+        change, span = _percent(b)
+        rows.append(
+            {
+                "name": b.name, "timesteps": b.timesteps, "base": number(b.base), "tuned": number(b.now),
+                "change": change, "span": span, "verdict": b.verdict,
+                "tone": {"lower": "good", "higher": "bad", "cannot tell": ""}[b.verdict],
+                "x": at(value), "ends": (at(low), at(high)) if span else None,
+            }
+        )  # fmt: skip
+    marks = [(at(t / 100), _signed(t, "g")) for t in ticks]
+    return {"rows": rows, "zero": at(0), "marks": marks, "pictures": v.bands[0].change.n, "least": MIN_UNITS}
+
+
+def _percent(band: BandChange) -> tuple[str, str]:
+    """The change in per cent of the base, and its interval."""
+    value, low, high = (_signed(100 * x, ".1f") for x in band.relative)
+    return f"{value}%", f"{low} to {high}%" if math.isfinite(band.change.low) else ""
+
+
+def _signed(value: float, form: str) -> str:
+    return f"{value:+{form}}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+
+def _band_record(band: BandChange) -> Json:
+    change = {"value": band.change.value, "low": band.change.low, "high": band.change.high, "n": band.change.n}
+    return {
+        "name": band.name, "timesteps": [band.first, band.last], "base": band.base, "tuned": band.now,
+        "change": {k: v if math.isfinite(v) else None for k, v in change.items()}, "verdict": band.verdict,
+    }  # fmt: skip
 
 
 def _chart(

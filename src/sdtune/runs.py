@@ -3,7 +3,7 @@
 config.toml        resolved, written first        events.jsonl   the only log
 environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
 data.json          hashes of pictures, captions   comparison/    pictures, scores.json, report.html
-samples/           previews
+samples/           previews                       timeline.png   all of them on one sheet
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,10 @@ class Run:
         return self.path / "samples"
 
     @property
+    def timeline_file(self) -> Path:
+        return self.path / "timeline.png"
+
+    @property
     def final(self) -> Path:
         """The finished adapter (`NAME.safetensors`) or model (`unet/`)."""
         return self.path / "final"
@@ -83,11 +87,11 @@ class Run:
     def exists(self) -> bool:
         return self.config_file.exists()
 
-    def config(self) -> RunConfig:
-        """The run's resolved config. Raises RunError if the folder holds no run."""
+    def config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The run's resolved config, changed by `overrides`. Raises RunError if the folder holds no run."""
         if not self.exists():
             raise RunError(f"{self.path}: not a run folder (no config.toml); `sdtune train` makes one")
-        return configs.load(self.config_file)
+        return configs.load(self.config_file, overrides, from_run=True)
 
     def write_config(self, config: RunConfig) -> None:
         self.write(self.config_file, configs.to_toml(config))
@@ -156,6 +160,10 @@ class Run:
             yield
         finally:
             self.lock_file.unlink(missing_ok=True)
+
+    def living(self) -> bool:
+        """Whether a process holds the folder. One on another machine counts as living: nobody here can tell."""
+        return self.lock_file.exists() and self._living_holder() is not None
 
     def _living_holder(self) -> dict[str, Any] | None:
         try:

@@ -21,7 +21,7 @@ from sdtune.model import Cond, Model
 
 A1111_NAMES = {
     "ddpm": "DDPM", "ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "euler-a": "Euler a", "dpm++2m": "DPM++ 2M",
-    "dpm++2m-karras": "DPM++ 2M Karras", "unipc": "UniPC",
+    "dpm++2m-karras": "DPM++ 2M Karras", "unipc": "UniPC", "lcm": "LCM",
 }  # fmt: skip
 
 
@@ -33,6 +33,8 @@ class Sample:
     image: Image.Image
     settings: dict[str, Any]
     """Everything else that the picture depends on: model, scheduler, steps, guidance, size, strength."""
+    flaw: str = ""
+    """Why this is no picture (`flaw_of`), and what may help. Nothing for a sound one."""
 
 
 def sample(
@@ -57,16 +59,20 @@ def sample(
         ]
     )
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
+    precision = str(model.dtype).removeprefix("torch.")
     settings = {
         "model": model.label, "scheduler": config.scheduler, "steps": config.steps, "guidance": config.guidance,
-        "width": width, "height": height, "strength": config.strength, "precision": str(model.dtype).removeprefix("torch."),
+        "width": width, "height": height, "strength": config.strength, "precision": precision,
     }  # fmt: skip
     empty = model.encode_prompts([config.negative])
     while chunk := list(islice(jobs, config.batch_size)):
         cond = model.encode_prompts([p for p, _ in chunk])
         latents = denoise(model, config, cond, empty, [s for _, s in chunk], shape)
-        for (prompt, seed), image in zip(chunk, to_images(model.decode(latents)), strict=True):
-            yield Sample(prompt, config.negative, seed, image, settings)
+        pixels = model.decode(latents)
+        drawn = zip(chunk, to_images(pixels), pixels.cpu(), latents.cpu(), strict=True)
+        for (prompt, seed), image, pixels_CHW, latents_CHW in drawn:
+            flaw = flaw_of(pixels_CHW, latents_CHW, precision)
+            yield Sample(prompt, config.negative, seed, image, settings, flaw)
 
 
 @torch.no_grad()
@@ -88,7 +94,7 @@ def denoise(
     scale = getattr(scheduler, "scale_model_input", lambda x_BCHW, t: x_BCHW)  # a flow's sampler scales nothing
     guided = config.guidance != 1
     both = Cond.cat([empty[torch.zeros(len(seeds), dtype=torch.long)], cond]) if guided else cond
-    extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim") else {}
+    extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim", "lcm") else {}
     for i, t in enumerate(scheduler.timesteps):
         x_in = scale(x_BCHW, t)
         x_in = torch.cat([x_in, x_in]) if guided else x_in
@@ -116,7 +122,7 @@ def build_scheduler(model: Model, name: str) -> Any:
     classes = {
         "ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
         "euler-a": "EulerAncestralDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler",
-        "dpm++2m-karras": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler",
+        "dpm++2m-karras": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
     }  # fmt: skip
     betas = 1 - (model.alphas_T**2) / torch.cat([model.alphas_T.new_ones(1), model.alphas_T[:-1] ** 2])
     common = {
@@ -140,16 +146,47 @@ def build_scheduler(model: Model, name: str) -> Any:
 
 
 def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
-    """Pixels in [-1, 1] to 8-bit RGB pictures."""
-    bytes_BHWC = (
-        (pixels_BCHW.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    )
+    """Pixels in [-1, 1] to 8-bit RGB pictures; NaN is black."""
+    share_BCHW = (pixels_BCHW.float() / 2 + 0.5).nan_to_num(0).clamp(0, 1)
+    bytes_BHWC = share_BCHW.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in bytes_BHWC]
+
+
+FLAT = 2 / 255
+"""Of a range of 1: what 8 bits may show as one colour."""
+
+
+def flaw_of(pixels_CHW: Tensor, latents_CHW: Tensor, precision: str) -> str:
+    """Why pixels in [-1, 1] are no picture, and what may help; "" if they are one.
+
+    NaN, which 8 bits would show as black; or one colour all over: no channel spans more than two of the 256 levels. A sound
+    decoder does not draw that of an empty page either (the embedded base's spans 9 levels for a white one), so the prompt need
+    not be known. It may of a page that it overshoots and the clamp cuts flat: hence "unless" below.
+    """
+    pixels = pixels_CHW.flatten(1).float()
+    bad = int((~torch.isfinite(pixels)).any(0).sum())
+    if bad:
+        if bool(torch.isfinite(latents_CHW).all()):
+            where = f"the VAE made them, of finite latents up to {float(latents_CHW.abs().max()):.3g}"
+        else:
+            where = "the latents were NaN already, so the denoiser made them"
+        remedy = "fp16 ends at 65504: set train.precision=fp32" if precision == "float16" else DIVERGED
+        return f"{bad} of {pixels.shape[1]} pixels were NaN, stored as black; {where}; {remedy}"
+    if float((pixels.amax(1) - pixels.amin(1)).max()) <= 2 * FLAT:
+        colour = ", ".join(str(round(float(v / 2 + 0.5) * 255)) for v in pixels.mean(1).clamp(-1, 1))
+        return f"one colour all over, rgb({colour}); unless an empty page was asked for, {DIVERGED}"
+    return ""
+
+
+DIVERGED = (
+    "the weights have diverged or their file is damaged: take an earlier checkpoint, or train with a lower optimizer.lr"
+)
 
 
 def save_png(picture: Sample, path: Path) -> None:
     """Write the picture with its parameters inside (the `parameters` text that web UIs read, and our own JSON), and a JSON beside it."""
     record = {"prompt": picture.prompt, "negative": picture.negative, "seed": picture.seed, **picture.settings}
+    record |= {"flaw": picture.flaw} if picture.flaw else {}
     info = PngInfo()
     info.add_itxt("parameters", a1111_parameters(picture))
     info.add_itxt("sdtune", json.dumps(record, ensure_ascii=False))

@@ -68,10 +68,10 @@ class ShardedOptimizer(Fp32Updater):
             row.grad = torch.zeros_like(row) if p.grad is None else _rows(p.grad)
 
     def gradients(self) -> list[Tensor]:
-        return []
+        return [_gradient(row) for row in self.masters]
 
     def clip(self, limit: float) -> Tensor:
-        square: Tensor = get_total_norm([_gradient(row) for row in self.masters]).square()
+        square: Tensor = get_total_norm(self.gradients()).square()
         distributed.add_up(square)
         norm = square.sqrt()
         if limit:
@@ -85,8 +85,7 @@ class ShardedOptimizer(Fp32Updater):
             p.grad = row.grad = None
 
     def names_without_gradient(self) -> Iterator[str]:
-        grads = [_gradient(row) for row in self.masters]
-        alive_N2 = torch.stack([torch.stack([g.any(), ~g.isfinite().all()]) for g in grads]).int()
+        alive_N2 = torch.stack([torch.stack([g.any(), ~g.isfinite().all()]) for g in self.gradients()]).int()
         distributed.add_up(alive_N2)
         for name, (some, broken) in zip(self.parameters, alive_N2.tolist(), strict=True):
             if broken or not some:
@@ -94,8 +93,8 @@ class ShardedOptimizer(Fp32Updater):
 
     # ---- whole weights and their parts
 
-    def held(self) -> dict[str, Tensor]:
-        return dict(zip(self.parameters, self.copies(), strict=True))
+    def local(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: rows.clone() for name, rows in zip(self.parameters, masters, strict=True)}
 
     def put_back(self, held: Mapping[str, Tensor]) -> None:
         self.put([held[name] for name in self.parameters])
@@ -223,13 +222,14 @@ def _split(part: nn.Module, mesh: DeviceMesh) -> None:
     policy = MixedPrecisionPolicy(next(part.parameters()).dtype, torch.float32, cast_forward_inputs=False)
     kinds = set(getattr(part, "_no_split_modules", None) or ())
     blocks = [module for module in part.modules() if module is not part and type(module).__name__ in kinds]
+    frozen = {p for p in part.parameters() if not p.requires_grad}  # a few that nothing reads
     for module in [*reversed(blocks), part]:  # inner ones first
         for p in module.parameters():
-            if not isinstance(p, DTensor):
+            if not isinstance(p, DTensor) and p not in frozen:
                 p.data = p.data.float()
         kind = type(module)
         # Also the outermost: after a pass without a backward one its whole weights would stay, and be old after an update.
-        split = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        split = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=frozen)
         split.set_gradient_divide_factor(1.0)  # sums: a loss is divided by the pictures of the whole batch already
         split.set_force_sum_reduction_for_comms(True)
         module.__class__ = kind  # FSDP's would be told in files, and transformers looks its models up by their class

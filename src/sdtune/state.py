@@ -18,6 +18,7 @@ from sdtune.errors import RunError
 from sdtune.events import Event, Warned
 from sdtune.model import Model
 from sdtune.runs import Run
+from sdtune.scaling import LossScale
 from sdtune.updater import Updater
 
 
@@ -28,6 +29,9 @@ class State:
     model: Model
     optimizer: Updater
     ema: Ema | None
+    scale: LossScale | None = None
+    """In fp16."""
+    activations_elsewhere: bool = False
     step: int = 0
     best_step: int | None = None
     best_loss: float = math.inf
@@ -72,8 +76,9 @@ def keep_best(state: State, config: RunConfig, run: Run) -> None:
 
 def _record(state: State, config: RunConfig) -> dict[str, Any]:
     """What a checkpoint says of itself."""
+    scale = {"loss_scale": [state.scale.value, state.scale.good, state.scale.bad]} if state.scale else {}
     return {
-        "step": state.step, "looked": state.looked, "best_step": state.best_step,
+        **scale, "step": state.step, "looked": state.looked, "best_step": state.best_step,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
         "method": config.method.type,
     }  # fmt: skip
@@ -105,6 +110,8 @@ def resume(state: State, found: Checkpoint) -> None:
         raise RunError(f"{found.path}: {error}; choose another name=, or delete the run folder") from None
     if state.ema and mean:
         state.ema.load(mean)
+    if state.scale and "loss_scale" in found.state:
+        state.scale.value, state.scale.good, state.scale.bad = found.state["loss_scale"]
     state.step, state.looked, state.best_step = found.step, found.state["looked"], found.state["best_step"]
     state.best_loss = math.inf if found.state["best_loss"] is None else found.state["best_loss"]
 

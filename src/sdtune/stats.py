@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
+MIN_UNITS = 20
+"""Fewer prompts, or validation pictures, decide nothing."""
 
 
 @dataclass(frozen=True)

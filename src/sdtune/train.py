@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,7 +21,8 @@ from sdtune.data.layouts import listed, shown
 from sdtune.devices import choose, peak_memory_mb, use_threads
 from sdtune.errors import ConfigError, Diverged, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
-from sdtune.objective import Objective
+from sdtune.memory import activations_elsewhere
+from sdtune.objective import Loss
 from sdtune.optim.kinds import Leanable
 from sdtune.prepare import Ready, build, finished_run, prepare_folder
 from sdtune.runs import Run
@@ -31,33 +33,40 @@ CHECK_STEP = 3  # by then each part of an adapter has had a gradient: B at the f
 
 
 def train_step(
-    state: State, batches: Sequence[Batch], objective: Objective, *, lr: float, max_grad_norm: float, seed: int
+    state: State, batches: Sequence[Batch], objective: Loss, *, lr: float, max_grad_norm: float, seed: int
 ) -> tuple[float, float]:
     """One optimiser step over `batches`: noise, predict, weigh, backward, clip, update. Returns loss and gradient norm."""
     device, rng = state.model.device, torch.Generator().manual_seed(seed * 1_000_003 + state.step)
-    total = torch.zeros((), device=device)
+    total, scale = torch.zeros((), device=device), state.scale.value if state.scale else 1.0
     state.optimizer.begin(state.step, lr)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + state.step + (distributed.rank() << 32))  # for dropout
         for batch in batches:
             rows = distributed.rows(len(batch.latents_BCHW))
-            loss_B = objective(state.model.denoise, batch.latents_BCHW.to(device), batch.cond.to(device), rng, rows)
-            loss = (loss_B * batch.weight_B[rows].to(device)).sum() / len(batch.latents_BCHW) / len(batches)
-            loss.backward()
+            part = batch.to(device)
+            with activations_elsewhere(state.model, wanted=state.activations_elsewhere):
+                loss_B = objective(state.model.denoise, part.latents_BCHW, part.cond, rng, rows, part.mask_B1HW)
+            loss = (loss_B * part.weight_B[rows]).sum() / len(part.latents_BCHW) / len(batches)
+            (loss * scale if state.scale else loss).backward()
             state.optimizer.collect()
             total += loss.detach()
     for gradient in state.optimizer.gradients():
-        distributed.add_up(gradient)
+        if not state.optimizer.sharded:  # else the backward pass has done it
+            distributed.add_up(gradient)
+        if state.scale:
+            gradient /= scale
     distributed.add_up(total)
     if state.step + 1 == CHECK_STEP:
         state.without_gradient = list(state.optimizer.names_without_gradient())
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
-    if not all(map(math.isfinite, values)):
+    taken = state.scale.judge(sum(values)) if state.scale else all(map(math.isfinite, values))
+    if not taken and (state.scale is None or state.scale.hopeless):
         raise Diverged(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
+            + (f", loss scale {scale:g}" if state.scale else "")
         )
-    state.optimizer.step()
+    state.optimizer.step() if taken else state.optimizer.drop()
     state.step, state.looked = state.step + 1, False
     if state.ema:
         state.ema.update(state.step)
@@ -151,7 +160,9 @@ def _explain_memory(config: RunConfig) -> TrainingError:
 
 def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state, options, start = ready.state, config.train, time.time()
-    initial = state.optimizer.held() if state.step < CHECK_STEP else {}
+    initial = mean = state.optimizer.held() if state.step < CHECK_STEP else {}
+    if initial and state.ema and state.step:
+        mean = state.ema.held()  # at step 0 it is the weights
     if not state.looked:
         yield from _look(ready, config, run)
     stream = batches(
@@ -174,9 +185,14 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         except Diverged as error:
             raise Diverged(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
         seconds = time.time() - began
-        dead = list(_did_it_train(state, initial)) if state.step == CHECK_STEP else []
-        initial = initial if state.step < CHECK_STEP else {}  # a copy of all weights: let it go
-        yield Step(state.step, loss, grad_norm, lr, seconds)
+        dead = list(_did_it_train(state, initial, mean)) if state.step == CHECK_STEP else []
+        if state.step == CHECK_STEP:
+            initial = mean = {}  # copies of all weights: let them go
+        if math.isfinite(loss + grad_norm):
+            yield Step(state.step, loss, grad_norm, lr, seconds)
+        elif state.scale:
+            message = f"the gradient is too large for fp16: step given up, loss scale halved to {state.scale.value:g}"
+            yield Warned(message, state.step)
         yield from dead
         yield from _look(ready, config, run)
         if _due(state, options, options.save_every):
@@ -228,12 +244,11 @@ def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Val
     raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
     with state.shown():
         losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
-    per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
-    mean = sum(per_picture) / len(per_picture)
-    if state.step and mean < state.best_loss:
-        state.best_loss, state.best_step = mean, state.step
+    found = validation.event(state.step, losses_NK, validation.fixed_timesteps(ready.objective, K), raw)
+    if state.step and found.loss < state.best_loss:
+        state.best_loss, state.best_step = found.loss, state.step
         keep_best(state, config, run)
-    return Validated(state.step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw)
+    return found
 
 
 def _previews(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
@@ -249,16 +264,39 @@ def _previews(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         if not run.muted:
             save_png(picture, path)
         yield Sampled(ready.state.step, picture.prompt, picture.seed, str(path.relative_to(run.path)))
+        if picture.flaw:
+            yield Warned(f"preview of {picture.prompt!r}, seed {picture.seed}: {picture.flaw}", ready.state.step)
 
 
-def _did_it_train(state: State, initial: Mapping[str, Tensor]) -> Iterator[Event]:
-    """Name the parts that got no gradient, or whose weights did not move in any process."""
-    moved_N = torch.tensor([int(not torch.equal(w, initial[name])) for name, w in state.optimizer.held().items()])
-    distributed.add_up(moved_N)
-    still = [name for name, moved in zip(initial, moved_N.tolist(), strict=True) if not moved]
-    for names, what in ((state.without_gradient, "get no gradient (zero or not finite)"), (still, "did not move")):
+def _did_it_train(state: State, initial: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> Iterator[Event]:
+    """Name the parts that got no gradient, whose weights did not move, or whose moving average did not follow them.
+
+    `initial` and `mean` are the weights and their average before the first step of this sitting.
+    """
+    still = _unmoved(state.optimizer.held(), initial)
+    behind = [name for name in _unmoved(state.ema.held() if state.ema else {}, mean) if name not in still]
+    for names, what in (
+        (state.without_gradient, "get no gradient (zero or not finite)"),
+        (still, "did not move"),
+        (behind, "move, but their moving average (train.ema) does not"),
+    ):
         if names:
-            yield Warned(
-                f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {', '.join(names[:3])}",
-                state.step,
-            )
+            which = _by_part(names, list(initial))
+            yield Warned(f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {which}", state.step)
+
+
+def _unmoved(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
+    """The names of what is as it was, in every process that holds something of it."""
+    if not now:
+        return []
+    moved_N = torch.tensor([int(not torch.equal(value, before[name])) for name, value in now.items()])
+    distributed.add_up(moved_N)
+    return [name for name, moved in zip(now, moved_N.tolist(), strict=True) if not moved]
+
+
+def _by_part(names: Sequence[str], known: Sequence[str]) -> str:
+    """The parts of the model (U-Net, a text encoder) that `names` make up wholly, and the first few names of others."""
+    total, dead = (Counter(name.partition(".")[0] for name in some) for some in (known, names))
+    whole = [part for part in dead if dead[part] == total[part]]
+    rest = [name for name in names if name.partition(".")[0] not in whole]
+    return ", ".join([*(f"all {dead[part]} of {part}" for part in whole), *rest[:3]])

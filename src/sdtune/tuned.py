@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sdtune.errors import ModelError, RunError
-from sdtune.methods import adapters, files
+from sdtune.errors import ModelError, RunError, SdtuneError
+from sdtune.families.places import json_of
+from sdtune.methods import adapters, files, smaller
 from sdtune.methods.blend import Blend
+from sdtune.methods.installed import Change, installed
+from sdtune.methods.word_file import FOLDER, is_word_file, load_words
 from sdtune.model import Model
 from sdtune.runs import Run
-
-
-class _Change(Protocol):
-    def set_strength(self, strength: float) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Tuned:
     """`set_strength(0)` is the base byte for byte, 1 as trained, between and beyond them a blend. `close()` takes it off."""
 
-    def __init__(self, model: Model, change: _Change) -> None:
+    def __init__(self, model: Model, change: Change) -> None:
         self.model, self._change = model, change
         self.set_strength(1.0)
 
@@ -36,18 +32,36 @@ class Tuned:
 
 
 def load(model: Model, path: Path) -> Tuned:
-    """Put what lies at `path` on `model`: an adapter file, a folder with one, a `unet/` folder, or a folder that holds one.
+    """Put what lies at `path` on `model`: the file of an adapter or of a new word, a `unet/` folder, or a folder that holds these.
 
     Raises ModelError if it was trained on another kind of model.
     """
-    if path.is_dir():
+    words = sorted((path / FOLDER).glob("*.safetensors")) if path.is_dir() else []
+    if path.is_dir() and not (words and not list(path.glob("*.safetensors"))):
         path = _inside(model, path)
-    if path.is_dir():
-        return Tuned(model, Blend(model.parts, _weights(model, path)))
-    if any(adapters.adapters_of(model.parts)):
+    if path.is_dir() and not words:
+        return Tuned(model, _denoiser(model, path))
+    if any(adapters.adapters_of(model.parts)) or model.new_words:
         raise ModelError(f"{path}: there is an adapter on {model.source} already; close it first")
-    files.read(path, adapters.layers_of(model.parts)).put_on(model.parts, model.source)
-    return Tuned(model, adapters.Installed(model.parts))
+    if path.is_file() and is_word_file(path):
+        words = [path]
+    elif path.is_file():
+        files.read(path, adapters.layers_of(model.parts)).put_on(model.parts, model.source)
+    if words:
+        try:
+            load_words(model, words)
+        except SdtuneError:
+            adapters.detach(model.parts)
+            raise
+    return Tuned(model, installed(model))
+
+
+def _denoiser(model: Model, folder: Path) -> Change:
+    """The trained denoiser in `folder`, in the place of the model's own or as its weights."""
+    own = folder / model.denoiser_name if (folder / model.denoiser_name).is_dir() else folder
+    if smaller.of_other_shape(model.denoiser, json_of(own / "config.json")):
+        return smaller.Replaced(model, smaller.read(own, model.denoiser))
+    return Blend(model.parts, _weights(model, folder))
 
 
 def of_run(model: Model, run: Run, which: str = "final") -> Tuned:

@@ -59,7 +59,7 @@ class Updater(ABC):
 
     @abstractmethod
     def gradients(self) -> list[Tensor]:
-        """The gradients themselves, for several processes to add up in place; none if the backward pass has done that."""
+        """The gradients themselves, for several processes to add up in place. Those of a sharded one are added up already."""
 
     @abstractmethod
     def clip(self, limit: float) -> Tensor:
@@ -68,6 +68,11 @@ class Updater(ABC):
     @abstractmethod
     def step(self) -> None:
         """One update; the gradient is zero afterwards."""
+
+    def drop(self) -> None:
+        """Forget the gradient instead of taking a step."""
+        for gradient in self.gradients():
+            gradient.zero_()
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
@@ -164,6 +169,13 @@ class Fp32Updater(Updater):
     @abstractmethod
     def unnamed(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         """The inverse of `named`. Raises KeyError for a missing name."""
+
+    def local(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Copies by name of what this process has of weights in the form of `masters`: all, unless they are sharded."""
+        return self.named(masters)
+
+    def held(self) -> dict[str, Tensor]:
+        return self.local(self.masters)
 
     def publish(self) -> None:
         """Bring the live parameters up to the fp32 weights."""

@@ -9,39 +9,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdtune import distributed
+from sdtune import bands, distributed
 from sdtune.data.batch import Batch
 from sdtune.events import Validated
 from sdtune.model import Model
-from sdtune.objective import Objective
+from sdtune.objective import Loss
 from sdtune.stats import Interval, bootstrap_mean
 
 
 @torch.no_grad()
-def losses(model: Model, objective: Objective, held_out: Batch, *, timesteps: int, chunk: int = 32) -> Tensor:
-    """The unweighted loss of each held-out picture at `timesteps` fixed timesteps with fixed noise: (pictures, timesteps).
+def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, chunk: int = 32) -> Tensor:
+    """The loss of each held-out picture at `timesteps` fixed timesteps with fixed noise: (pictures, timesteps).
+
+    No timestep weighs more than another; where pictures have masks, their places do.
 
     Always the same pictures, noise and timesteps, so that two models (or two steps) can be compared picture by picture.
     """
-    N, T = len(held_out.latents_BCHW), len(objective.alphas_T)
-    t_K = ((torch.arange(timesteps) + 0.5) * T / timesteps).long()
+    N = len(held_out.latents_BCHW)
     rng = torch.Generator().manual_seed(20_240_229)
     noise_KNCHW = torch.randn((timesteps, *held_out.latents_BCHW.shape), generator=rng)
     losses_NK = torch.zeros(N, timesteps)
     chunks = torch.arange(N).split(chunk)
-    for k, t in enumerate(t_K.tolist()):
-        # Every process runs the model equally often, since a model that is split needs them all; some for nothing.
+    for k, t in enumerate(fixed_timesteps(objective, timesteps)):
+        # Every process runs the model equally often, since one that is split needs them all; some for nothing.
         for first in range(0, len(chunks), distributed.size()):
             mine = first + distributed.rank() < len(chunks)
             rows = chunks[first + distributed.rank()] if mine else chunks[-1][:1]
             x0 = held_out.latents_BCHW[rows].to(model.device)
             t_B = torch.full((len(rows),), t, device=x0.device)
             noise = noise_KNCHW[k, rows].to(x0)
-            error_B = objective.error(model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise)
+            mask = None if held_out.mask_B1HW is None else held_out.mask_B1HW[rows].to(model.device)
+            error_B = objective.error(
+                model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise, mask_B1HW=mask
+            )
             if mine:
                 losses_NK[rows, k] = error_B.cpu()
     distributed.add_up(losses_NK)
     return losses_NK
+
+
+def fixed_timesteps(objective: Loss, count: int) -> tuple[int, ...]:
+    """`count` timesteps spread over the schedule, clean first: the middles of `count` equal parts of it."""
+    return tuple(int((k + 0.5) * len(objective.alphas_T) / count) for k in range(count))
+
+
+def event(step: int, losses_NK: Tensor, timesteps: tuple[int, ...], raw: float | None = None) -> Validated:
+    """What the log keeps of the losses: the mean, each picture, each timestep, and each picture in each band of timesteps."""
+    N, K = losses_NK.shape
+    per_picture: list[float] = sum((losses_NK / K).unbind(1)).tolist()  # type: ignore[union-attr]
+    per_band = tuple(tuple(float(f"{v:.6g}") for v in losses_NK[:, band].mean(1).tolist()) for band in bands.split(K))
+    mean = sum(per_picture) / N
+    return Validated(step, mean, tuple(per_picture), tuple(losses_NK.mean(0).tolist()), raw, timesteps, per_band)
 
 
 def change(now: Validated, then: Validated) -> Interval:

@@ -80,7 +80,7 @@ def ours(net: Net, kind: Kind = lora, *, dropout: float = 0.0, seed: int = 1) ->
 
 
 def strength(net: Net, value: float) -> None:
-    adapters.Installed({"unet": net}).set_strength(value)
+    adapters.set_strength({"unet": net}, value)
 
 
 def move(net: Net) -> None:

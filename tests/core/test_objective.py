@@ -162,6 +162,73 @@ def test_validation_stays_plain() -> None:
     assert torch.equal(everything.error(denoise, x0, cond, t, noise), objective().error(denoise, x0, cond, t, noise))
 
 
+# ---- masks
+
+
+def half(B: int = 6) -> Tensor:
+    """Weights of which the left half is 0, the rest another one for each picture and place."""
+    mask_B1HW = torch.rand(B, 1, 8, 8, generator=torch.Generator().manual_seed(9)) + 0.5
+    mask_B1HW[..., :4] = 0
+    return mask_B1HW
+
+
+@pytest.mark.parametrize("loss", ["l2", "huber"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+def test_a_mask_weighs_the_error_of_each_place(prediction: Prediction, loss: str) -> None:
+    (x0, cond), mask = example(), half()
+    ours = objective(prediction, loss=loss)
+    network = Seen()
+    got = ours(network, x0, cond, torch.Generator().manual_seed(1), mask_B1HW=mask)
+    rng = torch.Generator().manual_seed(1)
+    t, noise = torch.randint(1000, (6,), generator=rng), torch.randn(x0.shape, generator=rng)
+    target = {"epsilon": noise, "v": DDPM.get_velocity(x0, noise, t), "flow": noise - x0}[prediction]
+    expected = []
+    for i in range(6):  # it answers 0: the error is the target
+        e = ours.distance(target[i : i + 1], t[i : i + 1])[0]
+        places = [float(e[c, y, x]) * float(mask[i, 0, y, x]) for c in range(4) for y in range(8) for x in range(8)]
+        expected.append(sum(places) / 256)
+    torch.testing.assert_close(got, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("options", [{}, {"weighting": "min-snr", "loss": "smooth-l1", "offset_noise": 0.1}])
+def test_a_mask_of_ones_is_none(options: dict[str, Any]) -> None:
+    x0, cond = example()
+    without, ones = (
+        objective(**options)(denoise, x0, cond, torch.Generator().manual_seed(1), mask_B1HW=mask)
+        for mask in (None, torch.ones(6, 1, 8, 8))
+    )
+    assert torch.equal(without, ones)
+
+
+def test_what_is_left_out_has_neither_loss_nor_gradient() -> None:
+    """Whatever is predicted or asked for there: the loss is the same to the last bit, and the prediction gets no gradient."""
+    x0, cond = example()
+    t, mask, rng = torch.full((6,), 300), half(), torch.Generator().manual_seed(4)
+    noise, other = torch.randn(2, *x0.shape, generator=rng)
+    other[..., 4:] = noise[..., 4:]
+    answer = torch.randn(x0.shape, generator=rng).requires_grad_(True)
+    elsewhere = torch.cat([torch.full_like(answer[..., :4], 1e3), answer[..., 4:]], -1)
+    losses = [
+        objective().error(lambda x, t, c, said=said: said, x0, cond, t, asked, mask_B1HW=mask)  # type: ignore[misc]
+        for said, asked in ((answer, noise), (answer, other), (elsewhere, noise))
+    ]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+    losses[0].sum().backward()
+    assert answer.grad is not None and not answer.grad[..., :4].any() and answer.grad[..., 4:].all()
+    plain = objective().error(lambda x, t, c: answer, x0, cond, t, noise)
+    assert not torch.isclose(plain, losses[0]).any()
+
+
+def test_rows_take_their_own_masks() -> None:
+    x0, cond = example()
+    whole = objective()(denoise, x0, cond, torch.Generator().manual_seed(1), mask_B1HW=half())
+    parts = [
+        objective()(denoise, x0, cond, torch.Generator().manual_seed(1), rows, half())
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
 # ---- noise
 
 

@@ -20,7 +20,18 @@ from sdtune.errors import ConfigError, RunError, TrainingError
 from sdtune.events import Event, Sampled, Step, Validated
 from sdtune.flat import FlatOptimizer
 from sdtune.lean import LeanOptimizer, stochastic_round
-from sdtune.optim.kinds import Adafactor, AdamW, AdamW8bit, AdamWScheduleFree, Common, Leanable, Lion, Muon, Prodigy
+from sdtune.optim.kinds import (
+    Adafactor,
+    AdamW,
+    AdamW8bit,
+    AdamWScheduleFree,
+    Common,
+    Leanable,
+    Lion,
+    Muon,
+    Prodigy,
+    ProdigyScheduleFree,
+)
 from sdtune.runs import Run
 from sdtune.train import train
 from sdtune.updater import Updater
@@ -85,6 +96,7 @@ def library(kind: str) -> tuple[Common, Callable[[list[Any]], torch.optim.Optimi
     import bitsandbytes as bnb
     import prodigyopt
     import schedulefree
+    from prodigyplus.prodigy_plus_schedulefree import ProdigyPlusScheduleFree
     from transformers.optimization import Adafactor as TheirAdafactor
 
     known: dict[str, tuple[Common, Callable[[list[Any]], torch.optim.Optimizer]]] = {
@@ -106,16 +118,23 @@ def library(kind: str) -> tuple[Common, Callable[[list[Any]], torch.optim.Optimi
             AdamWScheduleFree(lr=1e-2),
             lambda g: schedulefree.AdamWScheduleFree(g, weight_decay=1e-2),
         ),
+        "prodigy-schedulefree": (
+            ProdigyScheduleFree(d0=1e-3, d_coef=5, weight_decay=0.1),
+            lambda g: ProdigyPlusScheduleFree(g, d0=1e-3, d_coef=5, weight_decay=0.1),
+        ),
     }
     return known[kind]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "lion", "adafactor", "adafactor relative", "prodigy", "adamw-schedulefree"])
+@pytest.mark.parametrize(
+    "kind",
+    ["adamw", "lion", "adafactor", "adafactor relative", "prodigy", "adamw-schedulefree", "prodigy-schedulefree"],
+)
 def test_equals_the_library_parameter_by_parameter(kind: str) -> None:
     section, make = library(kind)
     mine, theirs = Net(), Net()
     run(mine, section)
-    if "adafactor" in kind:
+    if "adafactor" in kind or kind == "prodigy-schedulefree":
         flatten_conv(theirs)
     reference(theirs, make(list(theirs.parameters())), section.lr)
     moved = max(float((p - q).detach().abs().max()) for p, q in zip(mine.parameters(), Net().parameters(), strict=True))
@@ -378,6 +397,7 @@ def test_lean_names_dead_parameters() -> None:
         (["optimizer.weights=bf16", "train.precision=fp32"], 'contradicts train.precision="fp32"'),
         (["optimizer.weights=bf16", "train.ema=0.9"], "train.ema: keeps the fp32 copy"),
         (["optimizer.type=adamw-schedulefree", "train.ema=0.9"], "averages the weights already"),
+        (["optimizer.type=prodigy-schedulefree", "train.ema=0.9"], "prodigy-schedulefree averages the weights already"),
         (["optimizer.type=adamw-schedulefree", "optimizer.schedule=cosine"], "optimizer.schedule: input should be"),
         (["optimizer.cycles=3"], 'optimizer.cycles: has an effect only with optimizer.schedule "cosine-restarts"'),
         (["optimizer.type=prodigy", "optimizer.weights=bf16"], "optimizer.weights: no such key"),
@@ -427,6 +447,15 @@ RUNS: dict[str, tuple[str, ...]] = {
         'optimizer.lr_scale={"*_A" = 2}',
     ),
     "schedulefree": (*LORA, "optimizer.type=adamw-schedulefree", "optimizer.schedule=constant"),
+    "prodigy-schedulefree": (
+        *LORA,
+        "optimizer.type=prodigy-schedulefree",
+        "optimizer.schedule=constant",
+        "optimizer.lr=1",
+        "optimizer.warmup=0",
+        "optimizer.d0=1e-3",
+        'optimizer.lr_scale={"*_A" = 2}',
+    ),
     "muon": (*FULL, "optimizer.type=muon"),
     "adamw lean": (*LEAN, "optimizer.lr=1e-3"),
     "adamw8bit fused": (*FUSED, "optimizer.type=adamw8bit", "optimizer.lr=1e-3"),

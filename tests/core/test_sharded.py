@@ -285,7 +285,8 @@ def test_a_process_that_dies_ends_the_run_with_its_checkpoints_whole(world: Worl
         (["optimizer.type=adafactor"], "'adafactor' looks at rows and columns of whole weights"),
         (["optimizer.type=adamw8bit"], "'adamw8bit' looks at blocks of 256 numbers"),
         (["optimizer.type=prodigy"], "'prodigy' looks at all weights together"),
-        (["optimizer.type=muon"], "'muon' looks at whole matrices"),
+        (["optimizer.type=muon"], "'muon' looks at rows and columns of whole weights"),
+        (["train.offload_activations=true"], "with offload_activations the weights of blocks"),
         (["optimizer.weights=bf16"], "optimizer.weights=bf16 and fused_backward need whole weights"),
     ],
 )

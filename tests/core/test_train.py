@@ -24,8 +24,10 @@ from sdtune.config import RunConfig
 from sdtune.data.batch import _order, validation_batch
 from sdtune.data.cache import Cache
 from sdtune.data.dataset import scan
+from sdtune.ema import Ema
 from sdtune.errors import RunError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Started, Step, Validated, Warned
+from sdtune.families import sd1_model
 from sdtune.methods import adapters, low_rank
 from sdtune.runs import Run
 from sdtune.train import train
@@ -291,6 +293,9 @@ def test_validation_tells_timesteps_and_weights_apart(straight: tuple[RunConfig,
     validated = [e for e in events if isinstance(e, Validated)]
     for e in validated:
         assert len(e.per_timestep) == 2 and sum(e.per_timestep) / 2 == pytest.approx(e.loss, rel=1e-5)
+        assert e.timesteps == (250, 750) and [len(band) for band in e.per_band] == [3, 3]
+        for band, mean in zip(e.per_band, e.per_timestep, strict=True):
+            assert sum(band) / 3 == pytest.approx(mean, rel=1e-5)
         assert e.raw is not None
     assert validated[0].raw == pytest.approx(validated[0].loss, rel=1e-6)
     assert abs(validated[-1].raw - validated[-1].loss) > 1e-5  # type: ignore[operator]
@@ -410,6 +415,36 @@ def test_a_dead_part_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.M
     )
     warned = [e.message for e in events if isinstance(e, Warned)]
     assert any("get no gradient" in m and "lora_A" in m for m in warned)
+
+
+def test_a_part_that_is_dead_as_a_whole_is_named_as_one(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The denoiser reads the captions without a gradient: the text encoder's adapters hear nothing."""
+    options = ("method.rank=2", "method.targets=attention", "method.text_encoders=true", "train.steps=4")
+    config = config_of(world, *options, "train.ema=0", "train.validate_every=0", "train.sample_every=0")
+    assert not [e for e in run_all(config, Run(tmp_path / "alive")) if isinstance(e, Warned)]
+    read = sd1_model.Sd1Model.read_tokens
+    monkeypatch.setattr(sd1_model.Sd1Model, "read_tokens", torch.no_grad()(read))
+    warned = [e.message for e in run_all(config, Run(tmp_path / "dead")) if isinstance(e, Warned)]
+    count = len([n for n in final_weights(Run(tmp_path / "dead")) if n.startswith("text_encoder.")])
+    assert count and any(f"get no gradient (zero or not finite): all {count} of text_encoder" in m for m in warned)
+    assert not any("unet" in m for m in warned)
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_a_moving_average_that_stands_still_is_named(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """In a run that goes on as well: there the average is not the weights before the first step."""
+    config, run = config_of(world, *METHODS["lora"], "train.sample_every=0", "train.validate_every=0"), Run(tmp_path)
+    if stop:
+        stop_after(config, run, stop)
+    monkeypatch.setattr(Ema, "update", lambda self, step: None)
+    (warned,) = (e for e in run_all(config, run) if isinstance(e, Warned))
+    count = len(final_weights(run)) - sum("alpha" in n for n in final_weights(run))
+    assert warned.step == 3 and f"{count} of {count} trainable parts move, but their moving average" in warned.message
+    assert warned.message.endswith(f"(train.ema) does not: all {count} of unet")
 
 
 def test_gradient_checkpointing_changes_memory_not_numbers(

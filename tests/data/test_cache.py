@@ -364,8 +364,9 @@ def test_a_sized_model_is_told_how_each_picture_was_cut(
 def test_tokens_go_with_the_captions_when_asked(folder: Path, model: Model) -> None:
     config = DataConfig(path=str(folder), cache=str(folder.parent / "cache"))
     examples = scan_folder(folder, config)[0]
-    cache = Cache.open(examples, model, config, resolution=32, tokens=True)
+    cache = Cache.open(examples, model, config, resolution=32)
     list(cache.fill())
+    cache.tokenize()
     row = cache.caption_rows(rows(2), torch.zeros(1))
     tokens = cache.cond(row).tokens_BEL
     assert tokens is not None and torch.equal(tokens, model.tokenize(["a cat"]))

@@ -188,6 +188,28 @@ def test_the_usual_settings_come_from_the_hub_cache(
     assert_same(load(file_of("sd2")), load(folder_of("sd2")))
 
 
+def test_a_file_of_a_hub_repository_is_found_in_the_cache(
+    folder_of: Callable[[str], Path], file_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    inside = tmp_path / "models--owner--name" / "snapshots" / ("0" * 40) / "v1"
+    inside.mkdir(parents=True)
+    shutil.copy(file_of("sd1"), inside / "model.safetensors")
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    path = "owner/name/v1/model.safetensors"
+    assert recognise(path) == "sd1"
+    model = Sd1(path=path, config=str(folder_of("sd1"))).load()
+    assert_same(model, load(folder_of("sd1")))
+    assert model.source == model.label == f"{path}@{'0' * 40}"
+    with pytest.raises(
+        ModelError, match=r"other.safetensors: no such file, nor in the local Hub cache; set model.download"
+    ):
+        Sd1(path="owner/name/other.safetensors").load()
+
+
 @pytest.mark.parametrize("kind", ["sdxl", "sd3"])
 def test_other_classes_are_refused_before_anything_is_imported(
     folder_of: Callable[[str], Path], tmp_path: Path, kind: str

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import sdtune
 from sdtune import config as configs
@@ -25,7 +27,19 @@ from tests import tiny
 from tests.front.conftest import COMMAND, Place
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["demo", "init", "train", "sample", "compare", "evaluate", "doctor", "inspect", "keys", "tensorboard"]
+COMMANDS = [
+    "demo",
+    "init",
+    "train",
+    "sample",
+    "compare",
+    "evaluate",
+    "doctor",
+    "inspect",
+    "keys",
+    "timeline",
+    "tensorboard",
+]
 
 
 def output(*arguments: str, folder: Path | None = None, **environment: str) -> str:
@@ -215,6 +229,28 @@ def test_inspect_counts_what_attach_trains(place: Place) -> None:
         assert target.parameters == sum(p.numel() for p in trained.values())
         assert len(target.layers) == len(trained) / 2
     assert [target.name for target in report.targets] == [n for n in TARGETS if n not in ("style", "content")]
+
+
+def test_inspect_tells_what_a_recipe_would_train() -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "demo_text.toml"
+    report = inspection.inspect_recipe(recipe)
+    config = configs.load(recipe)
+    parameters = config.method.attach(config.model.load(), seed=0)
+    assert report.trainable == sum(p.numel() for p in parameters.values()) == sum(g.parameters for g in report.groups)
+    assert {g.part for g in report.groups} == {"unet", "text_encoder"} and report.total == 10_934_404
+    places = {(g.part, g.name): g.tensors for g in report.groups}
+    assert places["unet", "ff.net.0.proj"] == 2 * sum(".ff.net.0.proj.lora_A" in n for n in parameters)
+    shown = output("inspect", str(recipe))
+    assert f"trains  {report.trainable:,}, 14.54 %" in shown and "self_attn.q_proj" in shown
+
+
+def test_inspect_reads_embeddings_and_recipes_stand_for_their_model(tmp_path: Path) -> None:
+    file = tmp_path / "sks.safetensors"
+    save_file({"<sks>": torch.zeros(3, 160)}, file)
+    assert "<sks> 3 x 160" in output("inspect", str(file))
+    (tmp_path / "base.toml").write_text("[sample]\nsteps = 1\nseeds = [3]\n")
+    output("sample", "base.toml", "-p", "dog", "--out", "out", folder=tmp_path)
+    assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["000-dog-3.png"]
 
 
 def test_inspect_measures_the_change(place: Place, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +16,24 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sdtune
-from sdtune.events import Encoding, Failed, Finished, Saved, Started, Step, Stopped, Validated, from_line
+from sdtune.events import (
+    Encoding,
+    Failed,
+    Finished,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Validated,
+    from_line,
+    to_line,
+)
 from sdtune.runs import Run
+from tests import tiny
 from tests.front.conftest import COMMAND, Place
 
 
@@ -38,8 +52,22 @@ def test_plain_output_is_lines_without_escapes(finished: subprocess.CompletedPro
     )
     assert b"this run is finished already" in again.stdout
     assert b"sdtune compare runs/done" in again.stdout
+    assert_bands_shown(again.stdout.decode(), place)
     assert not re.search(rb"[\x1b\r\x08]", again.stdout)  # as bytes: text mode would hide a carriage return
     assert again.stderr == b""
+
+
+def assert_bands_shown(text: str, place: Place, step: int = 30) -> None:
+    """The table at the end of a run has the numbers of its log."""
+    validated = {e.step: e for e in Run(place.folder / "runs" / "done").events() if isinstance(e, Validated)}
+    assert f"validation loss by timestep, {len(validated[0].per_picture)} pictures; 95 % intervals" in text
+    (head,) = (line.split() for line in text.splitlines() if line.startswith("timesteps"))
+    assert head == ["timesteps", "step", "0", "step", str(step), "change", "interval", "verdict"]
+    for name, covers, band in (("clean", (62, 312), 0), ("middle", (437, 562), 1), ("noisy", (687, 937), 2)):
+        base, now = (sum(validated[s].per_band[band]) / len(validated[s].per_picture) for s in (0, step))
+        change = re.escape(f"{100 * (now / base - 1):+.1f} %")
+        wanted = rf"{name} \({covers[0]} to {covers[1]}\) +{base:.4f} +{now:.4f} +{change} +\S+ to \S+ % +cannot tell"
+        assert re.search(wanted, text), text
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(finished: subprocess.CompletedProcess[str], place: Place) -> None:
@@ -226,6 +254,24 @@ def test_sample_command_and_api_draw_the_same(finished: subprocess.CompletedProc
             assert image.tobytes() == sample.image.tobytes()
 
 
+def test_sample_says_on_stderr_which_pictures_show_nothing(place: Place, tmp_path: Path) -> None:
+    white = tiny.sd1_folder(tmp_path / "white")
+    file = white / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.weight"].zero_()
+    weights["decoder.conv_out.bias"].fill_(-3.0)
+    save_file(weights, file, {"format": "pt"})
+    out = tmp_path / "drawn"
+    done = place.run(
+        "sample", str(white), "-p", "a dog", "--out", str(out), "--json", "sample.steps=2", "sample.seeds=[1,2]"
+    )
+    assert done.returncode == 0
+    drawn = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [d["flaw"].partition(";")[0] for d in drawn] == ["one colour all over, rgb(0, 0, 0)"] * 2
+    assert done.stderr.splitlines() == [f"warning: {d['path']}: {d['flaw']}" for d in drawn]
+    assert all(Path(d["path"]).is_file() for d in drawn)
+
+
 def test_strength_0_is_the_base_and_1_is_not(finished: subprocess.CompletedProcess[str], place: Place) -> None:
     def drawn(source: str, *overrides: str) -> bytes:
         (one,) = sdtune.sample(place.folder / source, "train.precision=fp32", *overrides, prompts=["a dog"], seeds=[0])
@@ -234,6 +280,24 @@ def test_strength_0_is_the_base_and_1_is_not(finished: subprocess.CompletedProce
     base = drawn("model", "sample.steps=2")
     assert drawn("runs/done", "sample.strength=0") == base
     assert drawn("runs/done") != base
+
+
+def test_timeline_command(finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path) -> None:
+    assert "has previews of fewer than two steps; train.sample_every" in place.fails(6, "timeline", "runs/done")
+    assert "not a run folder" in place.fails(6, "timeline", str(tmp_path))
+    shutil.copytree(place.folder / "runs" / "done", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    for step in (0, 10, 20):
+        path = run.samples / f"{step}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (step, 0, 0)).save(path)
+        run.log(Sampled(step, "a dog", 0, f"samples/{step}.png"))
+    done = place.run("timeline", str(run.path), "--columns", "2", "--json")
+    assert json.loads(done.stdout) == {"timeline": str(run.path / "timeline.png"), "steps": [0, 20]}
+    with Image.open(run.path / "timeline.png") as sheet:
+        assert sheet.width == 8 + 2 * (128 + 8)
+    done = place.run("timeline", str(run.path), "--out", str(tmp_path / "mine.png"), "--quiet")
+    assert done.stdout == f"{tmp_path / 'mine.png'}\n" and (tmp_path / "mine.png").is_file()
 
 
 def test_tensorboard_reads_the_log(finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path) -> None:
@@ -252,3 +316,52 @@ def test_tensorboard_reads_the_log(finished: subprocess.CompletedProcess[str], p
     assert [step for step, _ in shown] == [step for step, _ in losses]
     assert [value for _, value in shown] == pytest.approx([loss for _, loss in losses])
     assert [s.step for s in reader.Scalars("validation/loss")] == [0, 10, 20, 30]
+
+
+def test_follow_goes_along_with_a_living_run_until_it_ends(place: Place, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with place.popen("train", "tiny.toml", "name=followed") as trainer:
+        assert trainer.stdout is not None
+        assert any(line.startswith("step 0: validation") for line in trainer.stdout)
+        done = place.run("follow", "runs/followed", "--to", "tensorboard", "--out", str(tmp_path), "--json")
+        trainer.communicate(timeout=60)
+    assert trainer.returncode == 0
+    assert done.returncode == 0, done.stderr
+    sent = json.loads(done.stdout)
+    assert sent["outcome"] == "finished"
+    assert sent["where"] == str(tmp_path)
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert [s.step for s in reader.Scalars("train/loss")] == list(range(1, 31))
+    assert [s.step for s in reader.Scalars("validation/noisy")] == [0, 10, 20, 30]
+
+
+def test_ctrl_c_ends_the_following_and_not_the_run(
+    finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    run = Run(tmp_path / "run")
+    shutil.copytree(place.folder / "runs" / "done", run.path)
+    kept = [e for e in run.events() if not isinstance(e, Finished)]
+    run.events_file.write_text("".join(f"{to_line(e)}\n" for e in kept), encoding="utf-8")
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
+    run.lock_file.write_text(json.dumps(me), encoding="utf-8")
+    with place.popen("follow", str(run.path), "--to", "tensorboard") as process:
+        while not list(run.path.glob("tensorboard/*")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopping: what was logged so far is sent" in err
+    assert "Traceback" not in err
+    assert re.search(r"^run +not over yet$", out, re.MULTILINE)
+    assert run.living()
+
+
+def test_follow_refuses_what_it_cannot_do(
+    finished: subprocess.CompletedProcess[str], place: Place, tmp_path: Path
+) -> None:
+    assert "not a run folder" in place.fails_after_opening(6, "follow", str(tmp_path), "--to", "tensorboard")
+    assert "neptune" in place.run("follow", "runs/done", "--to", "neptune").stderr

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests import tiny
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -261,3 +262,52 @@ def test_scorer_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").touch()
     with pytest.raises(EvaluationError, match="no scorer there"):
         Scorer.load(tmp_path, text=tmp_path, tokenizer=tmp_path)
+
+
+def test_pictures_that_show_nothing_are_counted(world: Path, run: Run, scorer: Scorer, fitting: None) -> None:
+    sound = compare(run, config_of(world), scorer=scorer)
+    assert sound.flawed == "" and "Careful" not in (run.comparison / "report.md").read_text()
+    assert json.loads(run.scores_file.read_text())["flawed"] == {"base": 0, "tuned": 0}
+    (file,) = run.final.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+        weights = {name: opened.get_tensor(name) * 1e30 for name in opened.keys()}  # noqa: SIM118
+    save_file(weights, file, about)
+    for _ in range(2):  # the second time, nothing is drawn anew
+        broken = compare(run, config_of(world), scorer=scorer)
+        assert broken.flawed.startswith("6 of 6 tuned pictures (and 0 of the base's) show nothing, and are judged")
+        assert "'red cat in ink', seed 3: 1024 of 1024 pixels were NaN" in broken.flawed
+        record = json.loads(run.scores_file.read_text())
+        assert record["flawed"] == {"base": 0, "tuned": 6}
+        assert all("tuned_flaw" in p and "base_flaw" not in p for p in record["pictures"])
+        assert f"**Careful: {broken.flawed}**" in (run.comparison / "report.md").read_text()
+        page = run.report_file.read_text()
+        assert page.count(">shows nothing<") == 6 and page.count('<p class="alarm"') == 1
+
+
+def test_bands_are_those_of_the_step_that_is_judged(run: Run) -> None:
+    kept = list(run.events())
+    run.events_file.write_text("")
+    run.log(banded(0, 0.5))
+    for step, mean in ((1, 0.3), (2, 0.4)):
+        run.log(banded(step, mean))
+    assert kept and [b.now for b in read_validation(run).bands] == pytest.approx([0.4, 0.4])
+    assert [b.now for b in read_validation(run, "best").bands] == pytest.approx([0.3, 0.3])
+    assert [b.base for b in read_validation(run, "step-000001").bands] == pytest.approx([0.5, 0.5])
+
+
+def banded(step: int, mean: float) -> Validated:
+    return Validated(step, mean, (mean, mean), (mean, mean), None, (250, 750), ((mean, mean), (mean, mean)))
+
+
+def test_a_result_that_is_the_best_step_is_judged_by_its_losses(
+    world: Path, run: Run, scorer: Scorer, fitting: None
+) -> None:
+    """The final result of such a run is not its last step."""
+    for step, mean in ((0, 0.5), (1, 0.3), (2, 0.4)):
+        run.log(banded(step, mean))
+    assert compare(run, config_of(world), scorer=scorer).validation.steps == (0, 1, 2)
+    run.write_config(config_of(world, "train.result=best"))
+    result = compare(run, config_of(world, "train.result=best"), scorer=scorer)
+    assert result.validation.steps == (0, 1)
+    assert not any("flatter" in limit for limit in result.scores.limits), "the reference is the test set"

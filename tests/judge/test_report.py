@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests import tiny
+from tests.core.test_bands import measured
 
+from sdtune import bands, report
 from sdtune import config as configs
-from sdtune import report
 from sdtune.compare import Comparison, Pair, Plan
 from sdtune.data.dataset import Example
 from sdtune.evaluate import Evidence, Figure, Scores, Seen, Validation, Verdict, judge, judge_without_scorer
-from sdtune.events import Finished, Sampled, Started
+from sdtune.events import Finished, Sampled, Started, Validated
 from sdtune.runs import Run
 from sdtune.stats import Interval
 
@@ -232,6 +233,83 @@ def test_page_of_a_base_that_the_scorer_does_not_know(comparison: Comparison) ->
     assert text.count(why) == 1
     assert "..<" not in text
     assert "The figures" not in text
+
+
+def with_bands(comparison: Comparison, pictures: int = 30) -> Comparison:
+    rows = bands.changes(
+        measured(0, (0, 0, 0), n=pictures, noise=0.02), measured(40, (-0.12, -0.004, 0.06), n=pictures, noise=0.02)
+    )
+    return dataclasses.replace(comparison, validation=dataclasses.replace(comparison.validation, bands=rows))
+
+
+def test_bands_of_timesteps_have_their_numbers_and_their_drawing(comparison: Comparison) -> None:
+    shown = with_bands(comparison)
+    text = report.html(shown)
+    words = " ".join(" ".join(Page(text).texts).split())
+    assert "95% intervals over 30 pictures" in words
+    assert "no verdict" not in words
+    table = text[text.index('<table class="bands"') :].partition("</table>")[0]
+    rows = re.findall(r'<tr class="(.*?)">(.*?)</tr>', table, re.S)
+    assert [tone for tone, _ in rows] == ["good", "", "bad"]
+    zero = float(re.findall(r'class="zero" x1="([\d.]+)"', table)[0])
+    for (_, row), band in zip(rows, shown.validation.bands, strict=True):
+        value, low, high = band.relative
+        assert f"{band.name.capitalize()}<small>timesteps {band.timesteps}</small>" in row
+        signed = [f"{100 * v:+.1f}".replace("-", "\N{MINUS SIGN}") for v in (value, low, high)]
+        assert f"<b>{signed[0]}%</b><small>{signed[1]} to {signed[2]}%</small>" in row
+        assert f">{band.verdict}</td>" in row
+        left, right = map(float, re.findall(r'class="span" x1="([\d.]+)" x2="([\d.]+)" y1="20" y2="20"', row)[0])
+        (at,) = map(float, re.findall(r'class="at" cx="([\d.]+)"', row))
+        assert 0 < left < at < right < report.BAND_WIDE
+        assert [x < zero for x in (left, at, right)] == [v < 0 for v in (low, value, high)]
+        assert (right - left) / (at - zero) == pytest.approx((high - low) / value, rel=0.15), "to scale"
+    assert len(re.findall(r"<table", text)) == len(re.findall(r'<div class="scroll">\s*<table', text)) == 3
+
+
+def test_few_pictures_give_no_verdict_on_bands(comparison: Comparison) -> None:
+    few = with_bands(comparison, pictures=4)
+    assert "With fewer than 20 pictures there is no verdict." in report.html(few)
+    assert [b["verdict"] for b in report.as_json(few)["validation"]["bands"]] == ["cannot tell"] * 3
+    one = with_bands(comparison, pictures=1)
+    assert 'class="span"' not in report.html(one)
+    assert json.dumps(report.as_json(one), allow_nan=False)
+
+
+def test_bands_are_in_the_other_files_too(comparison: Comparison) -> None:
+    shown = with_bands(comparison)
+    record = report.as_json(shown)["validation"]["bands"]
+    first = shown.validation.bands[0]
+    assert record[0] == {
+        "name": "clean", "timesteps": [62, 312], "base": first.base, "tuned": first.now, "verdict": "lower",
+        "change": {"value": first.change.value, "low": first.change.low, "high": first.change.high, "n": 30},
+    }  # fmt: skip
+    assert report.as_json(comparison)["validation"]["bands"] == []
+    rows = [line for line in report.markdown(shown).splitlines() if line.startswith(("| clean, 62", "| noisy, 687"))]
+    assert [row.split(" | ")[-1] for row in rows] == ["lower |", "higher |"]
+
+
+def test_timeline_says_the_loss_at_each_step(comparison: Comparison) -> None:
+    assert "validation loss." not in report.html(comparison)
+    comparison.run.log(Validated(0, 0.21, (0.21,)))
+    comparison.run.log(Validated(40, 0.1234, (0.1234,)))
+    heads = re.findall(r'<th scope="col">(base|20|40)(?:<small>(.*?)</small>)?</th>', report.html(comparison))
+    assert heads == [("base", "0.210"), ("20", ""), ("40", "0.123")]
+
+
+def test_pictures_that_show_nothing_are_told_at_the_top(comparison: Comparison) -> None:
+    assert 'class="alarm"' not in report.html(comparison)
+    first, *others = comparison.pairs
+    broken = dataclasses.replace(comparison, pairs=(dataclasses.replace(first, flaws=("", "NaN <all> over")), *others))
+    page = Page(report.html(broken))
+    assert any(t == "p" and a.get("class") == "alarm" for t, a in page.tags)
+    text = " ".join(" ".join(page.texts).split())
+    assert "1 of 8 tuned pictures (and 0 of the base's) show nothing" in text
+    assert "seed 1: NaN <all> over" in text
+    assert text.count("shows nothing") == 1
+    assert report.as_json(broken)["flawed"] == {"base": 0, "tuned": 1}
+    base = dataclasses.replace(comparison, pairs=(dataclasses.replace(first, flaws=("flat", "")), *others))
+    assert "0 of 8 tuned pictures (and 1 of the base's) show nothing" in base.flawed
+    assert base.flawed.endswith(": flat")
 
 
 def test_report_is_the_same_each_time(comparison: Comparison) -> None:

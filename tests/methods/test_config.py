@@ -24,7 +24,7 @@ def test_a_pattern_is_kept_in_a_recipe(tmp_path: Any) -> None:
     (tmp_path / "c.toml").write_text(configs.to_toml(config))
     assert configs.load(tmp_path / "c.toml") == config
     assert config.method.rank_pattern == {"*.attn2.*": 4}  # type: ignore[union-attr]
-    assert config.method.text_encoders == (1, 2)
+    assert config.method.text_encoders == (1, 2)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_it_is_not_merged_into_quantised_weights() -> None:
     from sdtune.methods.qlora import Qlora
 
     class Fake:
-        denoiser_name, source, parts = "unet", "fake", {"unet": tiny.unet()}
+        denoiser_name, source, parts, unread = "unet", "fake", {"unet": tiny.unet()}, ()
         denoiser = parts["unet"]
 
     method = Qlora(rank=2, base="int8", targets="transformer")

@@ -20,13 +20,22 @@ from sdtune.model import Cond
 class Batch:
     """What a training step reads, on the CPU: latents (B, C, H, W), their text states, their weights (B,).
 
-    `indices_B` says which pictures they are of, by their place in the cache.
+    `indices_B` says which pictures they are of, by their place in the cache; `mask_B1HW` what each of their places counts
+    (None: all count 1).
     """
 
     latents_BCHW: Tensor
     cond: Cond
     weight_B: Tensor
     indices_B: Tensor
+    mask_B1HW: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same, `indices_B` apart, on `device`."""
+        mask_B1HW = None if self.mask_B1HW is None else self.mask_B1HW.to(device)
+        return Batch(
+            self.latents_BCHW.to(device), self.cond.to(device), self.weight_B.to(device), self.indices_B, mask_B1HW
+        )
 
 
 def batches(cache: Cache, config: DataConfig, *, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
@@ -45,7 +54,8 @@ def validation_batch(cache: Cache) -> Batch:
     zeros_B = torch.zeros(len(cache))
     latents = cache.latents(indices_B, zeros_B.long())
     cond = cache.sized(cache.cond(cache.caption_rows(indices_B, zeros_B)), indices_B, zeros_B.long())
-    return Batch(latents.mean_BCHW, cond, cache.weights_N, indices_B)
+    cond = cache.with_given(cond, indices_B, zeros_B.long(), zeros_B + 0.25)  # the second of four holes
+    return Batch(latents.mean_BCHW, cond, cache.weights_N, indices_B, cache.masks(indices_B, zeros_B.long()))
 
 
 def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int) -> Batch:
@@ -60,7 +70,8 @@ def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int)
         variant_B += cache.crops * (flip_B < 0.5)
     latents_BCHW = cache.latents(indices_B, variant_B).sample(rng)
     cond = cache.sized(cache.cond(rows_B), indices_B, variant_B)
-    return Batch(latents_BCHW, cond, cache.weights_N[indices_B], indices_B)
+    cond = cache.with_given(cond, indices_B, variant_B, torch.rand(batch_size, generator=_generator("hole", seed, k)))
+    return Batch(latents_BCHW, cond, cache.weights_N[indices_B], indices_B, cache.masks(indices_B, variant_B))
 
 
 def _in_turn(groups: Sequence[Tensor], seed: int, start: int, length: int) -> Tensor:

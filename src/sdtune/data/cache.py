@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdtune.data import masks
 from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
-from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, to_square
+from sdtune.data.holes import hole
+from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, read_mask, to_square
 from sdtune.data.layouts import listed, plural, shown
 from sdtune.data.shards import Row, Shards
 from sdtune.errors import DataError
@@ -59,9 +61,8 @@ class Cache:
         config: DataConfig,
         resolution: int,
         augment: bool,
-        tokens: bool,
     ) -> None:
-        self.examples, self.resolution, self.notes, self._tokens = list(examples), resolution, list[str](), tokens
+        self.examples, self.resolution, self.notes = list(examples), resolution, list[str]()
         self.weights_N = torch.tensor([e.weight for e in self.examples])
         group_N = torch.tensor([e.group for e in self.examples])
         self.groups = [(group_N == g).nonzero().flatten() for g in sorted(set(group_N.tolist()))]
@@ -75,6 +76,10 @@ class Cache:
         folder = config.cache_folder()
         self._pictures = Shards(folder / f"pictures-{resolution}-{encoder}")
         self._captions = Shards(folder / f"captions-{encoder}")
+        self._mask_means = Shards(folder / f"masks-{resolution}-{model.downscale}")
+        self._masks_M1HW: Tensor | None = None
+        self._left = Shards(folder / f"left-{resolution}-{encoder}")
+        self._given_RHCHW: Tensor | None = None
         self._latents: Latents | None = None
         self._cond: Cond | None = None
 
@@ -87,16 +92,14 @@ class Cache:
         *,
         resolution: int,
         augment: bool = True,
-        tokens: bool = False,
     ) -> Cache:
         """Plan the cache of `examples`; nothing is encoded before `fill`. Raises DataError.
 
         Without `augment` (validation) each picture has one view: not mirrored, cut in its centre instead of anywhere.
-        With `tokens` the captions' token ids go with their states, for text encoders that are trained.
         """
         if resolution % model.downscale:
             raise DataError(f"data.resolution: {resolution} is no multiple of {model.downscale}, the pixels per latent")
-        cache = cls(examples, model, config, resolution, augment, tokens)
+        cache = cls(examples, model, config, resolution, augment)
         cache.notes += [*cache._small_notes(), *cache._long_notes()]
         return cache
 
@@ -109,14 +112,22 @@ class Cache:
         if views:
             mean_BCHW, logvar_BCHW = (torch.stack([rows[k][name] for k in views]) for name in ("mean", "logvar"))
             self._latents = Latents(mean_BCHW, logvar_BCHW)
+        if self._model.inpaints:
+            yield from self._fill_given(views)
+        if any(example.mask for example in self.examples):
+            yield from self._fill_masks()
         texts = {_key("caption", text): text for text in self._texts}
         rows = yield from self._complete(
             "captions", self._captions, list(texts), self._encode_texts(texts), ENCODE_BATCH
         )
         names = rows[next(iter(texts))].keys()
         self._cond = Cond(**{name: torch.stack([rows[k][name] for k in texts]) for name in names})
-        if self._tokens:
-            self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
+
+    def tokenize(self) -> None:
+        """Put the captions' token ids beside their states, for text encoders that are trained. After `fill`, and after a method has
+        taught the model new words."""
+        assert self._cond is not None, "fill the cache first"
+        self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -139,6 +150,17 @@ class Cache:
         assert self._latents is not None, "fill the cache first"
         rows_B = self._view_rows_NV[indices_B, variant_B]
         return Latents(self._latents.mean_BCHW[rows_B], self._latents.logvar_BCHW[rows_B])
+
+    def masks(self, indices_B: Tensor, variant_B: Tensor) -> Tensor | None:
+        """What each latent of pictures `indices_B` counts, each in its variant, (B, 1, H, W); None if all count 1. After `fill`."""
+        return None if self._masks_M1HW is None else self._masks_M1HW[self._mask_rows_NV[indices_B, variant_B]]
+
+    def with_given(self, cond: Cond, indices_B: Tensor, variant_B: Tensor, share_B: Tensor) -> Cond:
+        """`cond` with a hole and what is left of each picture, for inpainting models; `share_B` in [0, 1) chooses among the holes."""
+        if self._given_RHCHW is None:
+            return cond
+        rows_B, hole_B = self._view_rows_NV[indices_B, variant_B], (share_B * self._config.holes).long()
+        return replace(cond, given_BCHW=self._given_RHCHW[rows_B, hole_B])
 
     def cond(self, rows_B: Tensor) -> Cond:
         """The text states of rows that `caption_rows` gave; row 0 is the empty caption. After `fill`."""
@@ -248,6 +270,63 @@ class Cache:
 
         return encode
 
+    def _fill_given(self, views: Mapping[str, View]) -> Generator[tuple[str, int, int], None, None]:
+        """Holes of all views, and the latents of what they leave: (views, holes, 1 + C, H, W)."""
+        side, count = self.resolution // self._model.downscale, self._config.holes
+        shapes = {_key("hole", key, str(n)): hole(side, key, n) for key in views for n in range(count)}
+        owners = {_key("hole", key, str(n)): key for key in views for n in range(count)}
+
+        def encode(keys: Sequence[str]) -> list[Row]:
+            squares = pixels_from([self._square(views[owners[k]]) for k in keys])
+            cells = torch.from_numpy(np.stack([shapes[k] for k in keys]))[:, None]
+            holes = cells.repeat_interleave(self._model.downscale, 2).repeat_interleave(self._model.downscale, 3)
+            grey = squares * (1 - holes)
+            filled = torch.cat([grey, grey[-1:].expand(self._at_once - len(keys), -1, -1, -1)])
+            return [{"mean": m} for m in self._model.encode_images(filled).mean_BCHW[: len(keys)].cpu()]
+
+        rows = yield from self._complete("holes", self._left, list(shapes), encode, self._at_once)
+        if shapes:
+            given = [torch.cat([torch.from_numpy(shape)[None], rows[key]["mean"]]) for key, shape in shapes.items()]
+            self._given_RHCHW = torch.stack(given).unflatten(0, (len(views), count))
+
+    def _fill_masks(self) -> Generator[tuple[str, int, int], None, None]:
+        """The weights of all masked views, a row each; row 0 is for pictures without a mask."""
+        views = {self._mask_key(v): v for row in self._views_NV for v in row if self.examples[v.example].mask}
+        rows = yield from self._complete(
+            "masks", self._mask_means, list(views), self._encode_masks(views), ENCODE_BATCH
+        )
+        side, config, lost = self.resolution // self._model.downscale, self._config, list[str]()
+        weights, count = [torch.ones(1, 1, side, side)], 1
+        self._mask_rows_NV = torch.zeros(len(self), len(self._views_NV[0]), dtype=torch.long)
+        for n, views_V in enumerate(self._views_NV):
+            if self.examples[n].mask:
+                means = [rows[self._mask_key(v)]["mean"] for v in views_V]
+                masks_V1HW = torch.stack([m.flip(-1) if v.mirrored else m for m, v in zip(means, views_V, strict=True)])
+                self._mask_rows_NV[n] = torch.arange(count, count := count + len(views_V))
+                weights.append(masks.weights(masks_V1HW, config.mask_floor, normalize=config.mask_normalize))
+                lost += [] if masks_V1HW.any() else [shown(Path(self.examples[n].image.name))]
+        self._masks_M1HW = torch.cat(weights)
+        if lost:
+            self.notes.append(
+                f"{plural(len(lost), 'picture')} cut so that nothing is left of what its mask lets count: {listed(lost)}"
+            )
+
+    def _encode_masks(self, views: Mapping[str, View]) -> Encode:
+        return lambda keys: [{"mean": self._mask_mean(views[k])} for k in keys]
+
+    def _mask_mean(self, view: View) -> Tensor:
+        example = self.examples[view.example]
+        assert example.mask
+        data = _unchanged(example.mask, example.mask_digest)
+        mask_HW = read_mask(data, opacity=example.mask == example.image, max_pixels=self._config.max_pixels)
+        cell, pad = self._model.downscale, self._crop == "pad"
+        return torch.from_numpy(masks.to_latents(mask_HW, self.resolution, cell, box=view.box, pad=pad))
+
+    def _mask_key(self, view: View) -> str:
+        example = self.examples[view.example]
+        how = f"{self.resolution}/{self._model.downscale}/{self._crop == 'pad'}/{example.mask == example.image}"
+        return _key("mask", FORMAT, example.mask_digest, how, *map(str, view.box))
+
     def _encode_texts(self, texts: Mapping[str, str]) -> Encode:
         def encode(keys: Sequence[str]) -> list[Row]:
             cond = self._model.encode_prompts([texts[k] for k in keys] + [""] * (ENCODE_BATCH - len(keys)))
@@ -258,15 +337,21 @@ class Cache:
 
     def _square(self, view: View) -> Pixels:
         example, config = self.examples[view.example], self._config
-        data = _bytes(example.image)
-        if example.digest and _digest(data) != example.digest:
-            raise DataError(f"{shown(example.image)}: changed while it was being read; start again")
+        data = _unchanged(example.image, example.digest)
         try:
             im = decode(data, background=config.background, max_pixels=config.max_pixels)
         except DataError as error:
             raise DataError(f"{shown(example.image)}: {error}") from None
         square = to_square(im, self.resolution, box=view.box, pad=self._crop == "pad", background=config.background)
         return np.ascontiguousarray(square[:, ::-1]) if view.mirrored else square
+
+
+def _unchanged(path: Path, digest: str) -> bytes:
+    """The bytes of a file that had `digest` when it was checked."""
+    data = _bytes(path)
+    if digest and _digest(data) != digest:
+        raise DataError(f"{shown(path)}: changed while it was being read; start again")
+    return data
 
 
 def _bytes(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdtune.schema import Section
+from sdtune.schema import Section, refuse_idle
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -36,8 +36,23 @@ class DataConfig(Section):
     """With crop = "random": how many different cuts of each picture are cached."""
     flip: bool = False
     """Show each picture mirrored half of the time. Leave it off for faces, text and what has a left and a right."""
+    holes: Annotated[int, Field(gt=0)] = 4
+    """Inpainting models: so many random holes of each picture are cached, and one is to be filled at each visit; every fourth is the
+    whole picture."""
     background: str = "white"
     """Colour behind transparent parts: a name or #rrggbb."""
+    mask: Literal["none", "files", "alpha"] = "none"
+    """Train on a part of each picture. "files": masks, white where a picture counts, black where not, grey between: a-masklabel.png
+    beside a.png, the same name in a folder masks/, a column "mask" of the metadata, or `mask_path`. "alpha": the picture's own
+    opacity. A picture without a mask counts in full."""
+    mask_path: str | None = None
+    """Folder of masks named like the pictures, where they do not lie beside them (kohya's conditioning_data_dir, ai-toolkit's
+    mask_path)."""
+    mask_floor: Fraction = 0.1
+    """What the parts that a mask leaves out still count. Keep 0.05 to 0.2 for backgrounds: at 0 nothing holds the model there, and it
+    draws anything around the subject. 0 is for small things that it must not learn, such as a watermark."""
+    mask_normalize: bool = True
+    """Divide a picture's loss by the mean of its mask: a small subject counts as much as a large one or a picture without a mask."""
     caption_prefix: str = ""
     """Put before every caption, for example a trigger word. With it, pictures without a caption get it alone."""
     caption_suffix: str = ""
@@ -60,6 +75,15 @@ class DataConfig(Section):
     """Larger pictures are refused before they are decoded (decompression bombs)."""
     cache: str | None = None
     """Folder of the encoded pictures and captions. Unset: $SDTUNE_CACHE, else `sdtune` in the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        masked = ("files", "alpha")
+        uses = {
+            "mask_path": ("mask", ("files",)),
+            "mask_floor": ("mask", masked),
+            "mask_normalize": ("mask", masked),
+        }
+        refuse_idle(self, "data", uses)
 
     def cache_folder(self) -> Path:
         """`cache`, else $SDTUNE_CACHE, else `sdtune` in $XDG_CACHE_HOME or ~/.cache. Not created here."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-from sdtune.data import images, layouts
+from sdtune.data import images, layouts, masks
 from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig
 from sdtune.data.layouts import Entry, Fault, listed, plural, shown
@@ -32,6 +32,11 @@ class Example:
     """Width and height in pixels, upright."""
     weight: float = 1.0
     mask: Path | None = None
+    """Picture file that is white where this one counts; or `image` itself, whose opacity says that. None: it counts in full."""
+    mask_digest: str = ""
+    """sha256 of the mask's file."""
+    mask_mean: float = 1.0
+    """Mean of the mask, 0 to 1."""
     digest: str = ""
     """sha256 of the file."""
     group: int = 0
@@ -53,6 +58,8 @@ class _Collected:
     examples: list[Example] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    masked: bool = False
+    """Whether there are masks, be they right or wrong."""
 
 
 def resolve(path: str) -> Path:
@@ -80,17 +87,18 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
     images.colour(config.background)
     root = resolve(config.path)
     train_folder, validation_folder, skip, notes = _folders(root, config)
-    train = _collect(train_folder, config, skip)
+    train = _collect(train_folder, config, skip, masked=True)
+    unmasked = _nothing_masked(train, config)
     parts = [(train_folder, train)]
     validation = _by_row(train, train_folder) if train_folder == root else []
     if validation_folder:
-        part = _collect(validation_folder, config)
+        part = _collect(validation_folder, config, masked=True)
         parts.append((validation_folder, part))
         validation = part.examples
     elif not validation:
         validation = _by_hash(train, config.validation_share, seed)
     faults = [Fault(_within(folder, root, f.where), f.what, f.skippable) for folder, part in parts for f in part.faults]
-    faults += _leaks(train.examples, validation, root)
+    faults += _leaks(train.examples, validation, root) + unmasked
     for folder, part in parts:
         notes += [n if len(parts) == 1 else f"{folder.name}/: {n}" for n in part.notes]
     notes += _judge(faults, config, root)
@@ -102,7 +110,10 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
 
 
 def scan_class(folder: Path, config: DataConfig) -> list[Example]:
-    """Class pictures for prior preservation: all with the class prompt, a group and a weight of their own. Raises DataError."""
+    """Class pictures for prior preservation: all with the class prompt, a group and a weight of their own, and no masks.
+
+    Raises DataError.
+    """
     assert config.class_prompt
     plain = replace(
         config, caption_prefix=config.class_prompt, caption_suffix=""
@@ -111,10 +122,10 @@ def scan_class(folder: Path, config: DataConfig) -> list[Example]:
     return [replace(e, captions=(config.class_prompt,), weight=config.prior_weight, group=1) for e in examples]
 
 
-def scan_folder(folder: Path, config: DataConfig) -> tuple[list[Example], list[str]]:
-    """The examples of one folder, and notes. Raises DataError that lists everything that is wrong."""
+def scan_folder(folder: Path, config: DataConfig, *, masked: bool = False) -> tuple[list[Example], list[str]]:
+    """The examples of one folder, and notes; masks only if asked for. Raises DataError that lists everything that is wrong."""
     images.colour(config.background)
-    part = _collect(folder, config)
+    part = _collect(folder, config, masked=masked)
     notes = part.notes + _judge(part.faults, config, folder)
     if not part.examples:
         raise DataError("\n".join([f"{folder}: no picture is left", *notes]))
@@ -215,16 +226,19 @@ def _more(faults: Sequence[Fault]) -> list[str]:
 # ---- one folder
 
 
-def _collect(folder: Path, config: DataConfig, skip: Collection[str] = ()) -> _Collected:
-    """Read one folder and check every picture in it."""
-    found = layouts.read(folder, config.caption_column, skip)
+def _collect(folder: Path, config: DataConfig, skip: Collection[str] = (), *, masked: bool = False) -> _Collected:
+    """Read one folder and check every picture in it, and its mask if it is `masked`."""
+    found = layouts.read(
+        folder, config.caption_column, skip,
+        masked=masked and config.mask == "files", mask_folder=_mask_folder(config, folder) if masked else None,
+    )  # fmt: skip
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
     out = _Collected(faults=found.faults, notes=found.notes)
     remarks: dict[str, list[str]] = defaultdict(list)
     for entry in found.entries:
         try:
-            example, said = _example(entry, config)
+            example, said = _example(entry, folder, config, masked)
         except DataError as error:
             out.faults.append(Fault(_relative(entry.image, folder), str(error), skippable=True))
             continue
@@ -236,22 +250,55 @@ def _collect(folder: Path, config: DataConfig, skip: Collection[str] = ()) -> _C
             out.faults.append(_captionless(entry, folder))
     out.notes += [f"{plural(len(names), 'picture')} {text}: {listed(names)}" for text, names in remarks.items()]
     out.examples = [_decorated(e, config) for e in out.examples]
+    out.masked = any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
+    if masked and config.mask != "none":
+        out.notes += _mask_notes(found.entries, out.examples, folder, config)
     out.notes += _caption_notes(found.entries, out.examples, folder, config) + _copies(out.examples, folder)
     return out
 
 
-def _example(entry: Entry, config: DataConfig) -> tuple[Example, tuple[str, ...]]:
-    """The entry with its checked picture, and remarks on it. Raises DataError without a name."""
-    if not entry.image.is_file():
+def _mask_folder(config: DataConfig, folder: Path) -> Path | None:
+    """The folder of masks that is named, if one is. Raises DataError if it is that of the pictures."""
+    if not config.mask_path:
+        return None
+    named = resolve(config.mask_path)
+    if folder.resolve().is_relative_to(named.resolve()):
+        raise DataError(
+            f"data.mask_path: {config.mask_path} holds the pictures, too; masks beside their pictures are found without it"
+        )
+    return named
+
+
+def _example(entry: Entry, folder: Path, config: DataConfig, masked: bool) -> tuple[Example, tuple[str, ...]]:
+    """The entry with its checked picture and mask, and remarks on it. Raises DataError without a name."""
+    data = _read(entry.image, config)
+    checked = images.check(data, background=config.background, max_pixels=config.max_pixels)
+    example = Example(entry.image, entry.captions, checked.size, digest=hashlib.sha256(data).hexdigest())
+    if masked and config.mask == "alpha" and checked.opacity < 1:
+        if not checked.opacity:
+            raise DataError('transparent everywhere, so that nothing of it counts (data.mask="alpha"); take it away')
+        example = replace(example, mask=entry.image, mask_digest=example.digest, mask_mean=checked.opacity)
+    elif entry.mask:
+        try:
+            data = _read(entry.mask.file, config)
+            mean = masks.check(images.read_mask(data, max_pixels=config.max_pixels), checked.size)
+        except DataError as error:
+            raise DataError(f"its mask {_relative(entry.mask.file, folder)}: {error}") from None
+        digest = hashlib.sha256(data).hexdigest()
+        example = replace(example, mask=entry.mask.file, mask_digest=digest, mask_mean=mean)
+    return example, checked.remarks
+
+
+def _read(path: Path, config: DataConfig) -> bytes:
+    """The bytes of a picture file. Raises DataError without a name."""
+    if path.exists() and not path.is_file():
         raise DataError("not a regular file; remove it")
     try:
-        if entry.image.stat().st_size > 16 * config.max_pixels + 2**24:  # no format in use needs more
+        if path.stat().st_size > 16 * config.max_pixels + 2**24:  # no format in use needs more
             raise DataError("larger than any picture of data.max_pixels can be; make it smaller")
-        data = entry.image.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{(error.strerror or 'cannot be read').lower()}; check its permissions") from None
-    checked = images.check(data, background=config.background, max_pixels=config.max_pixels)
-    return Example(entry.image, entry.captions, checked.size, digest=hashlib.sha256(data).hexdigest()), checked.remarks
+        raise DataError(f"{(error.strerror or 'cannot be read').lower()}; check the file and its permissions") from None
 
 
 def _captionless(entry: Entry, folder: Path) -> Fault:
@@ -280,6 +327,34 @@ def _caption_notes(
     if several := sum(len(e.captions) > 1 for e in examples):
         notes.append(f"{plural(several, 'picture')} with several captions: one is drawn at each visit")
     return notes
+
+
+def _mask_notes(entries: Sequence[Entry], examples: Sequence[Example], folder: Path, config: DataConfig) -> list[str]:
+    """How many pictures have a mask, where the masks are from, and how much of the pictures they let count."""
+    means = [e.mask_mean for e in examples if e.mask]
+    kinds = ["opacity"] if config.mask == "alpha" else sorted({e.mask.kind for e in entries if e.mask})
+    said = f"{len(means)} of {plural(len(examples), 'picture')} {'has' if len(means) == 1 else 'have'} a mask"
+    if not means:
+        return [said]
+    average = sum(means) / len(means)
+    notes = [
+        f"{said} ({', '.join(kinds)}); what counts is {min(means):.0%} to {max(means):.0%} of a picture, {average:.0%} on average"
+    ]
+    if whole := [_relative(e.image, folder) for e in examples if not e.mask]:
+        notes.append(f"{plural(len(whole), 'picture')} without a mask, counted in full: {listed(whole)}")
+    return notes
+
+
+def _nothing_masked(train: _Collected, config: DataConfig) -> list[Fault]:
+    """A fault if masks are asked for and no picture has one: it would be trained as if nothing had been asked."""
+    stopped = any(not fault.skippable for fault in train.faults)  # by what may be the reason
+    if config.mask == "none" or train.masked or stopped or not train.examples:
+        return []
+    if config.mask == "alpha":
+        return [Fault('data.mask="alpha"', "no picture is transparent anywhere; JPEG, for one, cannot be")]
+    name = train.examples[0].image.stem
+    where = f'{name}{masks.LABEL}.png beside {train.examples[0].image.name}, masks/{name}.png, a column "mask", data.mask_path'
+    return [Fault('data.mask="files"', f"no picture has a mask; looked for: {where}")]
 
 
 def _copies(examples: Sequence[Example], folder: Path) -> list[str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageColor, ImageStat, UnidentifiedImageError
 
 from sdtune.errors import DataError
 
@@ -53,7 +53,7 @@ FOREIGN_SUFFIXES = frozenset(
 Crop = Literal["center", "random", "squash", "pad"]
 Box = tuple[int, int, int, int]
 Pixels = NDArray[np.uint8]
-_Read = tuple[Image.Image, tuple[int, int], list[str]]
+T = TypeVar("T")
 MAX_PIXELS = 178_956_970
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,6 +73,8 @@ class Checked:
 
     size: tuple[int, int]
     remarks: tuple[str, ...]
+    opacity: float = 1.0
+    """The mean over the picture, 0 to 1."""
 
 
 def load_image(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -87,13 +89,21 @@ def load_image(path: Path, *, background: str = "white", max_pixels: int = MAX_P
 
 def decode(data: bytes, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """`load_image` of a file's bytes. The DataError says what is wrong, without a name."""
-    return _read(data, background, max_pixels, quick=False)[0]
+    return _read(data, partial(_finish, background=background, max_pixels=max_pixels, quick=False)).rgb
 
 
 def check(data: bytes, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Checked:
     """Read a picture to its end, as cheaply as its format allows. Raises DataError."""
-    _, size, remarks = _read(data, background, max_pixels, quick=True)
-    return Checked(size, tuple(remarks))
+    done = _read(data, partial(_finish, background=background, max_pixels=max_pixels, quick=True))
+    return Checked(done.size, tuple(done.remarks), done.opacity)
+
+
+def read_mask(data: bytes, *, opacity: bool = False, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """The brightness of a picture file, on black where it is transparent; or its opacity: (H, W), 0 to 255, upright.
+
+    Colour profiles are passed over, since a mask's values are no colours. Raises DataError without a name.
+    """
+    return _read(data, partial(_mask, opacity=opacity, max_pixels=max_pixels))
 
 
 def colour(name: str) -> tuple[int, int, int]:
@@ -120,18 +130,24 @@ def crop_boxes(size: tuple[int, int], crop: Crop, crops: int, key: str) -> list[
     return [(o, 0, o + side, side) if wide else (0, o, side, o + side) for o in offsets]
 
 
+def placed(box: Box, side: int, *, pad: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where the part `box` of a picture lies on a square of `side` pixels: (width, height), (left, top)."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if not pad:
+        return (side, side), (0, 0)
+    scale = side / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return size, ((side - size[0]) // 2, (side - size[1]) // 2)
+
+
 def to_square(im: Image.Image, side: int, *, box: Box, pad: bool = False, background: str = "white") -> Pixels:
     """The part `box` of `im` as (side, side, 3); proportions change unless the box is square or `pad` is set."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    size = (side, side)
-    if pad:
-        scale = side / max(width, height)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size, corner = placed(box, side, pad=pad)
     # reducing_gap: large pictures are first averaged over whole blocks, then resampled; the eye sees no difference
     im = im.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     if size != (side, side):
         canvas = Image.new("RGB", (side, side), colour(background))
-        canvas.paste(im, ((side - size[0]) // 2, (side - size[1]) // 2))
+        canvas.paste(im, corner)
         im = canvas
     return np.asarray(im)
 
@@ -148,17 +164,15 @@ def _uniform(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
 
 
-def _read(
-    data: bytes, background: str, max_pixels: int, *, quick: bool
-) -> tuple[Image.Image, tuple[int, int], list[str]]:
-    """Picture, upright size and remarks. `quick` decodes a JPEG at an eighth of its size, to its last byte."""
+def _read(data: bytes, finish: Callable[[Image.Image], T]) -> T:
+    """What `finish` makes of the opened file. Raises DataError for whatever goes wrong."""
     if not data:
         raise DataError("the file is empty; copy it again")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of half its size limit and of odd metadata
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as im:
-                return _finish(im, background, max_pixels, quick)
+                return finish(im)
         except DataError:
             raise
         except UnidentifiedImageError:
@@ -169,31 +183,56 @@ def _read(
             raise DataError(f"damaged or cut off ({_line(error)}); copy or export it again") from None
 
 
-def _finish(
-    im: Image.Image, background: str, max_pixels: int, quick: bool
-) -> tuple[Image.Image, tuple[int, int], list[str]]:
-    size = im.size
-    if size[0] * size[1] > max_pixels:
-        raise DataError(
-            f"{size[0]}x{size[1]} is more than data.max_pixels={max_pixels}; make it smaller or raise the limit"
-        )
-    remarks = []
+class _Finished(NamedTuple):
+    rgb: Image.Image
+    size: tuple[int, int]
+    remarks: list[str]
+    opacity: float
+
+
+def _finish(im: Image.Image, background: str, max_pixels: int, quick: bool) -> _Finished:
+    """Picture, upright size, remarks, mean opacity. `quick` decodes a JPEG at an eighth of its size, to its last byte."""
+    _bounded(im.size, max_pixels)
+    remarks, opacity = [], 1.0
     if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview behind it
         remarks.append("animated or with several pages: its first frame is used")
-    drafted = quick and im.format in ("JPEG", "MPO") and im.draft(None, (1, 1)) is not None
-    im.load()
-    orientation = _orientation(im)
-    profile = im.info.get("icc_profile")
-    colours, alpha = _parts(im.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else im)
-    rgb, understood = _to_srgb(colours, profile)
+    colours, alpha, size = _upright(im, quick)
+    rgb, understood = _to_srgb(colours, im.info.get("icc_profile"))
     if not understood:
         remarks.append("its colour profile cannot be used: colours are read as sRGB")
     if alpha is not None and alpha.getextrema() != (255, 255):
         remarks.append(f"transparent in part: drawn on {background} (data.background)")
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, colour(background)), alpha)
+        opacity = ImageStat.Stat(alpha).mean[0] / 255
+    return _Finished(rgb, size, remarks, opacity)
+
+
+def _mask(im: Image.Image, opacity: bool, max_pixels: int) -> Pixels:
+    _bounded(im.size, max_pixels)
+    colours, alpha, _ = _upright(im)
+    if opacity:
+        return np.asarray(alpha) if alpha is not None else np.full(colours.size[::-1], 255, np.uint8)
+    grey = colours.convert("RGB").convert("L")
+    return np.asarray(grey if alpha is None else ImageChops.multiply(grey, alpha))
+
+
+def _bounded(size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise DataError(
+            f"{size[0]}x{size[1]} is more than data.max_pixels={max_pixels}; make it smaller or raise the limit"
+        )
+
+
+def _upright(im: Image.Image, quick: bool = False) -> tuple[Image.Image, Image.Image | None, tuple[int, int]]:
+    """Colours in an 8-bit mode and the opacity, as EXIF turns them, and the size that the whole picture then has."""
+    size = im.size
+    drafted = quick and im.format in ("JPEG", "MPO") and im.draft(None, (1, 1)) is not None
+    im.load()
+    orientation = _orientation(im)
+    colours, alpha = _parts(im.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else im)
     if drafted:
-        return rgb, size[::-1] if orientation in (5, 6, 7, 8) else size, remarks
-    return rgb, rgb.size, remarks
+        return colours, alpha, size[::-1] if orientation in (5, 6, 7, 8) else size
+    return colours, alpha, colours.size
 
 
 def _orientation(im: Image.Image) -> int:

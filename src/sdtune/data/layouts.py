@@ -12,12 +12,14 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote
 
+from sdtune.data import masks
 from sdtune.data.images import FOREIGN_SUFFIXES, SUFFIXES
+from sdtune.data.masks import Mask
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -30,6 +32,7 @@ class Entry:
     captions: tuple[str, ...]
     where: str
     """What to name when its caption is at fault: "a.txt" or "metadata.jsonl:3"."""
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,43 @@ class Found:
     entries: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    masks: list[tuple[Mask, Path]] = field(default_factory=list)
+    """Files that are masks by their names, so no entries; and whose they are, a path without suffix."""
 
     def fault(self, where: str, what: str, *, skippable: bool = False) -> None:
         self.faults.append(Fault(where, what, skippable))
 
 
-def read(folder: Path, caption_column: str, skip: Collection[str] = ()) -> Found:
-    """The entries of `folder`, without its subfolders named in `skip`. The layout is recognised by what is there."""
+def read(
+    folder: Path,
+    caption_column: str,
+    skip: Collection[str] = (),
+    *,
+    masked: bool = False,
+    mask_folder: Path | None = None,
+) -> Found:
+    """The entries of `folder`, without its subfolders named in `skip`. The layout is recognised by what is there.
+
+    Masks are told from pictures in any case; only if `masked` they are given to them. `mask_folder` holds more masks.
+    """
     found = Found()
     files = list(_walk(folder, skip, found))
+    if mask_folder and mask_folder.resolve().is_relative_to(folder.resolve()):
+        inside = folder / mask_folder.resolve().relative_to(folder.resolve())
+        files = [p for p in files if not p.is_relative_to(inside)]
+    found.masks = list(masks.by_name(files, folder))
     present = [name for name in METADATA if (folder / name).is_file()]
     if len(present) > 1:
         found.fault(" and ".join(present), "only one of them can count; remove the other")
     elif present:
-        _read_metadata(folder, present[0], caption_column, files, found)
+        _read_metadata(folder, present[0], caption_column, files, masked, found)
     else:
         _read_sidecars(folder, files, found)
+    if masked:
+        _give_masks(folder, mask_folder, found)
+    elif found.masks:
+        shown = listed([_name(mask.file, folder) for mask, _ in found.masks])
+        found.notes.append(f'{plural(len(found.masks), "mask")} not used (data.mask="files" uses them): {shown}')
     return found
 
 
@@ -97,7 +121,7 @@ def shown(path: Path) -> str:
 
 
 def _name(path: Path, folder: Path) -> str:
-    return shown(path.relative_to(folder))
+    return shown(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _is_picture(path: Path) -> bool:
@@ -107,16 +131,25 @@ def _is_picture(path: Path) -> bool:
 # ---- metadata.jsonl, metadata.csv
 
 
-def _read_metadata(folder: Path, name: str, column: str, files: list[Path], found: Found) -> None:
-    """HF imagefolder: each row has `file_name`, relative to the folder, and the caption in `column`."""
+def _read_metadata(folder: Path, name: str, column: str, files: list[Path], masked: bool, found: Found) -> None:
+    """HF imagefolder: each row has `file_name`, relative to the folder, and the caption in `column`; it may name a mask."""
     rows = list(_jsonl(folder / name, found) if name.endswith(".jsonl") else _csv(folder / name, found))
     if any([_lacks(name, rows, "file_name", found), _lacks(name, rows, column, found)]):
         return
     seen: dict[Path, int] = {}
+    known = {mask.file.resolve() for mask, _ in found.masks}
     for line, row in rows:
-        _read_row(folder, name, line, row, column, seen, found)
+        mask = _mask_of(folder, f"{name}:{line}", row, found if masked else Found())
+        known |= {mask.file.resolve()} if mask else set()
+        _read_row(folder, name, line, row, column, seen, found, mask if masked else None)
+    for mask, of in found.masks:
+        if (at := seen.get(mask.file.resolve())) is not None:
+            found.fault(
+                f"{name}:{at}", f"{_name(mask.file, folder)} {_both(mask, of, folder)}; rename it, or remove the row"
+            )
+    known |= seen.keys()
     for path in files:
-        if _is_picture(path) and path.resolve() not in seen:
+        if _is_picture(path) and path.resolve() not in known:
             found.fault(_name(path, folder), f"not in {name}; add a row for it or take it away", skippable=True)
     if sidecars := [p for p in files if p.suffix == ".txt" and any(p.with_suffix(s).exists() for s in SUFFIXES)]:
         found.notes.append(f"{plural(len(sidecars), '.txt file')} beside pictures, not read: {name} has the captions")
@@ -135,8 +168,9 @@ def _lacks(name: str, rows: list[tuple[int, dict[Any, Any]]], needed: str, found
 
 
 def _read_row(
-    folder: Path, name: str, line: int, row: dict[Any, Any], column: str, seen: dict[Path, int], found: Found
-) -> None:
+    folder: Path, name: str, line: int, row: dict[Any, Any], column: str, seen: dict[Path, int], found: Found,
+    mask: Mask | None,
+) -> None:  # fmt: skip
     where = f"{name}:{line}"
     file_name = row.get("file_name")
     if not isinstance(file_name, str) or not file_name.strip():
@@ -155,8 +189,33 @@ def _read_row(
     captions = _captions_of(row.get(column))
     if captions is None:
         return found.fault(where, f"{column!r} of {file_name} is no text or list of texts: {row.get(column)!a:.60}")
-    found.entries.append(Entry(folder / file_name, captions, where))
+    found.entries.append(Entry(folder / file_name, captions, where, mask))
     return None
+
+
+def _mask_of(folder: Path, where: str, row: dict[Any, Any], found: Found) -> Mask | None:
+    """The mask that a row names, there or not."""
+    column = next((c for c in masks.COLUMNS if row.get(c) not in (None, "")), "")
+    name = row.get(column)
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        found.fault(where, f"{column} is {name!r:.60}, not the name of a file")
+    elif why := _outside(name):
+        found.fault(where, f"{column} {name!a} {why}; use a path inside the folder, relative to it")
+    elif _leaves(folder / name, folder):
+        found.fault(where, f"{column} {name} is a link that leaves the folder; copy the mask into it")
+    else:
+        return Mask(folder / name, f'the column "{column}"')
+    return None
+
+
+def _leaves(path: Path, *roots: Path) -> bool:
+    """Whether `path` leads out of all `roots`, or in circles."""
+    try:
+        return not any(path.resolve().is_relative_to(root.resolve()) for root in roots)
+    except (OSError, RuntimeError):
+        return True
 
 
 def _captions_of(value: object) -> tuple[str, ...] | None:
@@ -245,6 +304,7 @@ def _csv(path: Path, found: Found) -> Iterator[tuple[int, dict[Any, Any]]]:
 def _read_sidecars(folder: Path, files: list[Path], found: Found) -> None:
     """Pictures with a text of the same stem beside them, one caption a line."""
     pictures: dict[Path, list[Path]] = defaultdict(list)
+    files = _without_masks(folder, files, found)
     for path in files:
         if _is_picture(path):
             pictures[path.with_suffix("")].append(path)
@@ -269,6 +329,20 @@ def _read_sidecars(folder: Path, files: list[Path], found: Found) -> None:
                 found.fault(_name(path, folder), "a link that leaves the folder; copy the picture into it")
     _tell_of_others(folder, files, set(pictures), found)
     found.notes.insert(0, f"pictures with .txt files: {plural(len(found.entries), 'picture')}")
+
+
+def _without_masks(folder: Path, files: list[Path], found: Found) -> list[Path]:
+    """The files that are no masks. A fault for what its folder makes a mask and its caption a picture."""
+    there = set(files)
+    for mask, of in found.masks:
+        text = mask.file.with_suffix(".txt")
+        if text in there and mask.file.parent != of.parent:
+            found.fault(
+                _name(mask.file, folder),
+                f"{_both(mask, of, folder)}; rename the folder, or remove {_name(text, folder)}",
+            )
+    there -= {mask.file for mask, _ in found.masks}
+    return [p for p in files if p in there]
 
 
 def _lines(path: Path, name: str, found: Found) -> tuple[str, ...] | None:
@@ -304,6 +378,58 @@ def _tell_of_others(folder: Path, files: list[Path], stems: set[Path], found: Fo
         found.notes.append(f"{plural(len(alone), '.txt file')} without a picture: {listed(alone)}")
     if other:
         found.notes.append(f"{plural(len(other), 'other file')} not read: {listed(other)}")
+
+
+# ---- masks
+
+
+def _both(mask: Mask, of: Path, folder: Path) -> str:
+    return f"has a caption like a picture and the name of a mask ({mask.kind}) of {_name(of, folder)}"
+
+
+def _give_masks(folder: Path, mask_folder: Path | None, found: Found) -> None:
+    """Each entry its mask. A fault where it has several, or where a mask has several pictures."""
+    named: dict[Path, list[Mask]] = defaultdict(list)
+    for mask, of in found.masks:
+        named[of].append(mask)
+    for mask, of in _masks_elsewhere(folder, mask_folder, found):
+        named[of].append(mask)
+    sharing: dict[Path, list[int]] = defaultdict(list)
+    for i, entry in enumerate(found.entries):
+        sharing[entry.image.with_suffix("")].append(i)
+    for stem, places in sharing.items():
+        if named[stem] and len(places) > 1:
+            shown = listed([found.entries[i].image.name for i in places])
+            what = f"belongs to more than one picture ({shown}); give the pictures different names"
+            found.fault(_name(named[stem][0].file, folder), what)
+            continue
+        for i in places:
+            _give(found.entries[i], i, named[stem], folder, mask_folder, found)
+    used = {entry.mask.file for entry in found.entries if entry.mask}
+    if alone := [_name(m.file, folder) for m, of in found.masks if of not in sharing and m.file not in used]:
+        found.notes.append(f"{plural(len(alone), 'mask')} without a picture: {listed(alone)}")
+
+
+def _give(entry: Entry, i: int, named: list[Mask], folder: Path, mask_folder: Path | None, found: Found) -> None:
+    """Entry number `i` the one mask of those by name and the one of its row."""
+    all_of = list({m.file.resolve(): m for m in [*filter(None, [entry.mask]), *named]}.values())
+    if len(all_of) > 1:
+        shown = listed([_name(m.file, folder) for m in all_of])
+        found.fault(_name(entry.image, folder), f"has more than one mask ({shown}); remove all but one")
+    elif all_of and _leaves(all_of[0].file, folder, *filter(None, [mask_folder])):
+        found.fault(_name(all_of[0].file, folder), "a link that leaves the folder; copy the file into it")
+    elif all_of:
+        found.entries[i] = replace(entry, mask=all_of[0])
+
+
+def _masks_elsewhere(folder: Path, mask_folder: Path | None, found: Found) -> Iterator[tuple[Mask, Path]]:
+    """The masks in `mask_folder` and whose they may be. That of train/a.png may lie in train/ there, too, or not."""
+    for path in filter(_is_picture, _walk(mask_folder, (), found) if mask_folder else ()):
+        assert mask_folder
+        parts = masks.owner(path).relative_to(mask_folder).parts
+        yield Mask(path, "data.mask_path"), folder.joinpath(*parts)
+        if parts[0] == folder.name:
+            yield Mask(path, "data.mask_path"), folder.joinpath(*parts[1:])
 
 
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:

@@ -10,7 +10,7 @@ from sdtune.data.dataset import Example, Splits
 from sdtune.data.layouts import listed, plural, shown
 
 Record = dict[str, dict[str, str]]
-"""Split -> picture (relative to its common folder) -> a hash of its bytes and captions."""
+"""Split -> picture (relative to its common folder) -> a hash of its bytes and captions, "+" and one of its mask, if it has one."""
 
 
 def record(splits: Splits, root: Path) -> Record:
@@ -22,13 +22,17 @@ def record(splits: Splits, root: Path) -> Record:
 
 
 def changes(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]]) -> str:
-    """In words: which pictures were added, removed, edited (or their captions), or moved to another split. "" if none."""
+    """In words: which pictures were added, removed, edited (or their captions), got another mask or moved to another split.
+
+    "" if none.
+    """
     was, now = ({name: (split, h) for split, files in r.items() for name, h in files.items()} for r in (old, new))
     both = was.keys() & now.keys()
     groups = {
         "added": now.keys() - was.keys(),
         "removed": was.keys() - now.keys(),
-        "edited, or their captions": {n for n in both if was[n][1] != now[n][1]},
+        "edited, or their captions": {n for n in both if _parted(was[n][1])[0] != _parted(now[n][1])[0]},
+        "with another mask than before": {n for n in both if _parted(was[n][1])[1] != _parted(now[n][1])[1]},
         "moved between training and validation": {n for n in both if was[n][0] != now[n][0]},
     }
     said = (
@@ -38,7 +42,14 @@ def changes(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str,
 
 
 def _hash(example: Example) -> str:
-    return hashlib.sha256("\0".join((example.digest, *example.captions)).encode()).hexdigest()[:16]
+    picture = hashlib.sha256("\0".join((example.digest, *example.captions)).encode()).hexdigest()[:16]
+    return picture if example.mask in (None, example.image) else f"{picture}+{example.mask_digest[:16]}"
+
+
+def _parted(hashes: str) -> tuple[str, str]:
+    """The hash of picture and captions, and that of the mask."""
+    picture, _, mask = hashes.partition("+")
+    return picture, mask
 
 
 def _name(image: Path, root: Path) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -38,6 +39,7 @@ class LatentModel(Model):
         self.denoiser: nn.Module = loaded.modules[self.denoiser_name]
         self.text_encoders = tuple(m for name, m in loaded.modules.items() if name.startswith("text_encoder"))
         self.tokenizers = loaded.tokenizers
+        self._away: tuple[nn.Module, ...] = ()  # those that wait in the computer's memory
         self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels = int(vae.config.latent_channels)
         self.resolution = int(loaded.modules[self.denoiser_name].config.sample_size) * self.downscale
@@ -74,15 +76,35 @@ class LatentModel(Model):
     def dtype(self) -> torch.dtype:
         return self._dtype
 
+    def unload(self, keep: Collection[str]) -> None:
+        encoders = (encoder for part, encoder in self.parts.items() if part not in {*keep, self.denoiser_name})
+        self._away = (self.vae, *encoders)
+        for module in self._away:
+            nn.Module.to(module, "cpu")
+
+    @contextmanager
+    def _at_work(self, *modules: nn.Module) -> Iterator[None]:
+        """Inside, those of `modules` that wait elsewhere are on the device."""
+        moved = [module for module in modules if any(module is away for away in self._away)]
+        for module in moved:
+            nn.Module.to(module, self.device)
+        try:
+            yield
+        finally:
+            for module in moved:
+                nn.Module.to(module, "cpu")
+
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Latents:
-        posterior = self.vae.encode(pixels_BCHW.to(self.device, torch.float32)).latent_dist
+        with self._at_work(self.vae):
+            posterior = self.vae.encode(pixels_BCHW.to(self.device, torch.float32)).latent_dist
         scale = torch.tensor(self.vae.config.scaling_factor)
         return Latents((posterior.mean - self._shift_factor) * scale, posterior.logvar + 2 * scale.log())
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        return self.read_tokens(self.tokenize(prompts))
+        with self._at_work(*self.text_encoders):
+            return self.read_tokens(self.tokenize(prompts))
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -90,14 +112,22 @@ class LatentModel(Model):
         return (self.max_tokens,) * len(self.text_encoders)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        tokenizers, texts = self._reader(prompts)
         rows = [
-            tokenizer(list(prompts), padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
-            for tokenizer, n in zip(self.tokenizers, self.lengths, strict=True)
+            tokenizer(texts, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
+            for tokenizer, n in zip(tokenizers, self.lengths, strict=True)
         ]
         return torch.stack([F.pad(ids_BL, (0, max(self.lengths) - ids_BL.shape[1])) for ids_BL in rows], 1)
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self.tokenizers[0](list(prompts), truncation=False, verbose=False).input_ids]
+        tokenizers, texts = self._reader(prompts)
+        return [len(ids) for ids in tokenizers[0](texts, truncation=False, verbose=False).input_ids]
+
+    def _reader(self, prompts: Sequence[str]) -> tuple[tuple[Any, ...], list[str]]:
+        """The tokenizers, and `prompts` as they read them: with the words that a method has taught them."""
+        if self.new_words is None:
+            return self.tokenizers, list(prompts)
+        return self.new_words.tokenizers, self.new_words.spell(prompts)
 
     @property
     def max_tokens(self) -> int:
@@ -119,9 +149,10 @@ class LatentModel(Model):
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        pixels: Tensor = self.vae.decode(
-            latents_BCHW.float() / self.vae.config.scaling_factor + self._shift_factor
-        ).sample
+        with self._at_work(self.vae):
+            pixels: Tensor = self.vae.decode(
+                latents_BCHW.float() / self.vae.config.scaling_factor + self._shift_factor
+            ).sample
         return pixels.clamp(-1, 1)
 
     @property
@@ -161,7 +192,7 @@ class UnetModel(LatentModel):
         super().__init__(loaded, device=device, dtypes=dtypes)
         unet: Any = self.denoiser
         self._check_unet(unet.config)
-        self._masked, self._blanks = unet.config.in_channels != self.latent_channels, dict[tuple[int, ...], Tensor]()
+        self.inpaints, self._blanks = unet.config.in_channels != self.latent_channels, dict[tuple[int, ...], Tensor]()
         self.prediction = prediction(self.schedule, self.source)
         alphas_cumprod_T = alphas_cumprod(self.schedule)
         if self.prediction == "epsilon" and float(alphas_cumprod_T[-1]) == 0:
@@ -195,11 +226,13 @@ class UnetModel(LatentModel):
                 f"{2 * self.latent_channels + 1} for inpainting"
             )
 
-    def with_mask(self, x_BCHW: Tensor) -> Tensor:
-        """What the U-Net reads. Inpainting variants also get a mask and the latents of what it leaves of the picture, as
-        in diffusers' inpainting; here the mask covers the whole picture, so that nothing (grey) is left."""
-        if not self._masked:
+    def with_mask(self, x_BCHW: Tensor, given_BCHW: Tensor | None) -> Tensor:
+        """What the U-Net reads. Inpainting variants also get a mask and the latents of what it leaves of the picture, as in
+        diffusers' inpainting; where none is given the mask covers the whole picture, so that nothing (grey) is left."""
+        if not self.inpaints:
             return x_BCHW
+        if given_BCHW is not None:
+            return torch.cat([x_BCHW, given_BCHW.to(x_BCHW)], 1)
         (B, _, H, W), side = x_BCHW.shape, self.downscale
         if (H, W) not in self._blanks:
             self._blanks[H, W] = self.encode_images(x_BCHW.new_zeros(1, 3, H * side, W * side)).mean_BCHW

@@ -32,7 +32,7 @@ class Source(Section):
 
     type: str
     path: str
-    """A folder in diffusers layout, a single .safetensors file, or a Hub id (owner/name)."""
+    """A folder in diffusers layout, a single .safetensors file, a Hub id (owner/name), or a file in one (owner/name/file.safetensors)."""
     config: str | None = None
     """Of a single file: the folder or Hub id whose settings, noise schedule and tokenizers go with it, and any part that
     the file lacks. Unset: the family's usual one from the Hub's local cache."""
@@ -67,6 +67,8 @@ def locate(source: Source) -> tuple[Path, str]:
         return path, name
     if path.suffix in PICKLED:
         raise ModelError(f"{name}: pickled checkpoints are not opened; convert it to safetensors with diffusers, apart")
+    if path.suffix == ".safetensors" and not path.exists() and name.count("/") >= 2 and name[0] not in "./~":
+        return hub_file(name, revision=source.revision, download=source.download)
     if path.suffix == ".safetensors":
         raise ModelError(f"{name}: no such file")
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -110,6 +112,23 @@ def hub_folder(
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{repo}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
     return Path(found)
+
+
+def hub_file(name: str, *, revision: str | None = None, download: bool = False) -> tuple[Path, str]:
+    """The local copy of a file of a Hub repository, `name` being owner/repository/file, and what to call it. Raises ModelError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    owner, repo, file = name.split("/", 2)
+    try:
+        found = Path(hf_hub_download(f"{owner}/{repo}", file, revision=revision, local_files_only=not download))
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{name}: no such file, nor in the local Hub cache; set model.download=true to fetch it (HF_TOKEN for gated models)"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(f"{name}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
+    return found, f"{name}@{found.parts[len(found.parts) - file.count('/') - 2]}"
 
 
 def header(file: Path) -> dict[str, tuple[int, ...]]:

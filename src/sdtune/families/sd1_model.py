@@ -27,5 +27,7 @@ class Sd1Model(UnetModel):
 
     def predict(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
         unet: Any = self.denoiser
-        prediction: Tensor = unet(self.with_mask(x_BCHW), t_B, cond.states_BLD.to(self.dtype), return_dict=False)[0]
+        prediction: Tensor = unet(
+            self.with_mask(x_BCHW, cond.given_BCHW), t_B, cond.states_BLD.to(self.dtype), return_dict=False
+        )[0]
         return prediction

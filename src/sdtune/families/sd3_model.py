@@ -67,6 +67,10 @@ class Sd3Model(LatentModel):
             )
 
     @property
+    def word_parts(self) -> tuple[str, ...]:
+        return super().word_parts[:2]  # T5 knows no embedding files
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         return (self.max_tokens, self.max_tokens, T5_TOKENS)[: len(self.text_encoders)]
 

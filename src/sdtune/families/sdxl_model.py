@@ -31,6 +31,9 @@ class SdxlModel(UnetModel):
         self, loaded: Loaded, *, device: torch.device | str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None
     ) -> None:
         super().__init__(loaded, device=device, dtypes=dtypes)
+        first: Any = self.text_encoders[0]
+        last = first.config.num_hidden_layers - 1  # only the second encoder gives a vector
+        self.unread = (f"text_encoder.*layers.{last}.*", "text_encoder.*final_layer_norm.*")
         self._zeros_for_empty = bool(loaded.index.get("force_zeros_for_empty_prompt", True))  # diffusers' default, too
 
     def read_tokens(self, tokens_BEL: Tensor) -> Cond:
@@ -50,7 +53,11 @@ class SdxlModel(UnetModel):
         size_BK = self._uncut(x_BCHW) if cond.size_BK is None else cond.size_BK
         added = {"text_embeds": cond.pooled_BD.to(self.dtype), "time_ids": size_BK}
         prediction: Tensor = unet(
-            self.with_mask(x_BCHW), t_B, cond.states_BLD.to(self.dtype), added_cond_kwargs=added, return_dict=False
+            self.with_mask(x_BCHW, cond.given_BCHW),
+            t_B,
+            cond.states_BLD.to(self.dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
         )[0]
         return prediction
 

@@ -11,5 +11,9 @@ from sdtune.methods.lokr import Lokr
 from sdtune.methods.lora import Lora
 from sdtune.methods.oft import Oft
 from sdtune.methods.qlora import Qlora
+from sdtune.methods.student import Student
+from sdtune.methods.textual_inversion import TextualInversion
 
-Method = Annotated[Full | Lora | Dora | Qlora | Loha | Lokr | Oft, Field(discriminator="type")]
+Method = Annotated[
+    Full | Lora | Dora | Qlora | Loha | Lokr | Oft | TextualInversion | Student, Field(discriminator="type")
+]

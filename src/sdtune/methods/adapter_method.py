@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from sdtune.methods import targets as sets
-from sdtune.schema import Section
+from sdtune.methods.textual_inversion import Words
+from sdtune.model import Teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from sdtune.methods.adapters import Adapter, Installed
-    from sdtune.model import Model
+    from sdtune.methods.adapters import Adapter
+    from sdtune.methods.installed import Several
+    from sdtune.model import Cond, Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterMethod(Section):
+class AdapterMethod(Words):
     """Train small additions to chosen layers; the base stays as it is."""
 
     type: str
@@ -43,14 +45,15 @@ class AdapterMethod(Section):
     @property
     def trains_text(self) -> bool:
         """Whether text encoders are trained, so that captions have to be read anew in each step."""
-        return bool(self.text_encoders)
+        return bool(self.text_encoders or self.tokens)
 
     def select(self, model: Model) -> dict[str, nn.Module]:
         """The layers that get an adapter, by part and name. Raises ConfigError if a set or a text encoder is not there."""
         layers = {model.denoiser_name: sets.select(model.denoiser, self.targets)}
         for part in sets.encoders(model, self.text_encoders):
             layers[part] = sets.select(model.parts[part], self.text_targets, sets.TEXT_TARGETS, "text_targets")
-        return {f"{part}.{name}": layer for part, found in layers.items() for name, layer in found.items()}
+        named = {f"{part}.{name}": layer for part, found in layers.items() for name, layer in found.items()}
+        return {name: layer for name, layer in named.items() if not sets.is_unread(model, name)}
 
     def make(self, name: str, layer: nn.Module) -> Adapter:
         """The adapter for one layer."""
@@ -67,16 +70,18 @@ class AdapterMethod(Section):
         layers = self.select(model)
         for part in model.parts.values():
             part.requires_grad_(False)
-        return adapters.attach(model.parts, {name: self.make(name, x) for name, x in layers.items()}, seed=seed)
+        learned = self._learn(model, seed)
+        made = adapters.attach(model.parts, {name: self.make(name, x) for name, x in layers.items()}, seed=seed)
+        return {**made, **learned}
 
-    def apply(self, model: Model, weights: Mapping[str, Tensor], *, seed: int) -> Installed:
+    def apply(self, model: Model, weights: Mapping[str, Tensor], *, seed: int) -> Several:
         """Put what was trained on a fresh base: `weights` by the names that `attach` gave with this seed.
 
         Raises KeyError or RuntimeError, the base as it was, if they do not fit.
         """
         import torch
 
-        from sdtune.methods import adapters
+        from sdtune.methods.installed import installed
 
         parameters = self._put_on(model, seed)
         try:
@@ -84,15 +89,28 @@ class AdapterMethod(Section):
                 for name, p in parameters.items():
                     p.copy_(weights[name])
         except (KeyError, RuntimeError):  # a name that is not there, a shape that differs
-            adapters.detach(model.parts)
+            self.detach(model)
             raise
-        return adapters.Installed(model.parts)
+        return installed(model)
+
+    def teacher(self, model: Model) -> Teacher:
+        """`model` without its adapters."""
+        import torch
+
+        from sdtune.methods.adapters import switched_off
+
+        def denoise(x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+            with torch.no_grad(), switched_off(model.parts):
+                return model.denoise(x_BCHW, t_B, cond)
+
+        return Teacher(denoise, model.denoiser)
 
     def detach(self, model: Model) -> None:
         """Take the adapters out: the model is again what it was, module by module and bit by bit."""
         from sdtune.methods import adapters
 
         adapters.detach(model.parts)
+        self._forget(model)
 
     def merge(self, model: Model) -> None:
         """Add the changes to the weights and take the adapters out."""
@@ -103,10 +121,12 @@ class AdapterMethod(Section):
     def export(
         self, model: Model, weights: Mapping[str, Tensor], folder: Path, name: str, about: Mapping[str, Any]
     ) -> Path:
-        """Write `folder/<name>.safetensors`. The adapters are on the model; `weights` are their parameters in fp32."""
+        """Write `folder/<name>.safetensors`, and new words as `folder/embeddings/<word>.safetensors`. The adapters are on the model;
+        `weights` are their parameters in fp32."""
         path = folder / f"{name}.safetensors"
         layers, scales = self._contents(model, weights)
         self._write()(path, layers, scales, about)
+        self._write_words(model, weights, folder, about)
         return path
 
     def _contents(

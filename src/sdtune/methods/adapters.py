@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -149,15 +150,20 @@ def merge(parts: Mapping[str, nn.Module]) -> None:
         put(parts, name, adapter.base)
 
 
-class Installed:
-    """Adapters on a model, as something that has a strength and can be taken off."""
+def set_strength(parts: Mapping[str, nn.Module], strength: float) -> None:
+    """Let each adapter's change act with `strength`: 0 is the base, 1 as trained."""
+    for _, adapter in adapters_of(parts):
+        adapter.strength = strength
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        self._parts = parts
 
-    def set_strength(self, strength: float) -> None:
-        for _, adapter in adapters_of(self._parts):
+@contextmanager
+def switched_off(parts: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, the adapters on a model change nothing."""
+    found = [(adapter, adapter.strength) for _, adapter in adapters_of(parts)]
+    for adapter, _ in found:
+        adapter.strength = 0.0
+    try:
+        yield
+    finally:
+        for adapter, strength in found:
             adapter.strength = strength
-
-    def close(self) -> None:
-        detach(self._parts)

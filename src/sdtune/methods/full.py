@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sdtune.methods.targets import encoders
+from sdtune.methods.targets import encoders, is_unread
+from sdtune.model import Teacher
 from sdtune.schema import Section
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
     from sdtune.methods.blend import Blend
     from sdtune.model import Model
+
+
+def frozen_teacher(model: Model) -> Teacher:
+    """`model`, which nothing changes, in evaluation mode and without gradients."""
+    import torch
+
+    model.denoiser.eval()
+    return Teacher(torch.no_grad()(model.denoise), model.denoiser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +51,27 @@ class Full(Section):
     def attach(self, model: Model, *, seed: int) -> dict[str, nn.Parameter]:
         """Make the denoiser and the text encoders asked for trainable; returns their parameters by name."""
         parts = (model.denoiser_name, *encoders(model, self.text_encoders))
-        for part in parts:
-            model.parts[part].requires_grad_(True)
-        return {f"{part}.{name}": p for part in parts for name, p in model.parts[part].named_parameters()}
+        named = {f"{part}.{name}": p for part in parts for name, p in model.parts[part].named_parameters()}
+        trained = {name: p for name, p in named.items() if not is_unread(model, name)}
+        for p in trained.values():
+            p.requires_grad_(True)
+        return trained
 
     def apply(self, model: Model, weights: Mapping[str, Tensor], *, seed: int) -> Blend:
         """Put trained `weights` (by the names of `attach`) on a fresh base."""
         from sdtune.methods.blend import Blend
 
         return Blend(model.parts, weights)
+
+    def teacher(self, model: Model) -> Teacher:
+        """A frozen copy of `model` as it is now: it takes as much memory again."""
+        import copy
+
+        frozen = copy.copy(model)
+        frozen.denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
+        if self.trains_text:
+            frozen.text_encoders = tuple(copy.deepcopy(e).requires_grad_(False) for e in model.text_encoders)
+        return frozen_teacher(frozen)
 
     def detach(self, model: Model) -> None:
         """Freeze the model again. Its weights stay as trained."""

@@ -69,6 +69,11 @@ def select(
     return layers
 
 
+def is_unread(model: Model, name: str) -> bool:
+    """Whether nothing depends on the layer or weight `<part>.<name>`, so that it cannot be trained."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in model.unread)
+
+
 def encoders(model: Model, wanted: bool | Sequence[int]) -> list[str]:
     """Names of the text encoders that `method.text_encoders` asks for. Raises ConfigError if the model has fewer."""
     names = [name for name in model.parts if name != model.denoiser_name]

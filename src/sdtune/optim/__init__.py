@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sdtune.optim.kinds import Adafactor, AdamW, AdamW8bit, AdamWScheduleFree, Lion, Muon, Prodigy
+from sdtune.optim.kinds import Adafactor, AdamW, AdamW8bit, AdamWScheduleFree, Lion, Muon, Prodigy, ProdigyScheduleFree
 
 Optimizer = Annotated[
-    AdamW | AdamW8bit | Adafactor | Lion | Prodigy | AdamWScheduleFree | Muon, Field(discriminator="type")
+    AdamW | AdamW8bit | Adafactor | Lion | Prodigy | AdamWScheduleFree | ProdigyScheduleFree | Muon,
+    Field(discriminator="type"),
 ]

@@ -32,7 +32,9 @@ class Common(Schedule):
     matrices: ClassVar[bool] = False
     """Whether it looks at rows and columns, and so has to see each weight by itself."""
     looks_at: ClassVar[str] = ""
-    """What it looks at beside a single number and its gradient, for the message that processes cannot share the numbers out."""
+    """What else it looks at beside a single number and its gradient, so that processes cannot share the numbers out."""
+    averages: ClassVar[bool] = False
+    """Whether it averages the weights itself, so that another average makes no sense."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Decoupled decay: each step multiplies the weights by 1 - lr * weight_decay."""
@@ -140,7 +142,6 @@ class Adafactor(Leanable):
     """Adafactor, arXiv:1804.04235: of a matrix's second moments only the means of rows and columns are kept, and no first ones."""
 
     matrices: ClassVar[bool] = True
-    looks_at: ClassVar[str] = "rows and columns of whole weights"
 
     type: Literal["adafactor"] = "adafactor"
     scale_parameter: bool = False
@@ -212,6 +213,7 @@ class AdamWScheduleFree(Common):
     """Schedule-free AdamW, arXiv:2405.15682: an average of the weights takes the place of a falling learning rate."""
 
     library: ClassVar[str] = "schedulefree"
+    averages: ClassVar[bool] = True
 
     type: Literal["adamw-schedulefree"] = "adamw-schedulefree"
     lr: Annotated[float, Field(gt=0)] = 2.5e-4
@@ -230,11 +232,44 @@ class AdamWScheduleFree(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProdigyScheduleFree(Common):
+    """Prodigy's step size (arXiv:2306.06101) and schedule-free averaging (arXiv:2405.15682) together: nothing to tune, any end is good."""
+
+    library: ClassVar[str] = "prodigyplus"
+    averages: ClassVar[bool] = True
+    matrices: ClassVar[bool] = True
+
+    type: Literal["prodigy-schedulefree"] = "prodigy-schedulefree"
+    lr: Annotated[float, Field(gt=0)] = 1.0
+    """A factor on the step size that it finds: leave it at 1, and tune `d_coef`."""
+    schedule: Literal["constant"] = "constant"
+    """There is none."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay: each step multiplies the weights by 1 - its step size * weight_decay."""
+    betas: Betas = (0.9, 0.99)
+    """Share of the average at the point where gradients are taken, and decay of the gradient's mean square."""
+    d0: Annotated[float, Field(gt=0)] = 1e-6
+    """First guess of the step size; it only grows from there."""
+    d_coef: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the estimate: 0.5 to be careful, 2 to be bold."""
+    factored: bool = True
+    """Keep only rows' and columns' means of the gradient's mean square, as Adafactor does: less memory."""
+
+    def make(self, groups: list[dict[str, Any]]) -> list[torch.optim.Optimizer]:
+        from prodigyplus.prodigy_plus_schedulefree import ProdigyPlusScheduleFree as Reference
+
+        options: dict[str, Any] = {
+            "betas": self.betas, "d0": self.d0, "d_coef": self.d_coef, "factored": self.factored,
+            "weight_decay": self.weight_decay, "stochastic_rounding": False,
+        }  # fmt: skip
+        return [Reference(groups, lr=self.lr, **options)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Muon(Common):
     """Muon (Jordan 2024, kellerjordan.github.io/posts/muon): matrices step by their orthogonalised momentum, the rest by AdamW."""
 
     matrices: ClassVar[bool] = True
-    looks_at: ClassVar[str] = "whole matrices"
 
     type: Literal["muon"] = "muon"
     momentum: Decay = 0.95

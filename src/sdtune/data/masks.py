@@ -1,0 +1,115 @@
+"""What of a picture counts: which file is whose mask, what can be wrong with it, its weights at the latents' places. Imports no torch.
+
+White counts, black does not, grey in between, as in kohya's scripts, OneTrainer, ai-toolkit and diffusion-pipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdtune.data.images import SUFFIXES, Box, Pixels, placed
+from sdtune.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LABEL = "-masklabel"
+"""a-masklabel.png is the mask of a.png: OneTrainer's name for it."""
+FOLDERS = ("masks", "mask")
+"""So is masks/a.png."""
+COLUMNS = ("mask", "mask_file_name")
+"""Columns of metadata.jsonl or metadata.csv that name masks. The second is the one that Hugging Face datasets reads as pictures."""
+DARK = 25
+"""A mask whose brightest value is no higher holds the numbers of classes, not brightness."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A file and what made it a mask, for messages: "-masklabel.png", "masks/"."""
+
+    file: Path
+    kind: str
+
+
+def by_name(files: Collection[Path], folder: Path) -> Iterator[tuple[Mask, Path]]:
+    """The masks among the `files` below `folder`, by their own name or their folder's, and whose they are: a path without suffix.
+
+    What lies in masks/ is a mask only if a picture has its name: there are pictures of masks, too.
+    """
+    pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
+    known = {p.with_suffix("") for p in pictures}
+    for path in pictures:
+        labelled, parts = path.stem.endswith(LABEL), owner(path).relative_to(folder).parts
+        if labelled and owner(path) in known:
+            yield Mask(path, f"{LABEL}.png"), owner(path)
+            continue
+        for i, part in enumerate(parts[:-1]):
+            if part.lower() in FOLDERS and (of := folder.joinpath(*parts[:i], *parts[i + 1 :])) in known:
+                yield Mask(path, f"{part}/"), of
+                break
+        else:
+            if labelled:
+                yield Mask(path, f"{LABEL}.png"), owner(path)
+
+
+def owner(path: Path) -> Path:
+    """The picture that a mask has its name from, without suffix."""
+    return path.parent / path.stem.removesuffix(LABEL)
+
+
+def check(mask_HW: Pixels, size: tuple[int, int]) -> float:
+    """The mean of a mask, 0 to 1. Raises DataError if it is none for a picture of `size`, or nothing would count."""
+    height, width = mask_HW.shape
+    if (width, height) != size:
+        turned = " (turned by its EXIF?)" if (height, width) == size else ""
+        raise DataError(f"{width}x{height} pixels for a picture of {size[0]}x{size[1]}{turned}; make it of that size")
+    brightest = int(mask_HW.max())
+    if not brightest:
+        raise DataError("all black, so that nothing of the picture counts; make white what counts, or take both away")
+    if brightest <= DARK:
+        raise DataError(f"its brightest value is {brightest} of 255; make white (255) what counts")
+    return float(mask_HW.mean()) / 255
+
+
+def to_latents(mask_HW: Pixels, side: int, cell: int, *, box: Box, pad: bool) -> NDArray[np.float32]:
+    """The mean of a mask over what each latent shows of the part `box`: (1, h, w), 0 to 1. Beside the picture it is 0.
+
+    A latent shows `cell` x `cell` of the `side` x `side` pixels that the part becomes.
+    """
+    size, corner = placed(box, side, pad=pad)
+    across, down = (
+        box[axis] + (np.arange(0, side + 1, cell) - corner[axis]) * ((box[axis + 2] - box[axis]) / size[axis])
+        for axis in (0, 1)
+    )
+    cut_HW = mask_HW[: box[3], : box[2]]
+    means_hw = _means(_means(cut_HW, down, first=box[1]).T, across, first=box[0]).T
+    return (means_hw[None] / 255).astype(np.float32)
+
+
+def _means(values_NW: NDArray[Any], edges: NDArray[Any], *, first: int) -> NDArray[np.float64]:
+    """The mean along the first axis between each two neighbouring `edges`; outside `first` ... N all is 0."""
+    out = np.zeros((len(edges) - 1, values_NW.shape[1]))
+    for i, (start, end) in enumerate(pairwise(edges)):
+        at = np.arange(max(first, math.floor(start)), min(len(values_NW), math.ceil(end)))
+        if len(at):
+            share = np.minimum(at + 1, end) - np.maximum(at, start)  # of each pixel that lies between the edges
+            out[i] = share @ values_NW[at[0] : at[-1] + 1] / (end - start)
+    return out
+
+
+def weights(mask_V1HW: Tensor, floor: float, *, normalize: bool) -> Tensor:
+    """What each place of a picture's views counts, (V, 1, h, w): from `floor` to 1; with `normalize` divided by their mean.
+
+    The mean is that of all views, so that a cut counts by how much of the mask it shows. If no view shows any of it, they are
+    not raised to a whole picture.
+    """
+    weight_V1HW = mask_V1HW + floor * (1 - mask_V1HW)  # in this form 1 stays 1 to the last bit
+    return weight_V1HW / weight_V1HW.double().mean().float() if normalize and mask_V1HW.any() else weight_V1HW
