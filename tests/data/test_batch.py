@@ -71,7 +71,7 @@ class Telling(Cache):
         self.weights_N = torch.arange(count) / 10
         self.groups = [torch.arange(count)]
         self._views_NV = [[None] * crops * (1 + flip)] * count  # type: ignore[list-item]
-        self._flip, self._masks_M1HW = flip, None
+        self._flip, self._masks_M1HW, self._given_RHCHW = flip, None, None
         self._caption_rows_NK = 1 + torch.arange(count * captions).view(count, captions)
         self._caption_counts_N = torch.full((count,), captions, dtype=torch.float64)
 

@@ -49,8 +49,8 @@ class DataConfig(Section):
     """Folder of masks named like the pictures, where they do not lie beside them (kohya's conditioning_data_dir, ai-toolkit's
     mask_path)."""
     mask_floor: Fraction = 0.1
-    """What the parts that a mask leaves out still count. Keep 0.05 to 0.2 for backgrounds: at 0 nothing holds the model there, and it
-    draws anything around the subject. 0 is for small things that it must not learn, such as a watermark."""
+    """What the parts that a mask leaves out still count. Keep 0.02 to 0.1 for backgrounds: at 0 nothing holds the model there, and it
+    draws anything around the subject; the higher, the more of them is learned. 0 is for small things such as a watermark."""
     mask_normalize: bool = True
     """Divide a picture's loss by the mean of its mask: a small subject counts as much as a large one or a picture without a mask."""
     caption_prefix: str = ""

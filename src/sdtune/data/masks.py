@@ -89,16 +89,15 @@ def to_latents(mask_HW: Pixels, side: int, cell: int, *, box: Box, pad: bool) ->
         box[axis] + (np.arange(0, side + 1, cell) - corner[axis]) * ((box[axis + 2] - box[axis]) / size[axis])
         for axis in (0, 1)
     )
-    cut_HW = mask_HW[: box[3], : box[2]]
-    means_hw = _means(_means(cut_HW, down, first=box[1]).T, across, first=box[0]).T
+    means_hw = _means(_means(mask_HW, down).T, across).T
     return (means_hw[None] / 255).astype(np.float32)
 
 
-def _means(values_NW: NDArray[Any], edges: NDArray[Any], *, first: int) -> NDArray[np.float64]:
-    """The mean along the first axis between each two neighbouring `edges`; outside `first` ... N all is 0."""
+def _means(values_NW: NDArray[Any], edges: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean along the first axis between each two neighbouring `edges`, in pixels; outside the picture all is 0."""
     out = np.zeros((len(edges) - 1, values_NW.shape[1]))
     for i, (start, end) in enumerate(pairwise(edges)):
-        at = np.arange(max(first, math.floor(start)), min(len(values_NW), math.ceil(end)))
+        at = np.arange(max(0, math.floor(start)), min(len(values_NW), math.ceil(end)))
         if len(at):
             share = np.minimum(at + 1, end) - np.maximum(at, start)  # of each pixel that lies between the edges
             out[i] = share @ values_NW[at[0] : at[-1] + 1] / (end - start)
