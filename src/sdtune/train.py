@@ -54,8 +54,6 @@ def train_step(
         if state.scale:
             gradient /= scale
     distributed.add_up(total)
-    if state.step + 1 == CHECK_STEP:
-        state.without_gradient = list(state.optimizer.names_without_gradient())
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
     taken = state.scale.judge(sum(values)) if state.scale else all(map(math.isfinite, values))
@@ -64,8 +62,10 @@ def train_step(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
             + (f", loss scale {scale:g}" if state.scale else "")
         )
+    if taken and state.taken + 1 == CHECK_STEP:
+        state.without_gradient = list(state.optimizer.names_without_gradient())
     state.optimizer.step() if taken else state.optimizer.drop()
-    state.step, state.looked = state.step + 1, False
+    state.step, state.taken, state.looked = state.step + 1, state.taken + taken, False
     if state.ema:
         state.ema.update(state.step)
     return values
@@ -178,7 +178,7 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         elif state.scale:
             message = f"the gradient is too large for fp16: step given up, loss scale halved to {state.scale.value:g}"
             yield Warned(message, state.step)
-        if state.step == CHECK_STEP:
+        if initial and state.taken == CHECK_STEP:
             yield from _did_it_train(state, initial, mean)
             initial = mean = {}  # copies of all weights: let them go
         yield from _look(ready, config, run)

@@ -39,7 +39,7 @@ def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, ch
     return losses_NK
 
 
-def fixed_timesteps(objective: Objective, count: int) -> tuple[int, ...]:
+def fixed_timesteps(objective: Loss, count: int) -> tuple[int, ...]:
     """`count` timesteps spread over the schedule, clean first: the middles of `count` equal parts of it."""
     return tuple(int((k + 0.5) * len(objective.alphas_T) / count) for k in range(count))
 
