@@ -33,6 +33,8 @@ class State:
     """In fp16."""
     activations_elsewhere: bool = False
     step: int = 0
+    taken: int = 0
+    """Steps that were not given up (as some are in fp16); those before this sitting count as taken."""
     best_step: int | None = None
     best_loss: float = math.inf
     looked: bool = False
@@ -112,7 +114,8 @@ def resume(state: State, found: Checkpoint) -> None:
         state.ema.load(mean)
     if state.scale and "loss_scale" in found.state:
         state.scale.value, state.scale.good, state.scale.bad = found.state["loss_scale"]
-    state.step, state.looked, state.best_step = found.step, found.state["looked"], found.state["best_step"]
+    state.step = state.taken = found.step
+    state.looked, state.best_step = found.state["looked"], found.state["best_step"]
     state.best_loss = math.inf if found.state["best_loss"] is None else found.state["best_loss"]
 
 

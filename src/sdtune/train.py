@@ -56,8 +56,6 @@ def train_step(
         if state.scale:
             gradient /= scale
     distributed.add_up(total)
-    if state.step + 1 == CHECK_STEP:
-        state.without_gradient = list(state.optimizer.names_without_gradient())
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
     taken = state.scale.judge(sum(values)) if state.scale else all(map(math.isfinite, values))
@@ -66,8 +64,10 @@ def train_step(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
             + (f", loss scale {scale:g}" if state.scale else "")
         )
+    if taken and state.taken + 1 == CHECK_STEP:
+        state.without_gradient = list(state.optimizer.names_without_gradient())
     state.optimizer.step() if taken else state.optimizer.drop()
-    state.step, state.looked = state.step + 1, False
+    state.step, state.taken, state.looked = state.step + 1, state.taken + taken, False
     if state.ema:
         state.ema.update(state.step)
     return values
@@ -185,8 +185,8 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         except Diverged as error:
             raise Diverged(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
         seconds = time.time() - began
-        dead = list(_did_it_train(state, initial, mean)) if state.step == CHECK_STEP else []
-        if state.step == CHECK_STEP:
+        dead = list(_did_it_train(state, initial, mean)) if initial and state.taken == CHECK_STEP else []
+        if state.taken >= CHECK_STEP:
             initial = mean = {}  # copies of all weights: let them go
         if math.isfinite(loss + grad_norm):
             yield Step(state.step, loss, grad_norm, lr, seconds)
