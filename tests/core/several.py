@@ -31,7 +31,7 @@ from sdtune.flat import FlatOptimizer
 from sdtune.optim.kinds import AdamW, AdamWScheduleFree, Lion
 from sdtune.runs import Run
 from sdtune.sharded import ShardedOptimizer
-from sdtune.train import train
+from sdtune.train import _unmoved, train
 
 CPU = torch.device("cpu")
 SECTIONS = {
@@ -210,7 +210,7 @@ def in_bf16(folder: Path) -> None:
 
 
 def dead(folder: Path) -> None:
-    """A weight without a gradient, and one whose gradient is broken in one process alone, are named in all."""
+    """Weights without a gradient, with one that is broken in one process, or that did not move in any, are named in all."""
     net = Net()
     updater = sharded(net, AdamW())
     backward(net, 0, distributed.rows(5))
@@ -221,6 +221,10 @@ def dead(folder: Path) -> None:
         row.grad[0, 0] = float("nan")
     named = list(updater.names_without_gradient())
     assert named == ["unet.blocks.1.up.weight", "unet.unused.weight", "unet.unused.bias"], named
+    before, now = updater.held(), updater.held()
+    if not distributed.primary():
+        now["unet.last.weight"] = now["unet.last.weight"] + 1
+    assert set(_unmoved(now, before)) == set(now) - {"unet.last.weight"}, "it moved in one process"
 
 
 def fresh(folder: Path) -> None:
@@ -308,13 +312,8 @@ def back_to_step_2(old: Path, new: Path) -> None:
 def stops(folder: Path) -> None:
     """One process alone is stopped, at any kind of event: all stop at the same step, which is saved."""
     places: list[tuple[type[Event], int]] = [
-        (Sampled, 0),
-        (Step, 1),
-        (Validated, 2),
-        (Saved, 2),
-        (Step, 4),
-        (Sampled, 4),
-    ]
+        (Sampled, 0), (Validated, 2), (Saved, 2), (Step, 3), (Step, 4), (Sampled, 4), (Saved, 4),
+    ]  # fmt: skip
     for i, (kind, step) in enumerate(places):
         run, ended = Run(folder / f"stopped-{i}-of-{distributed.size()}"), 0
         another_port()
