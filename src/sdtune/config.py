@@ -72,8 +72,8 @@ class TrainConfig(Section):
     """VAE, and text encoders that are not trained, wait in the computer's memory between previews. CUDA."""
     shard: bool = False
     """Split the trained weights, their gradients and what the optimiser keeps over the processes (FSDP2): each holds its share of
-    16 bytes a weight, and a few blocks of the model at a time. For full fine-tuning on several devices where one has not enough
-    memory; leave it off where one has. With `optimizer.type` adamw, lion or adamw-schedulefree."""
+    16 bytes a weight, and a few blocks of the model at a time. For full fine-tuning (or method.type "student") on several devices
+    where one has not enough memory; leave it off where one has. With `optimizer.type` adamw, lion or adamw-schedulefree."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of an exponential moving average of the trained weights (0.999 is usual), used for samples and the result. Unset: none."""
     save_every: Positive = 250
@@ -195,7 +195,7 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
     if run.train.shard and not getattr(run.method, "trains_all", False):
         yield (
             f"train.shard: splits weights that are trained, and {run.method.type!r} trains few beside a whole model that stays; "
-            "set it to false, or method.type=full"
+            "set it to false, or method.type to full or student"
         )
     seen = run.optimizer.looks_at or ("rows and columns of whole weights" if run.optimizer.matrices else "")
     if run.train.shard and seen:

@@ -31,7 +31,7 @@ from sdtune.flat import FlatOptimizer
 from sdtune.optim.kinds import AdamW, AdamWScheduleFree, Lion
 from sdtune.runs import Run
 from sdtune.sharded import ShardedOptimizer
-from sdtune.train import train
+from sdtune.train import _unmoved, train
 
 CPU = torch.device("cpu")
 SECTIONS = {
@@ -70,7 +70,7 @@ class Net(nn.Module):
 
 
 def sharded(net: nn.Module, section: Any) -> ShardedOptimizer:
-    parameters = {f"unet.{n}": p for n, p in net.named_parameters()}
+    parameters = {f"unet.{n}": p for n, p in net.named_parameters() if p.requires_grad}
     return ShardedOptimizer({"unet": net, "vae": nn.Linear(1, 1)}, parameters, section.make, lr_scale=section.lr_scale)
 
 
@@ -87,7 +87,10 @@ def backward(net: nn.Module, k: int, rows: slice = slice(None)) -> None:
 
 
 def steps(net: nn.Module, updater: Any, first: int, last: int) -> list[float]:
-    """Gradient norms of some steps of two passes each, clipped in every other. A split updater's pictures are split, too."""
+    """Gradient norms of some steps of two passes each, clipped in every other. A split updater's pictures are split, too.
+
+    The gradient is made smaller in place, as with a loss scale; the first step is given up.
+    """
     rows = distributed.rows(5) if updater.sharded else slice(None)
     norms = []
     for k in range(first, last):
@@ -95,6 +98,11 @@ def steps(net: nn.Module, updater: Any, first: int, last: int) -> list[float]:
         for part in range(2):
             backward(net, 10 * k + part, rows)
             updater.collect()
+        for gradient in updater.gradients():
+            gradient /= 2
+        if not k:
+            updater.drop()
+            continue
         norms.append(float(updater.clip(1.0 if k % 2 else 1e9)))
         updater.step()
     return norms
@@ -120,7 +128,8 @@ def updates(folder: Path, kind: str) -> None:
     one, other = Net(), Net()
     reference, updater = flat(one, section), sharded(other, section)
     assert updater.count == reference.count and list(updater.parameters) == list(reference.parameters)
-    expected, norms = steps(one, reference, 0, 3), steps(other, updater, 0, 3)
+    expected, norms = steps(one, reference, 0, 4), steps(other, updater, 0, 4)
+    assert len(norms) == 3
     assert all(abs(a / b - 1) < 1e-5 for a, b in zip(norms, expected, strict=True)), (norms, expected)
     with updater.evaluated(), reference.evaluated():
         whole, want = updater.values(), reference.values()
@@ -146,8 +155,8 @@ def updates(folder: Path, kind: str) -> None:
     back = resumed.state()[0]
     if distributed.primary():
         equal(back, flat_tensors)
-    steps(one, reference, 3, 5)
-    steps(fourth, resumed, 3, 5)
+    steps(one, reference, 4, 6)
+    steps(fourth, resumed, 4, 6)
     last = resumed.values()
     if distributed.primary():
         close(last, reference.values())
@@ -158,11 +167,11 @@ def average(folder: Path) -> None:
     one, other = Net(), Net()
     reference, updater = flat(one, SECTIONS["adamw"]), sharded(other, SECTIONS["adamw"])
     theirs, ours = Ema(reference, 0.5), Ema(updater, 0.5)
-    for k in range(3):
+    for k in range(1, 4):
         steps(one, reference, k, k + 1)
         steps(other, updater, k, k + 1)
-        theirs.update(k + 1)
-        ours.update(k + 1)
+        theirs.update(k)
+        ours.update(k)
     mean = ours.values()
     with ours.applied():
         inside = updater.values()
@@ -201,7 +210,7 @@ def in_bf16(folder: Path) -> None:
 
 
 def dead(folder: Path) -> None:
-    """A weight without a gradient, and one whose gradient is broken in one process alone, are named in all."""
+    """Weights without a gradient, with one that is broken in one process, or that did not move in any, are named in all."""
     net = Net()
     updater = sharded(net, AdamW())
     backward(net, 0, distributed.rows(5))
@@ -212,6 +221,10 @@ def dead(folder: Path) -> None:
         row.grad[0, 0] = float("nan")
     named = list(updater.names_without_gradient())
     assert named == ["unet.blocks.1.up.weight", "unet.unused.weight", "unet.unused.bias"], named
+    before, now = updater.held(), updater.held()
+    if not distributed.primary():
+        now["unet.last.weight"] = now["unet.last.weight"] + 1
+    assert set(_unmoved(now, before)) == set(now) - {"unet.last.weight"}, "it moved in one process"
 
 
 def fresh(folder: Path) -> None:
@@ -247,17 +260,20 @@ def memory(folder: Path) -> None:
 
 
 def whole(folder: Path) -> None:
-    """For export the model has whole weights in its own type; afterwards it computes as before."""
+    """For export the model has whole weights in its own type; afterwards it computes as before. What is not trained stays whole."""
     net, x = Net().bfloat16(), torch.ones(2, 6).bfloat16()
+    net.unused.requires_grad_(False)
     kinds = {type(m) for m in net.modules()}
     updater = sharded(net, AdamW())
     values = updater.values()
+    assert "unet.unused.weight" not in updater.parameters and type(net.unused.weight) is nn.Parameter
     before = net(x)
     assert {type(m) for m in net.modules()} == kinds, "files and libraries go by the class"
     if distributed.primary():
         with updater.assembled(values):
             state = net.state_dict()
-        assert all(torch.equal(t, values[f"unet.{n}"].bfloat16()) for n, t in state.items())
+        assert state.keys() == Net().state_dict().keys()
+        assert all(torch.equal(t, values[f"unet.{n}"].bfloat16()) for n, t in state.items() if "unused" not in n)
         assert {type(t) for t in state.values()} == {Tensor} and {t.dtype for t in state.values()} == {torch.bfloat16}
     assert torch.equal(net(x), before)
 
@@ -296,13 +312,8 @@ def back_to_step_2(old: Path, new: Path) -> None:
 def stops(folder: Path) -> None:
     """One process alone is stopped, at any kind of event: all stop at the same step, which is saved."""
     places: list[tuple[type[Event], int]] = [
-        (Sampled, 0),
-        (Step, 1),
-        (Validated, 2),
-        (Saved, 2),
-        (Step, 4),
-        (Sampled, 4),
-    ]
+        (Sampled, 0), (Validated, 2), (Saved, 2), (Step, 3), (Step, 4), (Sampled, 4), (Saved, 4),
+    ]  # fmt: skip
     for i, (kind, step) in enumerate(places):
         run, ended = Run(folder / f"stopped-{i}-of-{distributed.size()}"), 0
         another_port()

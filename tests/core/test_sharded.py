@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdtune import config as configs
 from sdtune.errors import ConfigError
-from sdtune.events import Noted, Sampled, Saved, Started, Step, Stopped, Validated
+from sdtune.events import Noted, Sampled, Saved, Started, Step, Stopped, Validated, Warned
 from sdtune.runs import Run
 from sdtune.train import train
 from tests import tiny
@@ -80,7 +80,7 @@ def launch(size: int, folder: Path, checks: tuple[str, ...]) -> list[dict[str, s
     """What each of `size` processes says of each check."""
     shared = {
         "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-        "PORTS": " ".join(map(str, free_ports(len(checks) + 6))), "PYTHONPATH": os.pathsep.join(sys.path),
+        "PORTS": " ".join(map(str, free_ports(len(checks) + 10))), "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
     processes = [
         subprocess.Popen(
@@ -153,7 +153,7 @@ def assert_same_but_for_rounding(run: Run, other: Run, *, loss: float = 1e-5, we
     """The events and what is in every file; of the optimiser, whose tensors have one order, too."""
     assert losses(run) == pytest.approx(losses(other), rel=loss)
     kinds = [
-        [(type(e).__name__, e.step) for e in r.events() if isinstance(e, Step | Validated | Sampled | Saved)]
+        [(type(e).__name__, e.step) for e in r.events() if isinstance(e, Step | Validated | Sampled | Saved | Warned)]
         for r in (run, other)
     ]
     assert kinds[0] == kinds[1]
