@@ -202,6 +202,7 @@ def in_bf16(folder: Path) -> None:
             out.float().square().sum().backward()
             of.collect()
             of.clip(0)
+            assert any((g != g.bfloat16().float()).any() for g in of.gradients()) or of is reference
             of.step()
     mine = updater.values()
     if distributed.primary():
