@@ -225,7 +225,7 @@ ENDLESS = (*several.QUICK, "train.steps=2000", "optimizer.schedule=constant", "t
 
 
 def wait_for_step(run: Run, step: int) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not any(isinstance(e, Step) and e.step >= step for e in run.events()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

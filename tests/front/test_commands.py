@@ -133,7 +133,7 @@ def test_every_key_has_help_and_default() -> None:
 
 
 def test_keys_command() -> None:
-    assert 'train.precision = "auto"  (one of "auto", "fp32", "bf16")' in output("keys", "train")
+    assert 'train.precision = "auto"  (one of "auto", "fp32", "bf16", "fp16")' in output("keys", "train")
     listed = json.loads(output("keys", "method", "--json"))
     assert {
         "name": "method.rank",
