@@ -50,9 +50,12 @@ def save(
 ) -> Path:
     """Write `tensors` (file name -> tensors by name) and `state` as one checkpoint, then remove all but the newest `keep`.
 
-    It is called step-... unless a `name` is given. Raises RunError if the disk has no room; the earlier checkpoints are intact then.
+    It is called step-... unless a `name` is given. A muted run writes nothing.
+    Raises RunError if the disk has no room; the earlier checkpoints are intact then.
     """
     final = run.checkpoints / (name or f"step-{state['step']:06d}")
+    if run.muted:
+        return final
     part = run.checkpoints / f".tmp-{final.name}"
     need = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
     run.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,10 @@ class TrainConfig(Section):
     slowest. Not for method.type = "full". CUDA."""
     unload: bool = True
     """VAE, and text encoders that are not trained, wait in the computer's memory between previews. CUDA."""
+    shard: bool = False
+    """Split the trained weights, their gradients and what the optimiser keeps over the processes (FSDP2): each holds its share of
+    16 bytes a weight, and a few blocks of the model at a time. For full fine-tuning (or method.type "student") on several devices
+    where one has not enough memory; leave it off where one has. With `optimizer.type` adamw, lion or adamw-schedulefree."""
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of an exponential moving average of the trained weights (0.999 is usual), used for samples and the result. Unset: none."""
     save_every: Positive = 250
@@ -188,6 +192,21 @@ def _contradictions(run: RunConfig) -> Iterator[str]:
         yield "train.ema: keeps the fp32 copy of all weights that optimizer.weights and fused_backward avoid; unset one of them"
     if run.optimizer.averages and run.train.ema:
         yield f"train.ema: {run.optimizer.type} averages the weights already; unset it"
+    if run.train.shard and not getattr(run.method, "trains_all", False):
+        yield (
+            f"train.shard: splits weights that are trained, and {run.method.type!r} trains few beside a whole model that stays; "
+            "set it to false, or method.type to full or student"
+        )
+    seen = run.optimizer.looks_at or ("rows and columns of whole weights" if run.optimizer.matrices else "")
+    if run.train.shard and seen:
+        yield (
+            f"train.shard: {run.optimizer.type!r} looks at {seen}, of which each process holds only a part; "
+            "set optimizer.type to adamw, lion or adamw-schedulefree"
+        )
+    if run.train.shard and lean:
+        yield "train.shard: optimizer.weights=bf16 and fused_backward need whole weights in every process; unset them, or it"
+    if run.train.shard and run.train.offload_activations:
+        yield "train.shard: with offload_activations the weights of blocks that come and go would be taken for activations; unset one"
 
 
 @cache

@@ -196,8 +196,12 @@ class Progress:
 
 def plan(config: RunConfig, started: Started, folder: Path) -> list[tuple[str, str]]:
     """What is about to happen, in rows of name and text."""
-    usual = vars(type(config.method)())
-    method = {k: v for k, v in vars(config.method).items() if k in ("rank", "targets") or v != usual[k]}
+    from sdtune.schema import defaults  # pydantic, which --help does without
+
+    usual = defaults(config.method)
+    method = {
+        k: v for k, v in vars(config.method).items() if k != "type" and (k in ("rank", "targets") or v != usual.get(k))
+    }
     share = 100 * started.trainable / max(1, started.total)
     visits = started.steps * started.batch_size / max(1, started.pictures)
     rows = [
@@ -261,6 +265,8 @@ def quote(path: object) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_plain(v) or 'anything'}" for key, v in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -93,6 +93,18 @@ def add_up(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
+def gather(tensor: Tensor) -> list[Tensor]:
+    """What `tensor` is in each process. It must have the same shape in all."""
+    if size() == 1:
+        return [tensor]
+    import torch
+    from torch import distributed as dist
+
+    out = [torch.empty_like(tensor) for _ in range(size())]
+    dist.all_gather(out, tensor)
+    return out
+
+
 def any_of(flag: bool) -> bool:
     """Whether `flag` is set in any process. All have to ask."""
     if size() == 1:

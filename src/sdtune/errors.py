@@ -33,6 +33,10 @@ class TrainingError(SdtuneError, RuntimeError):
     exit_code = 5
 
 
+class Diverged(TrainingError):
+    """The loss or the gradient is no number. Several processes notice it at the same step, before a weight is changed."""
+
+
 class RunError(SdtuneError, RuntimeError):
     """A run folder or checkpoint is locked, damaged, or belongs to another configuration."""
 

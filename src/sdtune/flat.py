@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sdtune.updater import Make, Updater, factors, matrix_shape
+from sdtune.updater import Fp32Updater, Make, arranged, matrix_shape
 
 SLICE = 2**30  # numbers in one tensor of an elementwise optimiser: kernels of bitsandbytes count with 32 bits
 
@@ -24,7 +23,7 @@ class _Segment(NamedTuple):
     live_gradient: Tensor
 
 
-class FlatOptimizer(Updater):
+class FlatOptimizer(Fp32Updater):
     """Owns the fp32 weights of `parameters`; the live parameters are views of them, or bf16 copies where the model is bf16.
 
     Elementwise optimisers see one slice per learning rate, and are equal to what they do parameter by parameter.
@@ -39,24 +38,14 @@ class FlatOptimizer(Updater):
         lr_scale: Mapping[str, float] | None = None,
         matrices: bool = False,
     ) -> None:
-        if not parameters:
-            raise ValueError("nothing to train: the method made no parameter trainable")
-        factor = dict(zip(parameters, factors(list(parameters), lr_scale or {}), strict=True))
-        of_group, of_type = (
-            list(dict.fromkeys(factor.values())),
-            list(dict.fromkeys(p.dtype for p in parameters.values())),
-        )
-
-        def place(name: str) -> tuple[int, int]:
-            return of_group.index(factor[name]), of_type.index(parameters[name].dtype)
-
-        self.parameters = {
-            name: parameters[name] for name in sorted(parameters, key=place)
-        }  # sorted: as given, if all alike
+        factor = arranged(parameters, lr_scale or {})
+        self.parameters = {name: parameters[name] for name in factor}
         device = next(iter(parameters.values())).device
         self.weights = torch.empty(self.count, device=device)
+        self.masters = [self.weights]
         self.gradient = torch.zeros_like(self.weights)
-        runs = [list(names) for _, names in itertools.groupby(self.parameters, key=place)]
+        alike = itertools.groupby(self.parameters, key=lambda name: (factor[name], parameters[name].dtype))
+        runs = [list(names) for _, names in alike]
         sizes = [sum(parameters[n].numel() for n in names) for names in runs]
         self._segments = [
             self._adopt([parameters[n] for n in names], weights, gradient)
@@ -92,11 +81,10 @@ class FlatOptimizer(Updater):
         """The part of the buffer that `names`, neighbours, take up: one tensor, or several if it is huge."""
         before = itertools.takewhile(lambda n: n != names[0], self.parameters)
         start = sum(self.parameters[n].numel() for n in before)
-        end = start + sum(self.parameters[n].numel() for n in names)
-        cuts = [(a, min(a + SLICE, end)) for a in range(start, end, SLICE)]
-        out = {f"flat[{a}:{b}]": self.weights[a:b] for a, b in cuts}
-        for (a, b), tensor in zip(cuts, out.values(), strict=True):
-            tensor.grad = self.gradient[a:b]
+        parts = slices(start, start + sum(self.parameters[n].numel() for n in names))
+        out = {label: self.weights[part] for label, part in parts.items()}
+        for part, tensor in zip(parts.values(), out.values(), strict=True):
+            tensor.grad = self.gradient[part]
         return out
 
     def _views(self, names: list[str]) -> dict[str, Tensor]:
@@ -112,11 +100,6 @@ class FlatOptimizer(Updater):
     def _split(self, flat: Tensor) -> list[Tensor]:
         sizes = [p.numel() for p in self.parameters.values()]
         return [part.view(p.shape) for part, p in zip(flat.split(sizes), self.parameters.values(), strict=True)]
-
-    def begin(self, step: int, lr: float) -> None:
-        super().begin(step, lr)
-        for optimizer in self._averaging():
-            optimizer.train()
 
     def collect(self) -> None:
         for s in self._segments:
@@ -140,61 +123,32 @@ class FlatOptimizer(Updater):
         self.publish()
 
     def publish(self) -> None:
-        """Bring the live parameters up to the fp32 weights."""
         for s in self._segments:
             if s.live is not s.weights:
                 s.live.copy_(s.weights)
 
-    def load_weights(self, flat: Tensor) -> None:
-        self.weights.copy_(flat)
-        self.publish()
+    def named(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
+        (flat,) = masters
+        return {n: t.to("cpu", copy=True) for n, t in zip(self.parameters, self._split(flat), strict=True)}
 
-    def values(self) -> dict[str, Tensor]:
-        return self.named(self.weights)
-
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        self.load_weights(self.flat(values))
-
-    def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """`flat` cut into the parameters' names and shapes, as copies."""
-        return {n: t.clone() for n, t in zip(self.parameters, self._split(flat), strict=True)}
-
-    def flat(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of `named`. Raises KeyError for a missing name."""
-        return torch.cat([named[n].reshape(-1).to(self.weights) for n in self.parameters])
+    def unnamed(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        return [torch.cat([named[n].reshape(-1).to(self.weights) for n in self.parameters])]
 
     def names_without_gradient(self) -> Iterator[str]:
         for name, grad in zip(self.parameters, self._split(self.gradient), strict=True):
             if not bool(torch.isfinite(grad).all()) or not bool(grad.any()):
                 yield name
 
-    # ---- schedule-free optimisers: they train y, and the result is the average x
-
-    def _averaging(self) -> list[Any]:
-        return [o for o in self.optimizers if hasattr(o, "train") and hasattr(o, "eval")]
-
-    @contextmanager
-    def evaluated(self) -> Iterator[None]:
-        averaging = self._averaging()
-        if not averaging:
-            yield
-            return
-        own, modes = self.weights.clone(), [group["train_mode"] for group in self._groups()]
-        for optimizer in averaging:
-            optimizer.eval()
-        self.publish()
-        try:
-            yield
-        finally:  # not by train(): going to x and back rounds, and a run that looks at pictures would differ from one that does not
-            for group, mode in zip(self._groups(), modes, strict=True):
-                group["train_mode"] = mode
-            self.load_weights(own)
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, numbers = super().state()
-        return (tensors | {"trained": self.weights.clone()} if self._averaging() else tensors), numbers
+        return (tensors | {"trained": self.weights.to("cpu", copy=True)} if self.averaging() else tensors), numbers
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         super().load_state({k: v for k, v in tensors.items() if k != "trained"}, numbers)
         if "trained" in tensors:
-            self.load_weights(tensors["trained"])
+            self.put([tensors["trained"]])
+
+
+def slices(start: int, end: int) -> dict[str, slice]:
+    """What elementwise optimisers see of the buffer from `start` to `end`, by its name in checkpoints."""
+    return {f"flat[{a}:{min(a + SLICE, end)}]": slice(a, min(a + SLICE, end)) for a in range(start, end, SLICE)}

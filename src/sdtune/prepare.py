@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sdtune import config as configs
 from sdtune import distributed
@@ -23,7 +24,6 @@ from sdtune.environment import environment
 from sdtune.errors import ConfigError, RunError
 from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
 from sdtune.files import as_json
-from sdtune.flat import FlatOptimizer
 from sdtune.memory import Swap, compute_again
 from sdtune.model import Model
 from sdtune.objective import Loss
@@ -31,6 +31,7 @@ from sdtune.runs import Run
 from sdtune.sample import sample, save_png
 from sdtune.scaling import LossScale
 from sdtune.state import State, resume, take_up
+from sdtune.updater import Fp32Updater, Updater
 
 
 @dataclass
@@ -76,8 +77,10 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     _check_words(model, splits)
     objective = config.objective.build(model, config.method.teacher(model) if config.objective.needs_teacher else None)
     yield from _save_memory(model, config, run, trained={name.partition(".")[0] for name in parameters})
-    optimizer = config.optimizer.build(parameters, seed=config.train.seed)
-    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, FlatOptimizer) else None
+    optimizer = _updater(config, model, parameters)
+    if config.train.shard and not optimizer.sharded:
+        yield run.logged(Noted("train.shard: one process alone holds everything; --devices 2 or more would split it"))
+    ema = Ema(optimizer, config.train.ema) if config.train.ema and isinstance(optimizer, Fp32Updater) else None
     state = State(model, optimizer, ema, scale=LossScale() if dtype == torch.float16 else None)
     state.activations_elsewhere = config.train.offload_activations and device.type != "cpu"
     if found:
@@ -91,6 +94,14 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
     )  # fmt: skip
+
+
+def _updater(config: RunConfig, model: Model, parameters: Mapping[str, nn.Parameter]) -> Updater:
+    if not config.train.shard or distributed.size() == 1:
+        return config.optimizer.build(parameters, seed=config.train.seed)
+    from sdtune.sharded import ShardedOptimizer
+
+    return ShardedOptimizer(model.parts, parameters, config.optimizer.make, lr_scale=config.optimizer.lr_scale)
 
 
 def _save_memory(model: Model, config: RunConfig, run: Run, trained: set[str]) -> Iterator[Event]:
@@ -161,6 +172,7 @@ HARMLESS = {
     "train.validate_every",
     "train.sample_every",
     "train.threads",
+    "train.shard",
     "train.gradient_checkpointing",
     "train.offload_activations",
     "train.block_swap",

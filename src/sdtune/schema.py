@@ -45,11 +45,18 @@ def field_help(section: type) -> dict[str, str]:
     return texts
 
 
+def defaults(section: object) -> dict[str, Any]:
+    """The default of each field of `section` that has one."""
+    assert dataclasses.is_dataclass(section)
+    made = {f.name: f.default for f in dataclasses.fields(section) if f.default is not dataclasses.MISSING}
+    factories = {f.name: f.default_factory for f in dataclasses.fields(section)}
+    return made | {name: make() for name, make in factories.items() if make is not dataclasses.MISSING}
+
+
 def refuse_idle(section: object, group: str, uses: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
     """Raise ConfigError for a key that was changed but is looked at only with certain values of another."""
-    assert dataclasses.is_dataclass(section)
-    defaults = {f.name: f.default for f in dataclasses.fields(section)}
+    usual = defaults(section)
     for key, (other, values) in uses.items():
-        if getattr(section, key) != defaults[key] and getattr(section, other) not in values:
+        if getattr(section, key) != usual[key] and getattr(section, other) not in values:
             needed = " or ".join(f'"{value}"' for value in values)
             raise ConfigError(f"{group}.{key}: has an effect only with {group}.{other} {needed}")

@@ -33,6 +33,8 @@ class State:
     """In fp16."""
     activations_elsewhere: bool = False
     step: int = 0
+    taken: int = 0
+    """Steps that were not given up (as some are in fp16); those before this sitting count as taken."""
     best_step: int | None = None
     best_loss: float = math.inf
     looked: bool = False
@@ -49,8 +51,13 @@ class State:
             self.model.parts[part].train(training)
 
 
+def _idle(state: State, run: Run) -> bool:
+    """Whether this process has no part in what is written: another one writes, and has all that it takes."""
+    return run.muted and not state.optimizer.sharded
+
+
 def save(state: State, config: RunConfig, run: Run) -> Path:
-    if run.muted:
+    if _idle(state, run):
         return run.checkpoints
     moments, numbers = state.optimizer.state()
     with state.optimizer.evaluated():
@@ -62,7 +69,7 @@ def save(state: State, config: RunConfig, run: Run) -> Path:
 
 def keep_best(state: State, config: RunConfig, run: Run) -> None:
     """Keep the weights as those of the lowest validation loss so far."""
-    if run.muted:
+    if _idle(state, run):
         return
     with state.shown():
         weights = {"weights.safetensors": state.optimizer.values()}
@@ -107,23 +114,28 @@ def resume(state: State, found: Checkpoint) -> None:
         state.ema.load(mean)
     if state.scale and "loss_scale" in found.state:
         state.scale.value, state.scale.good, state.scale.bad = found.state["loss_scale"]
-    state.step, state.looked, state.best_step = found.step, found.state["looked"], found.state["best_step"]
+    state.step = state.taken = found.step
+    state.looked, state.best_step = found.state["looked"], found.state["best_step"]
     state.best_loss = math.inf if found.state["best_loss"] is None else found.state["best_loss"]
 
 
 def write_final(state: State, config: RunConfig, run: Run) -> Path:
     """The finished adapter or model under `final/`, written beside and renamed."""
-    if run.muted:
+    if _idle(state, run):
         return run.final
-    part = run.path / ".tmp-final"
-    shutil.rmtree(part, ignore_errors=True)
     best = state.best_step if config.train.result == "best" else None
     about = {
         "base": state.model.label, "family": state.model.family, "method": config.method.type, "steps": best or state.step,
         "run": config.name, "prediction": state.model.prediction, "ema": config.train.ema or 0,
     }  # fmt: skip
     with state.shown() if best is None else _best_weights(state, run):
-        result = config.method.export(state.model, state.optimizer.values(), part, config.name, about)
+        values = state.optimizer.values()
+        if run.muted:
+            return run.final
+        part = run.path / ".tmp-final"
+        shutil.rmtree(part, ignore_errors=True)
+        with state.optimizer.assembled(values):
+            result = config.method.export(state.model, values, part, config.name, about)
     shutil.rmtree(run.final, ignore_errors=True)
     part.rename(run.final)
     return run.final / result.relative_to(part)
@@ -132,9 +144,9 @@ def write_final(state: State, config: RunConfig, run: Run) -> Path:
 @contextmanager
 def _best_weights(state: State, run: Run) -> Iterator[None]:
     """Inside, the model has the weights of the lowest validation loss."""
-    own = state.optimizer.values()
+    own = state.optimizer.held()
     state.optimizer.load(checkpoint.read(run.checkpoints / "best").tensors(checkpoint.FILES[0]) or {})
     try:
         yield
     finally:
-        state.optimizer.load(own)
+        state.optimizer.put_back(own)

@@ -19,7 +19,7 @@ from sdtune.data.batch import Batch, batches
 from sdtune.data.cache import Cache
 from sdtune.data.layouts import listed, shown
 from sdtune.devices import choose, peak_memory_mb, use_threads
-from sdtune.errors import ConfigError, SdtuneError, TrainingError
+from sdtune.errors import ConfigError, Diverged, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
 from sdtune.memory import activations_elsewhere
 from sdtune.objective import Loss
@@ -51,22 +51,23 @@ def train_step(
             state.optimizer.collect()
             total += loss.detach()
     for gradient in state.optimizer.gradients():
-        distributed.add_up(gradient)
+        if not state.optimizer.sharded:  # else the backward pass has done it
+            distributed.add_up(gradient)
         if state.scale:
             gradient /= scale
     distributed.add_up(total)
-    if state.step + 1 == CHECK_STEP:
-        state.without_gradient = list(state.optimizer.names_without_gradient())
     grad_norm = state.optimizer.clip(max_grad_norm)
     values = float(total), float(grad_norm)  # the step's one wait for the device
     taken = state.scale.judge(sum(values)) if state.scale else all(map(math.isfinite, values))
     if not taken and (state.scale is None or state.scale.hopeless):
-        raise TrainingError(
+        raise Diverged(
             f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g} at learning rate {lr:g}"
             + (f", loss scale {scale:g}" if state.scale else "")
         )
+    if taken and state.taken + 1 == CHECK_STEP:
+        state.without_gradient = list(state.optimizer.names_without_gradient())
     state.optimizer.step() if taken else state.optimizer.drop()
-    state.step, state.looked = state.step + 1, False
+    state.step, state.taken, state.looked = state.step + 1, state.taken + taken, False
     if state.ema:
         state.ema.update(state.step)
     return values
@@ -98,6 +99,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             return
         ready: Ready | None = None
         saved, finished = 0, False
+        together = False  # whether all processes are at the same place, and know it
         try:
             for item in build(config, run, device, dtype):
                 if not isinstance(item, Ready):
@@ -110,19 +112,19 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
                     finished = isinstance(event, Finished)
                     yield run.logged(event)
         except _Stop:
-            pass
+            together = True
         except GeneratorExit:
-            if ready is not None and not finished and _asks_again(ready, config.train):
-                distributed.any_of(True)  # the others stop after the same step
+            if ready is not None and not finished:
+                together = distributed.any_of(True)  # the others stop where they ask next
             raise
         except (SdtuneError, torch.OutOfMemoryError) as error:
+            together = isinstance(error, Diverged)
             error = _explain_memory(config) if isinstance(error, torch.OutOfMemoryError) else error
             run.log(Failed(ready.state.step if ready else 0, str(error)))
             raise error from None
         finally:
-            if ready is not None and saved < ready.state.step and not finished and ready.state.optimizer.whole:
-                save(ready.state, config, run)
-                run.log(Stopped(ready.state.step))
+            if ready is not None and not finished:
+                _save_unsaved(ready.state, saved, together, config, run)
 
 
 class _Stop(Exception):
@@ -130,29 +132,37 @@ class _Stop(Exception):
 
 
 def _agree_to_go_on() -> None:
-    """Asked before each work that the processes share. One that was stopped answers at its end, so all leave at the same place."""
+    """Asked before each work that processes may share, with no event on the way to its end; last before the result is written.
+
+    A process that was stopped at an event answers instead of what it would have asked next: so all leave at the same place.
+    """
     if distributed.any_of(False):
         raise _Stop
 
 
-def _asks_again(ready: Ready, options: TrainConfig) -> bool:
-    """Whether the processes will agree once more before the run's end."""
-    validates = ready.held_out is not None and options.validate_every > 0 and not ready.state.looked
-    return validates or not _at_end(ready.state, options)
+def _save_unsaved(state: State, saved: int, together: bool, config: RunConfig, run: Run) -> None:
+    """Save what was trained since step `saved`. If the processes hold parts, they can only do that together."""
+    if saved < state.step and state.optimizer.whole and (together or not state.optimizer.sharded):
+        save(state, config, run)
+        run.log(Stopped(state.step))
+    if together:
+        distributed.wait()  # one that ends earlier would take the one that writes with it
 
 
 def _explain_memory(config: RunConfig) -> TrainingError:
     remedies = ["halve train.batch_size and double train.accumulate"]
     remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
+    splits = distributed.size() > 1 and not config.train.shard and getattr(config.method, "trains_all", False)
+    remedies += ["train.shard=true"] if splits else []
     remedies += [config.method.lighter]
     return TrainingError(f"out of memory with batches of {config.train.batch_size}; try: {'; or '.join(remedies)}")
 
 
 def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state, options, start = ready.state, config.train, time.time()
-    initial = mean = state.optimizer.values() if state.step < CHECK_STEP else {}
+    initial = mean = state.optimizer.held() if state.step < CHECK_STEP else {}
     if initial and state.ema and state.step:
-        mean = state.ema.values()  # at step 0 it is the weights
+        mean = state.ema.held()  # at step 0 it is the weights
     if not state.looked:
         yield from _look(ready, config, run)
     stream = batches(
@@ -172,22 +182,26 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             loss, grad_norm = train_step(
                 state, parts, ready.objective, lr=lr, max_grad_norm=options.max_grad_norm, seed=options.seed
             )
-        except TrainingError as error:
-            raise TrainingError(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
+        except Diverged as error:
+            raise Diverged(f"{error}; its pictures: {_pictures(parts, ready.cache)}") from None
+        seconds = time.time() - began
+        dead = list(_did_it_train(state, initial, mean)) if initial and state.taken == CHECK_STEP else []
+        if state.taken >= CHECK_STEP:
+            initial = mean = {}  # copies of all weights: let them go
         if math.isfinite(loss + grad_norm):
-            yield Step(state.step, loss, grad_norm, lr, time.time() - began)
+            yield Step(state.step, loss, grad_norm, lr, seconds)
         elif state.scale:
             message = f"the gradient is too large for fp16: step given up, loss scale halved to {state.scale.value:g}"
             yield Warned(message, state.step)
-        if state.step == CHECK_STEP:
-            yield from _did_it_train(state, initial, mean)
-            initial = mean = {}  # copies of all weights: let them go
+        yield from dead
         yield from _look(ready, config, run)
         if _due(state, options, options.save_every):
+            _agree_to_go_on()
             path = save(state, config, run)
             yield Saved(state.step, str(path.relative_to(run.path)), best=state.best_step == state.step)
     if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
         yield Noted(text, state.step)
+    _agree_to_go_on()
     result = write_final(state, config, run)
     yield Finished(
         state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
@@ -207,8 +221,8 @@ def _look(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     state.train_mode(False)
     if ready.held_out is not None and options.validate_every and _due(state, options, options.validate_every):
         _agree_to_go_on()
-        yield from _validate(ready, ready.held_out, config, run)
-    if distributed.primary() and options.sample_every and _due(state, options, options.sample_every):
+        yield _validate(ready, ready.held_out, config, run)
+    if options.sample_every and _due(state, options, options.sample_every):
         with state.shown():
             yield from _previews(ready, config, run)
     state.looked = True
@@ -224,23 +238,31 @@ def _at_end(state: State, options: TrainConfig) -> bool:
     return state.step >= options.steps or bool(options.patience and since >= options.patience * options.validate_every)
 
 
-def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Iterator[Event]:
-    """The validation loss, and the best weights kept if it is the lowest so far."""
+def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Validated:
+    """The validation loss, with the best weights kept if it is the lowest so far."""
     state, K = ready.state, config.train.validation_timesteps
     raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
     with state.shown():
         losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
     found = validation.event(state.step, losses_NK, validation.fixed_timesteps(ready.objective, K), raw)
-    yield found
     if state.step and found.loss < state.best_loss:
         state.best_loss, state.best_step = found.loss, state.step
         keep_best(state, config, run)
+    return found
 
 
 def _previews(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
-    for i, picture in enumerate(sample(ready.state.model, config.sample, prompts=ready.prompts)):
+    """Pictures of the first process; of a model that is split, all draw the same ones with it."""
+    draws = distributed.primary() or ready.state.optimizer.sharded
+    pictures = sample(ready.state.model, config.sample, prompts=ready.prompts) if draws else None
+    for i in range(len(ready.prompts) * len(config.sample.seeds)):
+        _agree_to_go_on()
+        if pictures is None:
+            continue
+        picture = next(pictures)
         path = run.samples / f"step-{ready.state.step:06d}" / f"{i:02d}.png"
-        save_png(picture, path)
+        if not run.muted:
+            save_png(picture, path)
         yield Sampled(ready.state.step, picture.prompt, picture.seed, str(path.relative_to(run.path)))
         if picture.flaw:
             yield Warned(f"preview of {picture.prompt!r}, seed {picture.seed}: {picture.flaw}", ready.state.step)
@@ -251,9 +273,8 @@ def _did_it_train(state: State, initial: Mapping[str, Tensor], mean: Mapping[str
 
     `initial` and `mean` are the weights and their average before the first step of this sitting.
     """
-    still = [name for name, weight in state.optimizer.values().items() if torch.equal(weight, initial[name])]
-    averages = state.ema.values() if state.ema else {}
-    behind = [name for name, value in averages.items() if name not in still and torch.equal(value, mean[name])]
+    still = _unmoved(state.optimizer.held(), initial)
+    behind = [name for name in _unmoved(state.ema.held() if state.ema else {}, mean) if name not in still]
     for names, what in (
         (state.without_gradient, "get no gradient (zero or not finite)"),
         (still, "did not move"),
@@ -262,6 +283,15 @@ def _did_it_train(state: State, initial: Mapping[str, Tensor], mean: Mapping[str
         if names:
             which = _by_part(names, list(initial))
             yield Warned(f"did it train? {len(names)} of {len(initial)} trainable parts {what}: {which}", state.step)
+
+
+def _unmoved(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
+    """The names of what is as it was, in every process that holds something of it."""
+    if not now:
+        return []
+    moved_N = torch.tensor([int(not torch.equal(value, before[name])) for name, value in now.items()])
+    distributed.add_up(moved_N)
+    return [name for name, moved in zip(now, moved_N.tolist(), strict=True) if not moved]
 
 
 def _by_part(names: Sequence[str], known: Sequence[str]) -> str:

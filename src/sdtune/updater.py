@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,9 @@ class Updater(ABC):
     """What each tensor that an optimiser sees is called in a checkpoint."""
     whole = True
     """False while some weights are a step ahead of others: there is nothing worth saving then."""
+    sharded = False
+    """Whether each process holds a part of every weight. Then all of them have to call the same methods at the same time, and
+    the first alone gets what `values` and `state` give: the others get nothing."""
 
     def _own(self, optimizers: list[torch.optim.Optimizer], labels: Mapping[Tensor, str]) -> None:
         """Take `optimizers` over. To be called once they are built."""
@@ -56,7 +59,7 @@ class Updater(ABC):
 
     @abstractmethod
     def gradients(self) -> list[Tensor]:
-        """The gradients themselves, for several processes to add up in place."""
+        """The gradients themselves, for several processes to add up in place. Those of a sharded one are added up already."""
 
     @abstractmethod
     def clip(self, limit: float) -> Tensor:
@@ -88,6 +91,19 @@ class Updater(ABC):
         """The model computes with the weights that are the result, where these are not the ones that are trained."""
         yield
 
+    def held(self) -> dict[str, Tensor]:
+        """Copies by name of what this process holds of the weights."""
+        return self.values()
+
+    def put_back(self, held: Mapping[str, Tensor]) -> None:
+        """The inverse of `held`."""
+        self.load(held)
+
+    @contextmanager
+    def assembled(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the model's modules hold whole weights and can be written to files: `values`, where they have only parts."""
+        yield
+
     # ---- checkpoints
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,16 +113,20 @@ class Updater(ABC):
         for label, (optimizer, tensor) in self.owners.items():
             for key, value in optimizer.state.get(tensor, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"{label}:{key}"] = value.detach().clone()
+                    tensors[f"{label}:{key}"] = value.detach().to("cpu", copy=True)
                 else:
                     numbers.setdefault(label, {})[key] = value
-        changed = {str(i): change for i, group in enumerate(self._groups()) if (change := self._changed(i, group))}
-        return tensors, {"tensors": numbers, "groups": changed}
+        return tensors, {"tensors": numbers, "groups": self._changes()}
 
-    def _changed(self, i: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        """What an optimiser noted in its group: Prodigy's d, schedule-free's weight_sum. `begin` sets lr anew."""
-        built = self._built[i]
-        return {k: v for k, v in group.items() if k not in ("params", "lr") and (k not in built or built[k] != v)}
+    def _changes(self) -> dict[str, dict[str, Any]]:
+        """What optimisers noted in their groups, by number: Prodigy's d, schedule-free's weight_sum. `begin` sets lr anew."""
+        own = ("params", "lr")
+        pairs = enumerate(zip(self._groups(), self._built, strict=True))
+        noted = {
+            str(i): {k: v for k, v in now.items() if k not in own and (k not in built or built[k] != v)}
+            for i, (now, built) in pairs
+        }
+        return {i: change for i, change in noted.items() if change}
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """The inverse of `state`. Raises RunError if it is of another optimiser."""
@@ -136,8 +156,89 @@ class Updater(ABC):
             optimizer.state[tensor][key] = value if here else value.to(tensor.device)
 
 
+class Fp32Updater(Updater):
+    """Keeps the weights in fp32, as tensors that optimisers and a moving average (`Ema`) work on in place."""
+
+    masters: list[Tensor]
+    """The fp32 weights that this process holds."""
+
+    @abstractmethod
+    def named(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Copies by name of weights in the form of `masters`."""
+
+    @abstractmethod
+    def unnamed(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        """The inverse of `named`. Raises KeyError for a missing name."""
+
+    def local(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Copies by name of what this process has of weights in the form of `masters`: all, unless they are sharded."""
+        return self.named(masters)
+
+    def held(self) -> dict[str, Tensor]:
+        return self.local(self.masters)
+
+    def publish(self) -> None:
+        """Bring the live parameters up to the fp32 weights."""
+
+    def copies(self) -> list[Tensor]:
+        return [weights.clone() for weights in self.masters]
+
+    def put(self, masters: Sequence[Tensor]) -> None:
+        """Take over the numbers of `masters`."""
+        for own, new in zip(self.masters, masters, strict=True):
+            own.copy_(new)
+        self.publish()
+
+    def values(self) -> dict[str, Tensor]:
+        return self.named(self.masters)
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self.put(self.unnamed(values))
+
+    # ---- schedule-free optimisers: they train y, and the result is the average x
+
+    def averaging(self) -> list[Any]:
+        return [o for o in self.optimizers if hasattr(o, "train") and hasattr(o, "eval")]
+
+    def begin(self, step: int, lr: float) -> None:
+        super().begin(step, lr)
+        for optimizer in self.averaging():
+            optimizer.train()
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        averaging = self.averaging()
+        if not averaging:
+            yield
+            return
+        own, modes = self.copies(), [group["train_mode"] for group in self._groups()]
+        for optimizer in averaging:
+            optimizer.eval()
+        self.publish()
+        try:
+            yield
+        finally:  # not by train(): going to x and back rounds, and a run that looks at pictures would differ from one that does not
+            for group, mode in zip(self._groups(), modes, strict=True):
+                group["train_mode"] = mode
+            self.put(own)
+
+
 def _group_of(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Any]:
     return next(g for g in optimizer.param_groups if any(p is tensor for p in g["params"]))
+
+
+def arranged(parameters: Mapping[str, nn.Parameter], lr_scale: Mapping[str, float]) -> dict[str, float]:
+    """The learning-rate factor of each name, in the order of buffers and checkpoints: by factor, then by type, else as given."""
+    if not parameters:
+        raise ValueError("nothing to train: the method made no parameter trainable")
+    factor = dict(zip(parameters, factors(list(parameters), lr_scale), strict=True))
+    of_group = list(dict.fromkeys(factor.values()))
+    of_type = list(dict.fromkeys(p.dtype for p in parameters.values()))
+
+    def place(name: str) -> tuple[int, int]:
+        return of_group.index(factor[name]), of_type.index(parameters[name].dtype)
+
+    return {name: factor[name] for name in sorted(parameters, key=place)}
 
 
 def factors(names: list[str], lr_scale: Mapping[str, float]) -> list[float]:

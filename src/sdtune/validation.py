@@ -29,15 +29,21 @@ def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, ch
     rng = torch.Generator().manual_seed(20_240_229)
     noise_KNCHW = torch.randn((timesteps, *held_out.latents_BCHW.shape), generator=rng)
     losses_NK = torch.zeros(N, timesteps)
+    chunks = torch.arange(N).split(chunk)
     for k, t in enumerate(fixed_timesteps(objective, timesteps)):
-        for rows in torch.arange(N).split(chunk)[distributed.rank() :: distributed.size()]:
+        # Every process runs the model equally often, since one that is split needs them all; some for nothing.
+        for first in range(0, len(chunks), distributed.size()):
+            mine = first + distributed.rank() < len(chunks)
+            rows = chunks[first + distributed.rank()] if mine else chunks[-1][:1]
             x0 = held_out.latents_BCHW[rows].to(model.device)
             t_B = torch.full((len(rows),), t, device=x0.device)
             noise = noise_KNCHW[k, rows].to(x0)
             mask = None if held_out.mask_B1HW is None else held_out.mask_B1HW[rows].to(model.device)
-            losses_NK[rows, k] = objective.error(
+            error_B = objective.error(
                 model.denoise, x0, held_out.cond[rows].to(model.device), t_B, noise, mask_B1HW=mask
-            ).cpu()
+            )
+            if mine:
+                losses_NK[rows, k] = error_B.cpu()
     distributed.add_up(losses_NK)
     return losses_NK
 

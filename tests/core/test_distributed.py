@@ -67,7 +67,7 @@ def start(recipe: Path, run: Run, devices: int, *overrides: str) -> subprocess.P
 
 
 def wait_for_step(run: Run, step: int) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not any(isinstance(e, Step) and e.step >= step for e in run.events()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -64,7 +64,7 @@ def test_bf16_weights_keep_an_fp32_copy_that_small_steps_reach() -> None:
     assert (flat.weights != start).all(), "the fp32 weights take steps that bf16 cannot hold"
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     assert any(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    torch.testing.assert_close(flat.flat(dict(model.named_parameters())), flat.weights, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(flat.unnamed(dict(model.named_parameters()))[0], flat.weights, rtol=1e-2, atol=1e-3)
 
 
 def test_bf16_steps_equal_torch_on_an_fp32_copy() -> None:
@@ -151,16 +151,16 @@ def test_ema_is_applied_and_taken_back_bit_by_bit() -> None:
     ema.update(1)
     own = flat.weights.clone()
     decay = min(0.5, 2 / 11)
-    torch.testing.assert_close(ema.mean, decay * start + (1 - decay) * own)
+    torch.testing.assert_close(ema.mean[0], decay * start + (1 - decay) * own)
     with ema.applied():
-        assert torch.equal(model.get_parameter("0.weight").flatten(), ema.mean[:35])
+        assert torch.equal(model.get_parameter("0.weight").flatten(), ema.mean[0][:35])
     assert torch.equal(flat.weights, own)
     with pytest.raises(KeyboardInterrupt), ema.applied():
         raise KeyboardInterrupt  # Ctrl-C while previews are drawn; what is saved then must be the weights
     assert torch.equal(flat.weights, own)
-    before = ema.mean.clone()
+    before = ema.mean[0].clone()
     ema.update(1000)
-    torch.testing.assert_close(ema.mean, 0.5 * before + 0.5 * own)
+    torch.testing.assert_close(ema.mean[0], 0.5 * before + 0.5 * own)
 
 
 def test_the_section_reaches_the_optimiser() -> None:

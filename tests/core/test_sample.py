@@ -50,6 +50,7 @@ REFERENCES: dict[str, tuple[Any, dict[str, bool]]] = {
     "dpm++2m": (diffusers.DPMSolverMultistepScheduler, {}),
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "lcm": (diffusers.LCMScheduler, {}),
 }
 """Samplers as diffusers builds them from the settings in a folder of Stable Diffusion 1.5, which are KEPT."""
 KEPT = (

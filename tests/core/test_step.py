@@ -74,7 +74,7 @@ def test_a_step_is_the_weighted_mean_clipped_through_adamw(model: Model, folder:
     for mine, theirs in zip(model.denoiser.parameters(), other.denoiser.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-5)
     assert state.step == 5 and not optimizer.gradient.any() and state.ema is not None
-    torch.testing.assert_close(state.ema.mean, start.lerp(optimizer.weights, 1 - 6 / 15))
+    torch.testing.assert_close(state.ema.mean[0], start.lerp(optimizer.weights, 1 - 6 / 15))
 
 
 def test_dropout_follows_the_step_not_the_random_numbers_of_the_caller(folder: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sdtune import checkpoint, tuned, validation
+from sdtune import checkpoint, prepare, tuned, validation
 from sdtune import config as configs
 from sdtune.config import RunConfig
 from sdtune.data.batch import _order, validation_batch
@@ -30,6 +30,7 @@ from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Starte
 from sdtune.families import sd1_model
 from sdtune.methods import adapters, low_rank
 from sdtune.runs import Run
+from sdtune.scaling import LossScale
 from sdtune.train import train
 from tests import tiny
 
@@ -445,6 +446,24 @@ def test_a_moving_average_that_stands_still_is_named(
     count = len(final_weights(run)) - sum("alpha" in n for n in final_weights(run))
     assert warned.step == 3 and f"{count} of {count} trainable parts move, but their moving average" in warned.message
     assert warned.message.endswith(f"(train.ema) does not: all {count} of unet")
+
+
+def test_steps_that_were_given_up_are_no_sign_of_a_dead_part(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp16 the first steps find the loss scale; the check waits for three steps that were taken."""
+    monkeypatch.setattr(prepare, "LossScale", lambda: LossScale(value=2.0**26))
+    options = ("train.precision=fp16", "train.steps=12", "train.validate_every=0", "train.sample_every=0")
+    config = config_of(world, *METHODS["lora"], *options)
+    events = run_all(config, Run(tmp_path / "sound"))
+    given_up = [e.step for e in events if isinstance(e, Warned) and "step given up" in e.message]
+    assert given_up[:2] == [1, 2] and len(given_up) < 9, "the test wants some, and enough steps after them"
+    assert not [e for e in events if isinstance(e, Warned) and "did it train" in e.message]
+    monkeypatch.setattr(low_rank.LowRank, "factors", lambda self: (self.lora_A.detach(), self.lora_B * 1.0))
+    events = run_all(config, Run(tmp_path / "dead"))
+    (warned,) = (e for e in events if isinstance(e, Warned) and "did it train" in e.message)
+    assert "lora_A" in warned.message
+    assert len([e for e in events if isinstance(e, Step) and e.step <= warned.step]) == 3
 
 
 def test_gradient_checkpointing_changes_memory_not_numbers(

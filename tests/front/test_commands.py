@@ -97,6 +97,22 @@ def test_quick_commands_import_no_torch(arguments: list[str]) -> None:
     assert not roots & {"torch", "diffusers", "transformers", "numpy"}
 
 
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_the_plan_of_every_recipe_can_be_told(recipe: Path) -> None:
+    """Of methods too that cannot be made without being told something."""
+    config = configs.load(recipe)
+    started = Started(
+        0, 10, "r", "cpu", "float32", trainable=5, total=100, pictures=3, validation_pictures=1, batch_size=2
+    )
+    rows = dict(console.plan(config, started, Path("r")))
+    assert rows["method"].split(",")[0] == config.method.type and rows["trains"].startswith("5 parameters (5 %")
+    if recipe.stem == "sdxl_pivotal":
+        assert rows["method"] == "lora, tokens <sks> = dog, token_vectors 2, targets attention, rank 16"
+
+
 # ---- keys and recipes
 
 
@@ -117,7 +133,7 @@ def test_every_key_has_help_and_default() -> None:
 
 
 def test_keys_command() -> None:
-    assert 'train.precision = "auto"  (one of "auto", "fp32", "bf16")' in output("keys", "train")
+    assert 'train.precision = "auto"  (one of "auto", "fp32", "bf16", "fp16")' in output("keys", "train")
     listed = json.loads(output("keys", "method", "--json"))
     assert {
         "name": "method.rank",

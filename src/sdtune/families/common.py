@@ -47,6 +47,8 @@ class LatentModel(Model):
             module.requires_grad_(False).eval()
             # diffusers' own `to` warns about parts kept in fp32; these families have none
             nn.Module.to(module, device, (dtypes or {}).get(part, torch.float32))
+        # Of the computation: in training the weights may be held in another, and split.
+        self._dtype: torch.dtype = next(self.denoiser.parameters()).dtype
 
     @classmethod
     def load(cls, config: Source, *, device: torch.device | str, dtype: torch.dtype | None) -> Self:
@@ -72,7 +74,7 @@ class LatentModel(Model):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.denoiser.parameters()).dtype
+        return self._dtype
 
     def unload(self, keep: Collection[str]) -> None:
         encoders = (encoder for part, encoder in self.parts.items() if part not in {*keep, self.denoiser_name})

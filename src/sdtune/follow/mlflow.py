@@ -82,7 +82,6 @@ class Mlflow(Target):
             self._buffer = []
 
     def close(self, outcome: Outcome) -> None:
-        self.flush()
         if outcome != "running":
             self._client.set_terminated(self._id, STATUS[outcome], self._end)
 

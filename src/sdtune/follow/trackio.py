@@ -16,7 +16,7 @@ from sdtune.runs import Run
 class Trackio(Target):
     """Writes `sdtune.db` and `media/` to `out`, unset: to `trackio` beside the run's folder.
 
-    `server` is a Space (owner/name) or the address of a Trackio server.
+    `server` is a Space (owner/name) or the address of a Trackio server, with its token; there, each time is another run.
     """
 
     def __init__(self, run: Run, out: Path | None = None, server: str | None = None) -> None:
@@ -36,8 +36,8 @@ class Trackio(Target):
                 project=PROJECT, name=name, config=flat(run.config()), embed=False, auto_log_gpu=False, auto_log_cpu=False,
                 **there,
             )  # fmt: skip
-        self.where = server or str(folder)
-        self.view = server or f"TRACKIO_DIR={shlex.quote(str(folder))} trackio show --project {PROJECT}"
+        self.where = server.partition("?")[0] if server else str(folder)  # behind the mark is a token
+        self.view = self.where if server else f"TRACKIO_DIR={shlex.quote(str(folder))} trackio show --project {PROJECT}"
 
     def scalars(self, record: Scalars) -> None:
         self._run.log(dict(record.values), step=record.step)

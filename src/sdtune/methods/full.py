@@ -40,6 +40,8 @@ class Full(Section):
 
     lighter: ClassVar[str] = "method.type=lora"
     """What to set for less memory, for the message when there is too little."""
+    trains_all: ClassVar[bool] = True
+    """Whether every weight of the parts it trains is trained, so that processes can share them out (`train.shard`)."""
 
     @property
     def trains_text(self) -> bool:

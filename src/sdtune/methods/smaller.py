@@ -18,7 +18,8 @@ PER_STAGE = (
     "cross_attention_dim", "transformer_layers_per_block", "only_cross_attention",
 )  # fmt: skip
 UNET = "UNet2DConditionModel"
-SHAPE = (*PER_STAGE, "up_block_types", "mid_block_type")
+SHAPE = ("layers_per_block", "mid_block_type", "down_block_types")
+"""What `smaller` changes."""
 
 
 @torch.no_grad()
@@ -96,10 +97,12 @@ class Replaced:
 
 
 def of_other_shape(unet: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether the config.json `settings` of a U-Net say that it has other blocks than `unet`."""
+    """Whether the config.json `settings` of a U-Net say that it has fewer of the blocks of `unet`, and no others."""
     if not type(unet).__name__ == settings.get("_class_name") == UNET:
         return False
-    own = dict(unet.config)
+    own, widths = dict(unet.config), list(settings.get("block_out_channels") or ())
+    if not widths or widths != list(own["block_out_channels"])[: len(widths)]:
+        return False
     return any(_plain(own.get(key)) != _plain(settings.get(key, own.get(key))) for key in SHAPE)
 
 

@@ -30,6 +30,7 @@ class Student(Section):
 
     lighter: ClassVar[str] = "method.size=tiny"
     trains_text: ClassVar[bool] = False
+    trains_all: ClassVar[bool] = True
 
     def attach(self, model: Model, *, seed: int) -> dict[str, nn.Parameter]:
         """Put the student in the denoiser's place, all of it trainable; returns its parameters by name. Raises ConfigError."""

@@ -26,6 +26,9 @@ FOLDER = "embeddings"
 PARTS = ("clip_l", "clip_g")
 """What others call the first and the second text encoder."""
 
+OTHERS = ("unet.", "transformer.", "text_encoder", "lora_", "base_model.")
+"""What the keys of adapter files begin with."""
+
 
 def write_words(folder: Path, model: Model, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> list[Path]:
     """A file for each new word on `model`; `weights`: the vectors by the names of `word_layer.attach`."""
@@ -54,7 +57,7 @@ def is_word_file(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
-            flat = all(len(file.get_slice(k).get_shape()) <= 2 and not k.endswith("weight") for k in keys[:2])
+            flat = all(len(file.get_slice(k).get_shape()) <= 2 and not k.startswith(OTHERS) for k in keys[:2])
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors: {error}") from None
     return bool(keys) and flat and (len(keys) == 1 or set(keys) == set(PARTS))

@@ -31,6 +31,8 @@ class Common(Schedule):
     """What has to be installed beside torch."""
     matrices: ClassVar[bool] = False
     """Whether it looks at rows and columns, and so has to see each weight by itself."""
+    looks_at: ClassVar[str] = ""
+    """What else it looks at beside a single number and its gradient, so that processes cannot share the numbers out."""
     averages: ClassVar[bool] = False
     """Whether it averages the weights itself, so that another average makes no sense."""
 
@@ -115,6 +117,7 @@ class AdamW8bit(Leanable):
     """AdamW whose moments take one byte each (arXiv:2110.02861), by bitsandbytes."""
 
     library: ClassVar[str] = "bitsandbytes"
+    looks_at: ClassVar[str] = "blocks of 256 numbers"
 
     type: Literal["adamw8bit"] = "adamw8bit"
     betas: Betas = (0.9, 0.999)
@@ -176,6 +179,7 @@ class Prodigy(Common):
     """Prodigy, arXiv:2306.06101: Adam that finds its own step size, one for each value of `lr_scale`."""
 
     library: ClassVar[str] = "prodigyopt"
+    looks_at: ClassVar[str] = "all weights together"
 
     type: Literal["prodigy"] = "prodigy"
     lr: Annotated[float, Field(gt=0)] = 1.0
