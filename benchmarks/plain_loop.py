@@ -42,13 +42,17 @@ class Pictures(Dataset[dict[str, Any]]):
         return {"pixel_values": pixels, "input_ids": self.ids[i]}
 
 
-def train(model: Path, pictures: Path, *, batch: int, rank: int, lr: float, bf16: bool) -> Iterator[float]:
+def train(
+    model: Path, pictures: Path, *, batch: int, rank: int, lr: float, bf16: bool, device: str = "cpu"
+) -> Iterator[float]:
     """Yield the loss of each step, for ever."""
     weights = torch.bfloat16 if bf16 else torch.float32
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=weights).requires_grad_(False)
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=weights).requires_grad_(False)
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", dtype=weights).requires_grad_(False)
+    text_encoder = (
+        CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=weights).requires_grad_(False).to(device)
+    )
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=weights).requires_grad_(False).to(device)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", dtype=weights).requires_grad_(False).to(device)
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
     trainable = [p for p in unet.parameters() if p.requires_grad]
@@ -60,12 +64,14 @@ def train(model: Path, pictures: Path, *, batch: int, rank: int, lr: float, bf16
     unet.train()
     while True:
         for rows in loader:
-            latents = vae.encode(rows["pixel_values"].to(weights)).latent_dist.sample() * vae.config.scaling_factor
+            latents = (
+                vae.encode(rows["pixel_values"].to(device, weights)).latent_dist.sample() * vae.config.scaling_factor
+            )
             noise = torch.randn_like(latents)
-            t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),))
+            t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=device)
             noisy = scheduler.add_noise(latents, noise, t)
-            states = text_encoder(rows["input_ids"], return_dict=False)[0]
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            states = text_encoder(rows["input_ids"].to(device), return_dict=False)[0]
+            with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
                 out = unet(noisy, t, states, return_dict=False)[0]
             v = scheduler.config.prediction_type == "v_prediction"
             loss = F.mse_loss(out.float(), (scheduler.get_velocity(latents, noise, t) if v else noise).float())

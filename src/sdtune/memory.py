@@ -110,7 +110,15 @@ class Swap:
             return run(*args, **kwargs)
 
         unit.forward = brought
-        _wrap(unit, lambda f, *args, **kwargs: checkpoint(f, *args, use_reentrant=False, **kwargs))
+        _wrap(unit, lambda f, *args, **kwargs: self._computed_again(unit, f, *args, **kwargs))
+
+    def _computed_again(self, unit: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = checkpoint(run, *args, use_reentrant=False, **kwargs)
+        for t in out if isinstance(out, tuple) else (out,):
+            if isinstance(t, Tensor) and t.requires_grad:
+                # Its weights are wanted before anything is computed again where the last layer keeps nothing but itself (quant).
+                t.register_hook(lambda grad: self._bring(unit))
+        return out
 
     def _bring(self, unit: nn.Module) -> None:
         if unit in self._resident:

@@ -116,6 +116,21 @@ def test_swapped_blocks_give_the_same_numbers(method: str, share: float, world: 
     assert swapped[2] < plain[2], "nothing inside them is kept for the backward pass"
 
 
+@pytest.mark.parametrize("method", ["lora", "int8"])
+def test_swapped_blocks_are_there_for_the_whole_backward_pass(
+    method: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU what waits elsewhere could be used as it is; here it is gone, as it is on a GPU."""
+
+    def leave(self: Swap, unit: nn.Module) -> None:
+        for t in _frozen(unit):
+            t.data = torch.zeros_like(t.data)
+
+    plain = one_step(world, method)
+    monkeypatch.setattr(Swap, "_leave", leave)
+    assert same(one_step(world, method, lambda model: Swap(model.denoiser, 1.0, model.device) and None), plain)
+
+
 def _units_of(world: Path, method: str) -> list[nn.Module]:
     from sdtune.memory import _units
 

@@ -1,5 +1,7 @@
 """On a CUDA device: the same numbers as on the CPU, within the type's rounding; real sizes fit where they should. `make test-gpu`."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,27 +9,60 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
 from sdtune import config as configs
 from sdtune.config import RunConfig, SampleConfig
 from sdtune.errors import TrainingError
-from sdtune.events import Event, Finished, Started, Step
+from sdtune.events import Event, Finished, Started, Step, Warned
 from sdtune.families.sd1 import Sd1
 from sdtune.runs import Run
 from sdtune.sample import sample
 from sdtune.train import train
 from tests import tiny
+from tests.methods.test_methods import METHODS as EVERY_METHOD
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 METHODS = {"full": ("method.type=full",), "lora": ("method.rank=4", "method.alpha=8", "method.targets=many")}
+NO_EMA = ("train.ema=0",)
+FUSED = (*NO_EMA, "train.accumulate=1", "train.max_grad_norm=0", "optimizer.fused_backward=true")
+LCM = ("objective.type=consistency", "sample.scheduler=lcm", "sample.steps=2", "sample.guidance=1")
+FEATURES = {
+    **{f"method {name}": (*settings, "method.dropout=0") if "dropout" in str(settings) else settings
+       for name, settings in EVERY_METHOD.items()},
+    "adafactor": ("optimizer.type=adafactor",), "lion": ("optimizer.type=lion", "optimizer.lr=1e-4"),
+    "prodigy": ("optimizer.type=prodigy", "optimizer.lr=1"), "muon": ("optimizer.type=muon", "method.type=full", "optimizer.lr=1e-4"),
+    "adamw-schedulefree": ("optimizer.type=adamw-schedulefree", *NO_EMA),
+    "prodigy-schedulefree": ("optimizer.type=prodigy-schedulefree", "optimizer.lr=1", *NO_EMA),
+    "fused": (*FUSED, "method.type=full"),
+    "unlike noises": ("objective.offset_noise=0.1", "objective.pyramid_noise=0.3", "objective.input_perturbation=0.1"),
+    "huber": ("objective.loss=huber", "objective.weighting=debiased", "objective.timesteps=logit-normal"),
+    "consistency": LCM, "student": ("method.type=student", "method.size=small", "objective.type=distillation"),
+    "words": ("method.type=textual-inversion", 'method.tokens={"<sks>"="dog"}', "method.token_vectors=2"),
+    "pivotal": ("method.rank=2", 'method.tokens={"<sks>"="dog"}', "method.text_encoders=true"),
+    "masked": ("data.mask=files",), "inpainting": ("model.path={inpainting}",),
+    "checkpointing": ("train.gradient_checkpointing=true",), "feed-forward": ("train.gradient_checkpointing=feed-forward",),
+    "offload": ("train.offload_activations=true",), "swap": ("train.block_swap=0.6",),
+    "swap all int8": ("train.block_swap=1", "method.type=qlora", "method.base=int8"), "stay": ("train.unload=false",),
+    "sdxl": ("model.type=sdxl", "model.path={sdxl}", "method.text_encoders=true"), "sd2": ("model.type=sd2", "model.path={sd2}"),
+    "sd3": ("model.type=sd3", "model.path={sd3}", "objective.weighting=none", "sample.scheduler=euler"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cuda")
     tiny.sd1_folder(folder / "model")
-    tiny.imagefolder(folder / "pictures", ["a red apple", "a blue dog", "a green cat", "the sun", "a house", "sks"])
+    for kind in ("sdxl", "sd2", "sd3"):
+        tiny.family_folder(kind, folder / kind)
+    tiny.family_folder("sd1-inpainting", folder / "inpainting")
+    tiny.imagefolder(folder / "pictures", ["a red apple", "a blue dog", "a green cat", "the sun", "a house", "a <sks>"])
+    for picture in (folder / "pictures").glob("*.png"):
+        with Image.open(picture) as image:
+            values = np.zeros(image.size[::-1], np.uint8)
+        values[4:20, 4:24] = 255
+        Image.fromarray(values).save(picture.with_name(f"{picture.stem}-masklabel.png"))
     return folder
 
 
@@ -48,6 +83,61 @@ def config_of(world: Path, *overrides: str) -> RunConfig:
 
 def losses(events: list[Event]) -> list[float]:
     return [e.loss for e in events if isinstance(e, Step)]
+
+
+@pytest.mark.parametrize("feature", list(FEATURES))
+def test_each_feature_learns_what_it_learns_on_the_cpu(world: Path, tmp_path: Path, feature: str) -> None:
+    """Its previews and its file, too, come to their end; a run stopped there goes on."""
+    settings = [text.format(sdxl=world / "sdxl", sd2=world / "sd2", sd3=world / "sd3", inpainting=world / "inpainting")
+                if text.startswith("model.path") else text for text in FEATURES[feature]]  # fmt: skip
+    settings = ["train.precision=fp32", "train.sample_every=12", "sample.seeds=[0]", *settings]
+    found = {}
+    for device in (DEVICE, "cpu"):
+        run = Run(tmp_path / device)
+        first = train(config_of(world, *settings, f"train.device={device}"), run)
+        for event in first:
+            if isinstance(event, Step) and event.step == 6 and device == DEVICE:
+                first.close()  # type: ignore[attr-defined]
+        rest = [] if device == "cpu" else list(train(config_of(world, *settings), run))
+        assert not rest or isinstance(rest[-1], Finished)
+        warned = [
+            e.message for e in run.events() if isinstance(e, Warned) and "has no effect on a CPU" not in e.message
+        ]
+        assert not warned
+        found[device] = losses(list(run.events()))
+    assert found[DEVICE] == pytest.approx(found["cpu"], rel=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["lora", "full", "nf4", "dora"])
+def test_half_precision_learns_what_full_precision_learns(
+    world: Path, tmp_path: Path, method: str, precision: str
+) -> None:
+    settings = {**EVERY_METHOD, **METHODS}[method]
+    there = list(train(config_of(world, *settings, f"train.precision={precision}"), Run(tmp_path / "there")))
+    here = list(train(config_of(world, *settings, "train.precision=fp32"), Run(tmp_path / "here")))
+    assert not [e for e in there if isinstance(e, Warned)]
+    assert losses(there) == pytest.approx(losses(here), rel=8e-2)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_8_bit_adam_learns_what_adam_learns(world: Path, tmp_path: Path, paged: bool) -> None:
+    settings = ("method.type=full", "train.precision=fp32", "optimizer.lr=1e-4")
+    eights = ("optimizer.type=adamw8bit", f"optimizer.paged={str(paged).lower()}")
+    eight = losses(list(train(config_of(world, *settings, *eights), Run(tmp_path / "eight"))))
+    whole = losses(list(train(config_of(world, *settings), Run(tmp_path / "whole"))))
+    assert eight == pytest.approx(whole, rel=2e-2) and eight != whole
+
+
+def test_one_process_of_nccl_trains_and_ends(world: Path, tmp_path: Path) -> None:
+    """As far as one device can tell: the group is made, votes and sums go through it, split weights come together for the file."""
+    (tmp_path / "recipe.toml").write_text(configs.to_toml(config_of(world, "method.type=full", "train.shard=true")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "sdtune", "train"]
+    command += [str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    alone = list(train(config_of(world, "method.type=full"), Run(tmp_path / "alone")))
+    assert losses(list(Run(tmp_path / "run").events())) == pytest.approx(losses(alone), rel=5e-2)
 
 
 @pytest.mark.parametrize("method", list(METHODS))

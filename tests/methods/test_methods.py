@@ -168,10 +168,13 @@ def test_a_checkpoint_of_another_model_is_refused(world: Path, tmp_path: Path) -
     assert not list(adapters_of(other.parts))
 
 
-def test_merged_weights_draw_the_same(world: Path) -> None:
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_merged_weights_draw_the_same(world: Path, order: torch.memory_format) -> None:
+    """Also where weights lie as matrix units want them (`suit_to_cpu`)."""
     for overrides in (METHODS["dora"], METHODS["lokr"], METHODS["oft"], METHODS["pissa"]):
         config = config_of(world, *overrides)
         model = config.model.load()
+        model.denoiser.to(memory_format=order)
         rng = torch.Generator().manual_seed(0)
         for p in config.method.attach(model, seed=0).values():
             p.data += torch.randn(p.shape, generator=rng) * 0.1

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdtune.errors import ModelError
-from sdtune.families.attention import BmmAttention
+from sdtune.families.attention import suit_to_cpu
 from sdtune.families.loading import Loaded, alphas_cumprod, load_parts, prediction
 from sdtune.families.places import NAMES, Source, UnetSource
 from sdtune.model import Cond, Latents, Model
@@ -203,7 +203,7 @@ class UnetModel(LatentModel):
         self.alphas_T = alphas_cumprod_T.sqrt().to(device)
         self.sigmas_T = (1 - alphas_cumprod_T).sqrt().to(device)
         if unet.device.type == "cpu":
-            unet.set_attn_processor(BmmAttention())
+            suit_to_cpu(unet)
 
     @classmethod
     def schedule_of(cls, config: Source) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Orthogonal(Adapter):
 
     def change(self) -> Tensor:
         weight, by = self.base.weight.float(), turn(self.oft_blocks)
-        blocks = weight.view(len(by), by.shape[1], -1)
+        blocks = weight.reshape(len(by), by.shape[1], -1)
         return torch.einsum("knm,kni->kmi", by, blocks).reshape(weight.shape)
 
     def update(self, x: Tensor, frozen: Callable[[], Tensor]) -> Tensor:
