@@ -417,7 +417,7 @@ UNFIT = "the scorer that comes with sdtune does not know this base model's pictu
 
 
 def moved_verdict(figure: Figure | None) -> Verdict:
-    """yes: the interval of the change lies on the good side. no: on the bad one, or it excludes a tenth of the way to real pictures."""
+    """no: the interval excludes a tenth of the way to real pictures, or lies on the bad side. yes: it lies on the good one."""
 
     def say(answer: Answer, because: str, detail: str = "") -> Verdict:
         return Verdict("moved", MOVED, answer, "yes", because, detail)
@@ -429,6 +429,8 @@ def moved_verdict(figure: Figure | None) -> Verdict:
         return say("cannot tell", "there are too few pictures", f"{figure.label}: {figure.note}")
     detail = f"{figure.label}: {number(base.value)} to {number(tuned.value)}; change {change(d)}"
     way = base.value - max(0.0, figure.real.value) if figure.real else math.nan
+    if way > 0 and max(-d.low, d.high) < MOVED_SHARE * way:
+        return say("no", f"it moved by less than {MOVED_SHARE:.0%} of the way to real target pictures", detail)
     if d.high < 0 and figure.key == "validation_loss":
         return say("yes", f"it predicts held-out target pictures better, by {-d.value / base.value:.0%}", detail)
     if d.high < 0:
@@ -438,8 +440,6 @@ def moved_verdict(figure: Figure | None) -> Verdict:
         return Verdict("moved", MOVED, "yes", "yes", came, detail, gone)
     if d.low > 0:
         return say("no", "it is further away from the target than the base is", detail)
-    if way > 0 and max(-d.low, d.high) < MOVED_SHARE * way:
-        return say("no", f"it moved by less than {MOVED_SHARE:.0%} of the way to real target pictures", detail)
     unseen = f"a change of less than {number(d.detectable)} could not have been seen with {d.n} {_units(figure)}"
     return say("cannot tell", "the change may be chance: its interval includes 0", f"{detail}; {unseen}")
 

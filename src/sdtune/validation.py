@@ -14,7 +14,7 @@ from sdtune.data.batch import Batch
 from sdtune.events import Validated
 from sdtune.model import Model
 from sdtune.objective import Loss
-from sdtune.stats import Interval, bootstrap_mean
+from sdtune.stats import MIN_UNITS, Interval, bootstrap_mean
 
 
 @torch.no_grad()
@@ -76,6 +76,13 @@ def verdict(history: Sequence[Validated]) -> str:
     if not trained or len(trained[-1].per_picture) < 2:
         return ""
     best, last = min(trained, key=lambda e: e.loss), trained[-1]
+    base = next((e for e in history if e.step == 0), None)
+    if (n := len(best.per_picture)) < MIN_UNITS:
+        far = f" ({best.loss / base.loss - 1:+.1%} to step 0)" if base and base.loss else ""
+        return (
+            f"step {best.step} has the lowest validation loss, {best.loss:.4g}{far}; {n} held-out pictures are too few to tell "
+            f"that from chance, {MIN_UNITS} would do"
+        )
     if best.step == last.step:
         said = f"the last step has the lowest validation loss, {best.loss:.4g}"
     else:
@@ -83,7 +90,6 @@ def verdict(history: Sequence[Validated]) -> str:
         apart = gap.low > 0
         said = f"step {best.step} has the lowest validation loss, {best.loss:.4g}; the last step's is higher by {_percent(gap, best)}"
         said += ": it has begun to learn by heart" if apart else ": no significant difference between the two"
-    base = next((e for e in history if e.step == 0), None)
     if base is None or len(base.per_picture) != len(best.per_picture):
         return said
     gain = change(base, best)

@@ -43,3 +43,13 @@ def test_a_worse_model_than_the_base_is_said_to_be() -> None:
 @pytest.mark.parametrize("history", [[], [at(0, 0.0)], [at(0, 0.0, n=1), at(5, 0.1, n=1)]])
 def test_nothing_is_said_of_too_little(history: list[Validated]) -> None:
     assert verdict(history) == ""
+
+
+def test_few_pictures_are_no_verdict() -> None:
+    history = [at(0, 0.3, n=12), at(10, 0.0, n=12), at(20, 0.1, n=12)]
+    share = history[1].loss / history[0].loss - 1
+    assert verdict(history) == (
+        f"step 10 has the lowest validation loss, {history[1].loss:.4g} ({share:+.1%} to step 0); "
+        "12 held-out pictures are too few to tell that from chance, 20 would do"
+    )
+    assert "by heart" in verdict([at(0, 0.3, n=20), at(10, 0.0, n=20), at(20, 0.1, n=20)])

@@ -132,6 +132,19 @@ def test_an_unchanged_model_did_not_move() -> None:
     assert answers(scores)["moved"] == "no"
 
 
+def test_a_sure_but_tiny_step_is_not_called_moved() -> None:
+    """Pictures of the same seeds differ so little that even a step of 1% towards the target is beyond chance."""
+    e = made(2)
+    features_ND = e.base.features_ND + 0.01 * (made(2, tuned=0.0).tuned.features_ND - e.base.features_ND)
+    scores = judge(
+        dataclasses.replace(e, tuned=dataclasses.replace(e.tuned, features_ND=features_ND)), Validation(), primary="kid"
+    )
+    row = scores.figure("kid_target")
+    assert row is not None and row.difference is not None and row.difference.high < 0
+    verdict = scores.verdict("moved")
+    assert verdict.answer == "no" and "less than 10% of the way" in verdict.because
+
+
 @pytest.mark.parametrize("changes", [{"real": 49}, {"prompts": 24}, {"prompts": 19, "seeds": 4}])
 def test_too_few_pictures_decide_nothing(changes: dict[str, int]) -> None:
     """Below 50 pictures on a side, or 20 prompts, even an obvious effect is not evidence."""
