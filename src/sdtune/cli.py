@@ -7,17 +7,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 import sdtune
-from sdtune import console, presets
+from sdtune import cli_data, console, presets
+from sdtune.cli_shared import Options, Overrides, interrupts, lines_of, options_of, tell
 from sdtune.errors import ConfigError, SdtuneError
 from sdtune.follow import Tool
 
@@ -47,20 +45,6 @@ EVERYWHERE = ("--json", "--quiet", "--debug")
 ANYWHERE = "Options of every command, anywhere on the line"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options that every command takes, wherever they stand on the line."""
-
-    as_json: bool = False
-    quiet: bool = False
-    debug: bool = False
-    command: str = "sdtune"
-    """The command line itself, to be shown as what goes on with a run."""
-
-    def screen(self) -> Screen:
-        return console.screen(as_json=self.as_json, quiet=self.quiet)
-
-
 def _exit_codes() -> str:
     return "\n".join(f"  [bold]{code:>3}[/bold]  {text}" for code, text in EXIT_CODES.items())
 
@@ -82,13 +66,6 @@ app = typer.Typer(
     epilog="Exit codes\n" + _exit_codes(),
 )
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="A.B=C", help="Settings that replace those of the recipe. `sdtune keys` lists them.", show_default=False
-    ),
-]
-
 
 @app.callback()
 def _everywhere(
@@ -107,6 +84,9 @@ def _everywhere(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     pass  # main() has read them: they may stand anywhere on the line
+
+
+app.add_typer(cli_data.app, name="data")
 
 
 # ---- commands
@@ -137,7 +117,7 @@ def demo(
     """
     from sdtune import demo_run
 
-    options = _options(ctx)
+    options = options_of(ctx)
     config = demo_run.config(method)
     run = _run(out or Path("runs") / config.name)
     if fresh:
@@ -181,7 +161,7 @@ def init(
     if path.exists():
         raise ConfigError(f"{path}: exists already; give another name with --out")
     write_text(path, text)
-    screen = _options(ctx).screen()
+    screen = options_of(ctx).screen()
     screen.emit({"recipe": str(path)})
     screen.rows(
         [
@@ -228,7 +208,7 @@ def train(
              [cyan]method.rank=32  data.path=pictures  sample.prompts='\\["a cat"]'[/cyan]
     [cyan]sdtune keys[/cyan] lists all keys with default, type and meaning.
     """
-    options = _options(ctx)
+    options = options_of(ctx)
     config = sdtune.load_config(recipe, *(overrides or ()))
     if devices > 1 and "WORLD_SIZE" not in os.environ:
         from sdtune import distributed
@@ -273,8 +253,8 @@ def sample(
              settings as JSON beside it.
     """
     source, changes = _with_default(source, overrides, "embedded")
-    texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())] or None
-    screen = _options(ctx).screen()
+    texts = [*(prompt or ()), *(lines_of(prompts) if prompts else ())] or None
+    screen = options_of(ctx).screen()
     screen.say(f"drawing with {source}")
     drawn = []
     from sdtune.sample import save_png
@@ -286,7 +266,7 @@ def sample(
         screen.emit({"path": str(path), "prompt": picture.prompt, "seed": picture.seed, "flaw": picture.flaw})
         screen.result(path)
         if picture.flaw:
-            _tell(f"warning: {path}: {picture.flaw}")
+            tell(f"warning: {path}: {picture.flaw}")
     if sheet and drawn:
         from sdtune.contact import write_sheet
 
@@ -312,7 +292,7 @@ def compare(
     Writes   comparison/report.html (one file with everything), report.md
              and scores.json into the run. Again: draws only what is new.
     """
-    options = _options(ctx)
+    options = options_of(ctx)
     with options.screen() as screen:
         _show_comparison(_run(run), overrides or (), screen, checkpoint)
 
@@ -338,7 +318,7 @@ def evaluate(
     Writes   of a run, what `sdtune compare` writes; of a folder, nothing.
     """
     run = _run(source)
-    with _options(ctx).screen() as screen:
+    with options_of(ctx).screen() as screen:
         if run.exists():
             if reference is not None:
                 raise ConfigError("--reference is for folders of pictures; of a run it is the key evaluate.reference")
@@ -376,7 +356,7 @@ def doctor(
     """
     from sdtune.doctor import checks
 
-    options = _options(ctx)
+    options = options_of(ctx)
     failed = False
     for check in checks(recipe, tuple(overrides or ())):
         failed |= check.status == "fail"
@@ -416,7 +396,7 @@ def inspect(
     """
     from sdtune import inspection
 
-    options = _options(ctx)
+    options = options_of(ctx)
     if layers is not None:
         found = inspection.target_set(inspection.load(source).denoiser, layers, rank)
         if options.as_json:
@@ -446,7 +426,7 @@ def keys(
     if not found:
         near = sorted({key.name.partition(".")[0] for key in presets.keys("")})
         raise ConfigError(f"{prefix}: no key begins so; parts: {', '.join(near)}")
-    options = _options(ctx)
+    options = options_of(ctx)
     if options.as_json:
         options.screen().emit(console.record(found))
     else:
@@ -481,7 +461,7 @@ def timeline(
         raise RunError(f"{run}: has previews of fewer than two steps; train.sample_every says how often they are drawn")
     path = out or source.timeline_file
     write_timeline(found, path)
-    screen = _options(ctx).screen()
+    screen = options_of(ctx).screen()
     screen.emit({"timeline": str(path), "steps": found.steps})
     screen.result(path)
 
@@ -506,7 +486,7 @@ def tensorboard(
 
     folder = out or run / "tensorboard"
     records = write(_run(run), folder)
-    screen = _options(ctx).screen()
+    screen = options_of(ctx).screen()
     screen.emit({"folder": str(folder), "records": records})
     screen.rows([("wrote", f"{folder} ({records} records)"), ("next", f"tensorboard --logdir {console.quote(folder)}")])
 
@@ -547,8 +527,8 @@ def follow(
     """
     from sdtune.follow.reader import follow
 
-    source, screen = _run(run), _options(ctx).screen()
-    with screen, _interrupts(lambda: os.write(2, b"\nstopping: what was logged so far is sent\n")) as caught:
+    source, screen = _run(run), options_of(ctx).screen()
+    with screen, interrupts(lambda: os.write(2, b"\nstopping: what was logged so far is sent\n")) as caught:
         screen.busy(f"following {run}" + ("" if once else "; Ctrl-C ends it, not the training"))
         sent = follow(source, to, out=out, server=server, wait=not once, stop=lambda: bool(caught))
         screen.done()
@@ -574,7 +554,7 @@ def _drive(config: RunConfig, run: Run, screen: Screen, options: Options) -> Non
     if config.model.download:
         os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
     step, complete, began = 0, False, False
-    with _interrupts(screen.stopping) as caught:
+    with interrupts(screen.stopping) as caught:
         screen.begin(config, run.path)
         events = sdtune.train(config, run)
         try:
@@ -591,37 +571,11 @@ def _drive(config: RunConfig, run: Run, screen: Screen, options: Options) -> Non
             events.close()
     if caught and not complete:
         screen.draw(Stopped(step))
-        _tell(f"go on with: {options.command}")
+        tell(f"go on with: {options.command}")
         raise typer.Exit(128 + caught[0])
 
 
-@contextmanager
-def _interrupts(say: Callable[[], object]) -> Iterator[list[int]]:
-    """The list of SIGINT and SIGTERM heard so far, the first answered by `say`; a second one ends the process."""
-    caught: list[int] = []
-
-    def heard(number: int, frame: FrameType | None) -> None:
-        if caught:
-            if sys.stdout.isatty():
-                os.write(1, b"\x1b[?25h\n")  # the cursor, which the live display hides
-            os._exit(128 + number)
-        caught.append(number)
-        say()
-
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # ---- what commands share
-
-
-def _options(ctx: typer.Context) -> Options:
-    assert isinstance(ctx.obj, Options)
-    return ctx.obj
 
 
 def _run(path: Path) -> Run:
@@ -634,16 +588,6 @@ def _with_default(first: str, overrides: Sequence[str] | None, default: str) -> 
     """`first` may be left out: then it holds an override."""
     rest = list(overrides or ())
     return (default, [first, *rest]) if "=" in first and not Path(first).exists() else (first, rest)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    if found := [line.strip() for line in text.splitlines() if line.strip()]:
-        return found
-    raise ConfigError(f"{path}: holds no prompt; write one on each line")
 
 
 def _slug(text: str) -> str:
@@ -662,7 +606,7 @@ def _show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpo
     result = _compared(run, overrides, screen, checkpoint)
     screen.done()
     if result.flawed:
-        _tell(f"warning: {result.flawed}")
+        tell(f"warning: {result.flawed}")
     screen.emit({"report": str(result.report), "scores": result.scores.as_dict()})
     for verdict in result.scores.verdicts:
         screen.verdict(verdict.question, verdict.answer, verdict.because, verdict.good)
@@ -817,14 +761,5 @@ def _explain(error: Exception, options: Options) -> int:
         from sdtune.events import Failed
 
         options.screen().draw(Failed(0, message))
-    _tell(f"error: {message}")
+    tell(f"error: {message}")
     return error.exit_code if isinstance(error, SdtuneError) else 1
-
-
-def _tell(text: str) -> None:
-    """One line on stderr; "error:" in red in a terminal."""
-    if (number := os.environ.get("RANK", "0")) != "0":
-        text = f"process {number}: {text}"
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        text = text.replace("error:", "\x1b[1;31merror:\x1b[0m", 1) if text.startswith("error:") else text
-    print(text, file=sys.stderr)

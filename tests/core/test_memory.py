@@ -128,7 +128,7 @@ def test_swapped_blocks_are_there_for_the_whole_backward_pass(
 
     plain = one_step(world, method)
     monkeypatch.setattr(Swap, "_leave", leave)
-    assert same(one_step(world, method, lambda model: Swap(model.denoiser, 1.0, model.device) and None), plain)
+    assert same(one_step(world, method, lambda model: Swap(model.denoiser, 1.0, model.device)), plain)
 
 
 def _units_of(world: Path, method: str) -> list[nn.Module]:

@@ -142,7 +142,7 @@ def test_a_sure_but_tiny_step_is_not_called_moved() -> None:
     row = scores.figure("kid_target")
     assert row is not None and row.difference is not None and row.difference.high < 0
     verdict = scores.verdict("moved")
-    assert verdict.answer == "no" and "less than 10% of the way" in verdict.because
+    assert verdict is not None and verdict.answer == "no" and "less than 10% of the way" in verdict.because
 
 
 @pytest.mark.parametrize("changes", [{"real": 49}, {"prompts": 24}, {"prompts": 19, "seeds": 4}])

@@ -174,7 +174,7 @@ def test_merged_weights_draw_the_same(world: Path, order: torch.memory_format) -
     for overrides in (METHODS["dora"], METHODS["lokr"], METHODS["oft"], METHODS["pissa"]):
         config = config_of(world, *overrides)
         model = config.model.load()
-        model.denoiser.to(memory_format=order)
+        model.denoiser.to(memory_format=order)  # type: ignore[call-overload]
         rng = torch.Generator().manual_seed(0)
         for p in config.method.attach(model, seed=0).values():
             p.data += torch.randn(p.shape, generator=rng) * 0.1

@@ -1,0 +1,87 @@
+"""What all commands share: their options, the lines they read and say, and how they are stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdtune import console
+from sdtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdtune.console import Screen
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="A.B=C", help="Settings that replace those of the recipe. `sdtune keys` lists them.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that every command takes, wherever they stand on the line."""
+
+    as_json: bool = False
+    quiet: bool = False
+    debug: bool = False
+    command: str = "sdtune"
+    """The command line itself, to be shown as what goes on with a run."""
+
+    def screen(self) -> Screen:
+        return console.screen(as_json=self.as_json, quiet=self.quiet)
+
+
+def options_of(ctx: typer.Context) -> Options:
+    assert isinstance(ctx.obj, Options)
+    return ctx.obj
+
+
+def lines_of(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    if found := [line.strip() for line in text.splitlines() if line.strip()]:
+        return found
+    raise ConfigError(f"{path}: holds no prompt; write one on each line")
+
+
+@contextmanager
+def interrupts(say: Callable[[], object]) -> Iterator[list[int]]:
+    """The list of SIGINT and SIGTERM heard so far, the first answered by `say`; a second one ends the process."""
+    caught: list[int] = []
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if caught:
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h\n")  # the cursor, which the live display hides
+            os._exit(128 + number)
+        caught.append(number)
+        say()
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell(text: str) -> None:
+    """One line on stderr; "error:" in red in a terminal."""
+    if (number := os.environ.get("RANK", "0")) != "0":
+        text = f"process {number}: {text}"
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        text = text.replace("error:", "\x1b[1;31merror:\x1b[0m", 1) if text.startswith("error:") else text
+    print(text, file=sys.stderr)
