@@ -186,15 +186,16 @@ def _reference(config: RunConfig, validation: list[Example]) -> tuple[list[Examp
     if config.evaluate.reference:
         folder = dataset.resolve(config.evaluate.reference)
         return dataset.scan_folder(folder, config.data)[0], f"evaluate.reference ({config.evaluate.reference})"
-    root = dataset.resolve(config.data.path)
-    for name in dataset.TEST:
-        if (root / name).is_dir():
-            return dataset.scan_folder(root / name, config.data)[0], f"the {name} pictures of {config.data.path}"
+    for place in config.data.places():
+        root = dataset.locate(place.path)
+        for name in dataset.TEST:
+            if (root / name).is_dir():
+                return dataset.scan_folder(root / name, config.data)[0], f"the {name} pictures of {place.path}"
     if not validation:
         raise EvaluationError(
             "no held-out pictures: set evaluate.reference to a folder, or data.validation_share above 0"
         )
-    return validation, f"the validation pictures of {config.data.path}"
+    return validation, f"the validation pictures of {config.data.label}"
 
 
 def _control(config: RunConfig) -> tuple[list[Example], str]:

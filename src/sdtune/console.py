@@ -206,7 +206,7 @@ def plan(config: RunConfig, started: Started, folder: Path) -> list[tuple[str, s
     visits = started.steps * started.batch_size / max(1, started.pictures)
     rows = [
         ("model", f"{config.model.path} ({config.model.type}, {count(started.total)} parameters in the denoiser)"),
-        ("pictures", f"{started.pictures} to train on, {started.validation_pictures} held out ({config.data.path})"),
+        ("pictures", f"{started.pictures} to train on, {started.validation_pictures} held out ({config.data.label})"),
         ("method", ", ".join([config.method.type, *(f"{k} {_plain(v)}" for k, v in method.items())])),
         ("trains", f"{count(started.trainable)} parameters ({share:.3g} % of the denoiser)"),
         ("steps", f"{started.steps} of {started.batch_size} pictures ({visits:.3g} passes over the pictures)"),

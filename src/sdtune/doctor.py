@@ -266,7 +266,7 @@ def _pictures(config: RunConfig, captions: list[str]) -> Iterator[Check]:
         return
     captions += [text for example in (*splits.train, *splits.validation) for text in example.captions]
     train, held_out = len(splits.train), len(splits.validation)
-    yield Check("pictures", "ok", f"{train} to train on, {held_out} held out ({config.data.path})")
+    yield Check("pictures", "ok", f"{train} to train on, {held_out} held out ({config.data.label})")
     for note in splits.notes:
         yield Check("pictures", "note", note)
     if held_out < 20:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdtune.data import masks
+from sdtune.data import archives, masks
 from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
@@ -65,8 +65,10 @@ class Cache:
         self.examples, self.resolution, self.notes = list(examples), resolution, list[str]()
         self.weights_N = torch.tensor([e.weight for e in self.examples])
         group_N = torch.tensor([e.group for e in self.examples])
-        self.groups = [(group_N == g).nonzero().flatten() for g in sorted(set(group_N.tolist()))]
-        """The pictures of each group, by their place."""
+        repeats_N = torch.tensor([e.repeats for e in self.examples])
+        places = [(group_N == g).nonzero().flatten() for g in sorted(set(group_N.tolist()))]
+        self.groups = [at.repeat_interleave(repeats_N[at]) for at in places]
+        """The pictures of each group by their place, as often as an epoch shows them."""
         self._model, self._config = model, config
         self._crop = config.crop if augment or config.crop != "random" else "center"
         self._flip = config.flip and augment
@@ -356,7 +358,7 @@ def _unchanged(path: Path, digest: str) -> bytes:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return archives.read_bytes(path)
     except OSError as error:
         raise DataError(f"{shown(path)}: {(error.strerror or 'cannot be read').lower()}") from None
 

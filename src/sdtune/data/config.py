@@ -7,18 +7,49 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sdtune.errors import ConfigError
 from sdtune.schema import Section, refuse_idle
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+Layout = Literal[
+    "auto", "imagefolder", "sidecar", "filename", "kohya", "kohya-toml", "kohya-json", "simpletuner", "flickr30k", "unsplash",
+    "webdataset",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Section):
+    """One of several places that pictures come from."""
+
+    path: str
+    """Like `data.path`."""
+    layout: Layout = "auto"
+    """Like `data.layout`."""
+    repeats: Annotated[int, Field(gt=0)] = 1
+    """How often an epoch shows each picture of it; what the layout itself says (kohya's 10_name) is multiplied by this."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """What the loss of its pictures counts, 1 being usual."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """Captioned pictures: an imagefolder (metadata.jsonl or metadata.csv) or pictures with .txt files beside them."""
+    """Captioned pictures, in whatever layout they lie. `sdtune data check` looks at them before training does."""
 
     path: str = "embedded:comic"
-    """Folder of the training pictures; `train/` and `validation/` inside it are recognised. "embedded:NAME" is a set
-    that comes with sdtune (lineart, pixel, pip)."""
+    """Folder of the training pictures; `train/` and `validation/` inside it are recognised. Or a dataset file (kohya's .toml or
+    .json), or a pattern of tar files. "embedded:NAME" is a set that comes with sdtune (comic, lineart, pixel, pip)."""
+    layout: Layout = "auto"
+    """How the folder says which picture has which captions. auto: told by what is there, and said in the run's first lines.
+    "imagefolder" (metadata.jsonl, .csv or .parquet), "sidecar" (a.txt or a.caption beside a.png), "filename" (the name is the caption;
+    never taken for granted), "kohya" (10_sks dog/: repeats and class tokens), "kohya-toml", "kohya-json" (files of its scripts),
+    "simpletuner" (multidatabackend.json), "flickr30k", "unsplash" (photos.tsv000), "webdataset" (tar files)."""
+    sources: tuple[Source, ...] = ()
+    """Several places instead of `path`, each with `path` and, if wanted, `layout`, `repeats` and `weight`:
+    sources = [{ path = "mine", repeats = 4 }, { path = "more", weight = 0.5 }]."""
+    roots: tuple[str, ...] = ()
+    """Other folders that metadata may point into by absolute paths. Without it nothing outside of the source's own folder is read."""
     validation: str | None = None
     """Folder of held-out pictures. Unset: `validation/` inside `path` if there is one, else `validation_share` of the
     pictures, chosen by a hash of their bytes."""
@@ -84,6 +115,17 @@ class DataConfig(Section):
             "mask_normalize": ("mask", masked),
         }
         refuse_idle(self, "data", uses)
+        if self.sources and (self.path, self.layout) != (DataConfig.path, DataConfig.layout):
+            raise ConfigError("data.path: data.sources names the places; remove one of the two")
+
+    def places(self) -> tuple[Source, ...]:
+        """Where the pictures come from: `sources`, or `path` as the only one."""
+        return self.sources or (Source(path=self.path, layout=self.layout),)
+
+    @property
+    def label(self) -> str:
+        """What to call the data in messages."""
+        return ", ".join(source.path for source in self.places())
 
     def cache_folder(self) -> Path:
         """`cache`, else $SDTUNE_CACHE, else `sdtune` in $XDG_CACHE_HOME or ~/.cache. Not created here."""

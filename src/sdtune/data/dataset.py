@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-from sdtune.data import images, layouts, masks
+from sdtune.data import archives, images, masks, readers
 from sdtune.data.caption import decorate
-from sdtune.data.config import DataConfig
+from sdtune.data.config import DataConfig, Source
 from sdtune.data.layouts import Entry, Fault, listed, plural, shown
+from sdtune.data.readers.imagefolder import METADATA
 from sdtune.errors import DataError
 
 VALIDATION = ("validation", "valid", "val", "dev")
@@ -39,6 +40,8 @@ class Example:
     """Mean of the mask, 0 to 1."""
     digest: str = ""
     """sha256 of the file."""
+    repeats: int = 1
+    """How often an epoch shows it."""
     group: int = 0
     """Batches take from the groups in turn, so that each gets the same share. 1: class pictures of prior preservation."""
 
@@ -78,6 +81,19 @@ def resolve(path: str) -> Path:
     return folder
 
 
+def locate(path: str) -> Path:
+    """What a source names: a folder as `resolve` knows it, a dataset file, or a pattern of tar files. Raises DataError."""
+    named = Path(path).expanduser()
+    if path.startswith("embedded:") or named.is_dir():
+        return resolve(path)
+    pattern = any(c in named.name for c in "*?{[") and named.parent.is_dir()
+    if not pattern and not named.is_file():
+        raise DataError(f"{path}: no such folder")
+    if not pattern and named.suffix.lower() in images.SUFFIXES:
+        raise DataError(f"{path}: is a file; give the folder that holds the pictures")
+    return named.parent if named.name in METADATA else named
+
+
 def scan(config: DataConfig, *, seed: int = 0) -> Splits:
     """The training and validation pictures of `config`. Raises DataError that lists everything that is wrong.
 
@@ -85,28 +101,55 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
     the choice does not depend on names or order, and a copy of a picture goes where the picture goes.
     """
     images.colour(config.background)
-    root = resolve(config.path)
-    train_folder, validation_folder, skip, notes = _folders(root, config)
-    train = _collect(train_folder, config, skip, masked=True)
-    unmasked = _nothing_masked(train, config)
-    parts = [(train_folder, train)]
-    validation = _by_row(train, train_folder) if train_folder == root else []
+    places, root = config.places(), locate(config.places()[0].path)
+    all_of, validation = _Collected(), list[Example]()
+    for place in places:
+        part, held_out = _scan_place(place, config, first=place is places[0])
+        name = f"{place.path}: " if len(places) > 1 else ""
+        all_of.examples += part.examples
+        all_of.faults += [replace(f, where=name + f.where) for f in part.faults]
+        all_of.notes += [name + note for note in part.notes]
+        all_of.masked |= part.masked
+        validation += held_out
+    faults = all_of.faults + (_leaks(all_of.examples, validation, root) if validation else [])
+    faults += _nothing_masked(all_of, config)
+    if not validation:
+        validation = _by_hash(all_of, config.validation_share, seed)
+    notes = all_of.notes + _judge(faults, config, config.label)
+    if len(places) > 1:
+        notes += _copies([*all_of.examples, *validation], root)
+    if not all_of.examples:
+        raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
+    if not validation:
+        notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
+    return Splits(all_of.examples, validation, notes)
+
+
+def _scan_place(place: Source, config: DataConfig, *, first: bool) -> tuple[_Collected, list[Example]]:
+    """What one source gives to train on, with its faults and notes; and what it holds out itself."""
+    root = locate(place.path)
+    if root.is_dir():
+        train_folder, validation_folder, skip, notes = _folders(root, config, first=first)
+    else:
+        train_folder, validation_folder, skip, notes = root, None, (), []
+        validation_folder = resolve(config.validation) if first and config.validation else None
+    train = _collect(train_folder, config, skip, layout=place.layout, masked=True)
+    parts, validation = [(train_folder, train)], list[Example]()
+    if train_folder == root:
+        validation = _by_row(train, train_folder)
     if validation_folder:
         part = _collect(validation_folder, config, masked=True)
         parts.append((validation_folder, part))
         validation = part.examples
-    elif not validation:
-        validation = _by_hash(train, config.validation_share, seed)
     faults = [Fault(_within(folder, root, f.where), f.what, f.skippable) for folder, part in parts for f in part.faults]
-    faults += _leaks(train.examples, validation, root) + unmasked
     for folder, part in parts:
         notes += [n if len(parts) == 1 else f"{folder.name}/: {n}" for n in part.notes]
-    notes += _judge(faults, config, root)
-    if not train.examples:
-        raise DataError("\n".join([f"{root}: no picture is left to train on", *notes]))
-    if not validation:
-        notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
-    return Splits(train.examples, validation, notes)
+    examples = [replace(e, repeats=e.repeats * place.repeats, weight=e.weight * place.weight) for e in train.examples]
+    if place.repeats > 1:
+        notes.append(f"each picture {place.repeats} times in an epoch")
+    if place.weight != 1:
+        notes.append(f"the loss of its pictures counts {place.weight:g}")
+    return _Collected(examples, faults, notes, any(part.masked for _, part in parts)), validation
 
 
 def scan_class(folder: Path, config: DataConfig) -> list[Example]:
@@ -135,10 +178,12 @@ def scan_folder(folder: Path, config: DataConfig, *, masked: bool = False) -> tu
 # ---- folders and splits
 
 
-def _folders(root: Path, config: DataConfig) -> tuple[Path, Path | None, tuple[str, ...], list[str]]:
+def _folders(
+    root: Path, config: DataConfig, *, first: bool = True
+) -> tuple[Path, Path | None, tuple[str, ...], list[str]]:
     """Training folder, validation folder if there is one, subfolders that are not for training, notes."""
-    given = resolve(config.validation) if config.validation else None
-    if any((root / name).is_file() for name in layouts.METADATA):  # its rows say what belongs to which split
+    given = resolve(config.validation) if config.validation and first else None
+    if any((root / name).is_file() for name in METADATA):  # its rows say what belongs to which split
         return root, given, (), []
     train = next((root / n for n in TRAIN if (root / n).is_dir()), root)
     inside = next((root / n for n in VALIDATION if (root / n).is_dir()), None)
@@ -164,7 +209,7 @@ def _folders(root: Path, config: DataConfig) -> tuple[Path, Path | None, tuple[s
 
 def _by_row(train: _Collected, folder: Path) -> list[Example]:
     """Take the pictures out of `train` that lie in split folders, as rows of one metadata file can have them."""
-    split = {e.image: e.image.relative_to(folder).parts[0] for e in train.examples}
+    split = {e.image: _top(e.image, folder) for e in train.examples}
     validation = [e for e in train.examples if split[e.image] in VALIDATION]
     kept = [e for e in train.examples if split[e.image] not in VALIDATION + TEST]
     if test := len(train.examples) - len(kept) - len(validation):
@@ -173,6 +218,10 @@ def _by_row(train: _Collected, folder: Path) -> list[Example]:
         train.notes.append(f"split by folders: {len(kept)} train, {len(validation)} validation")
     train.examples = kept
     return validation
+
+
+def _top(image: Path, folder: Path) -> str:
+    return image.relative_to(folder).parts[0] if image.is_relative_to(folder) else ""
 
 
 def _by_hash(train: _Collected, share: float, seed: int) -> list[Example]:
@@ -207,7 +256,7 @@ def _relative(path: Path, root: Path) -> str:
     return shown(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _judge(faults: Sequence[Fault], config: DataConfig, root: Path) -> list[str]:
+def _judge(faults: Sequence[Fault], config: DataConfig, root: Path | str) -> list[str]:
     """Notes for the faults that are let pass; raises DataError with all faults if one is not."""
     stopping = [f for f in faults if config.on_bad == "fail" or not f.skippable]
     if stopping:
@@ -226,12 +275,15 @@ def _more(faults: Sequence[Fault]) -> list[str]:
 # ---- one folder
 
 
-def _collect(folder: Path, config: DataConfig, skip: Collection[str] = (), *, masked: bool = False) -> _Collected:
-    """Read one folder and check every picture in it, and its mask if it is `masked`."""
-    found = layouts.read(
-        folder, config.caption_column, skip,
+def _collect(
+    folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False
+) -> _Collected:
+    """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`."""
+    found = readers.read(
+        folder, config.caption_column, skip, layout=layout, roots=[resolve(root) for root in config.roots],
         masked=masked and config.mask == "files", mask_folder=_mask_folder(config, folder) if masked else None,
     )  # fmt: skip
+    folder = folder if folder.is_dir() else folder.parent
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
     out = _Collected(faults=found.faults, notes=found.notes)
@@ -273,7 +325,8 @@ def _example(entry: Entry, folder: Path, config: DataConfig, masked: bool) -> tu
     """The entry with its checked picture and mask, and remarks on it. Raises DataError without a name."""
     data = _read(entry.image, config)
     checked = images.check(data, background=config.background, max_pixels=config.max_pixels)
-    example = Example(entry.image, entry.captions, checked.size, digest=hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    example = Example(entry.image, entry.captions, checked.size, digest=digest, repeats=entry.repeats)
     if masked and config.mask == "alpha" and checked.opacity < 1:
         if not checked.opacity:
             raise DataError('transparent everywhere, so that nothing of it counts (data.mask="alpha"); take it away')
@@ -294,9 +347,9 @@ def _read(path: Path, config: DataConfig) -> bytes:
     if path.exists() and not path.is_file():
         raise DataError("not a regular file; remove it")
     try:
-        if path.stat().st_size > 16 * config.max_pixels + 2**24:  # no format in use needs more
+        if archives.size(path) > 16 * config.max_pixels + 2**24:  # no format in use needs more
             raise DataError("larger than any picture of data.max_pixels can be; make it smaller")
-        return path.read_bytes()
+        return archives.read_bytes(path)
     except OSError as error:
         raise DataError(f"{(error.strerror or 'cannot be read').lower()}; check the file and its permissions") from None
 
@@ -305,9 +358,8 @@ def _captionless(entry: Entry, folder: Path) -> Fault:
     where = _relative(entry.image, folder)
     if ":" in entry.where:
         return Fault(where, f"no caption in {entry.where}; write one", skippable=True)
-    hint = ", or rename the .caption file" if entry.image.with_suffix(".caption").exists() else ""
     state = "is empty" if (folder / entry.where).exists() else "is missing"
-    return Fault(where, f"no caption: {entry.where} {state}; write one{hint}", skippable=True)
+    return Fault(where, f"no caption: {entry.where} {state}; write one", skippable=True)
 
 
 def _decorated(example: Example, config: DataConfig) -> Example:

@@ -1,0 +1,48 @@
+"""Pictures inside tar files, called by a path through the archive: shards/00000.tar/000123.jpg. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+SUFFIX = ".tar"
+
+
+class Member(NamedTuple):
+    offset: int
+    size: int
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file, or of an archive's member. Raises OSError."""
+    if (archive := archive_of(path)) is None:
+        return path.read_bytes()
+    member = members(archive, archive.stat().st_mtime_ns)[path.relative_to(archive).as_posix()]
+    with archive.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
+
+
+def size(path: Path) -> int:
+    """Its length in bytes. Raises OSError."""
+    if (archive := archive_of(path)) is None:
+        return path.stat().st_size
+    return members(archive, archive.stat().st_mtime_ns)[path.relative_to(archive).as_posix()].size
+
+
+def archive_of(path: Path) -> Path | None:
+    """The archive that `path` leads into, if it does."""
+    return next((p for p in path.parents if p.suffix == SUFFIX and p.is_file()), None)
+
+
+@lru_cache(maxsize=256)
+def members(archive: Path, modified: int) -> dict[str, Member]:
+    """Name -> place of all regular files in an uncompressed tar; the last one of a name. Nothing is unpacked. Raises tarfile.TarError.
+
+    `modified` makes a changed file a new one.
+    """
+    with archive.open("rb") as raw, tarfile.open(fileobj=io.BufferedReader(raw), mode="r:") as tar:
+        return {m.name.removeprefix("./"): Member(m.offset_data, m.size) for m in tar if m.isreg()}

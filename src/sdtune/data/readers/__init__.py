@@ -1,0 +1,72 @@
+"""The ways in which a folder says which picture has which captions: one reader each, recognised by what is there.
+
+A reader gives entries, faults and notes, and raises nothing: all that is wrong with a folder is told at once. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from sdtune.data import masks
+from sdtune.data.layouts import AUTO_COLUMN, Folder, Found, listed, plural, walk
+from sdtune.data.readers.base import Reader
+from sdtune.data.readers.filename import Filename
+from sdtune.data.readers.flickr import Flickr
+from sdtune.data.readers.imagefolder import Imagefolder
+from sdtune.data.readers.kohya import KohyaFolders
+from sdtune.data.readers.kohya_files import KohyaJson, KohyaToml
+from sdtune.data.readers.masked import give_masks
+from sdtune.data.readers.sidecar import Sidecar
+from sdtune.data.readers.simpletuner import SimpleTuner
+from sdtune.data.readers.unsplash import Unsplash
+from sdtune.data.readers.webdataset import WebDataset
+
+READERS: tuple[Reader, ...] = (
+    Imagefolder(), KohyaToml(), KohyaJson(), SimpleTuner(), Flickr(), Unsplash(), WebDataset(), KohyaFolders(), Sidecar(), Filename(),
+)  # fmt: skip
+"""In the order in which they are asked whether a folder is theirs. `Sidecar` takes whatever is left, `Filename` has to be named."""
+BY_NAME = {reader.name: reader for reader in READERS}
+
+
+def read(
+    path: Path,
+    column: str = AUTO_COLUMN,
+    skip: Collection[str] = (),
+    *,
+    layout: str = "auto",
+    roots: Sequence[Path] = (),
+    masked: bool = False,
+    mask_folder: Path | None = None,
+) -> Found:
+    """The entries of the folder `path` (or of the one file of it that is named), without its subfolders named in `skip`.
+
+    Masks are told from pictures in any case; only if `masked` they are given to them. `mask_folder` holds more masks.
+    """
+    found = Found()
+    root, file = (path, None) if path.is_dir() else (path.parent, path)
+    files = list(walk(root, skip, found))
+    if mask_folder and mask_folder.resolve().is_relative_to(root.resolve()):
+        inside = root / mask_folder.resolve().relative_to(root.resolve())
+        files = [p for p in files if not p.is_relative_to(inside)]
+    folder = Folder(root, files, column, tuple(roots), masked, file)
+    found.masks = list(masks.by_name(files, root))
+    if layout == "auto":
+        reader = next((r for r in READERS if r.recognises(folder)), None)
+    else:
+        reader = BY_NAME[layout]
+    if reader is None:
+        assert file
+        found.fault(file.name, f"no dataset that is known; a folder, or {_files()}")
+        return found
+    reader.read(folder, found)
+    if masked:
+        give_masks(folder, mask_folder, found)
+    elif found.masks:
+        shown = listed([folder.name(mask.file) for mask, _ in found.masks])
+        found.notes.append(f'{plural(len(found.masks), "mask")} not used (data.mask="files" uses them): {shown}')
+    return found
+
+
+def _files() -> str:
+    return ", ".join(reader.file for reader in READERS if reader.file)

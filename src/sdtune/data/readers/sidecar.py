@@ -1,0 +1,133 @@
+"""Pictures with a text of the same stem beside them, and folders with EveryDream's multiply.txt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from sdtune.data.images import FOREIGN_SUFFIXES
+from sdtune.data.layouts import Entry, Folder, Found, is_picture, leads_into, listed, plural, text_of
+from sdtune.data.readers.base import Reader
+from sdtune.data.readers.masked import both
+
+TEXTS = (".txt", ".caption")
+"""The second is the one that kohya's scripts look for unless they are told otherwise."""
+SETTINGS = frozenset({"multiply.txt", "flip_p.txt", "cond_dropout.txt", "local.yaml", "global.yaml"})
+"""EveryDream's, for a folder; multiply.txt is read."""
+
+
+class Sidecar(Reader):
+    """a.png with a.txt (or a.caption), one caption a line."""
+
+    name = "sidecar"
+
+    def recognises(self, folder: Folder) -> bool:
+        return folder.file is None
+
+    def read(self, folder: Folder, found: Found) -> None:
+        read_sidecars(folder, without_masks(folder, found), found)
+        kinds = sorted({Path(e.where).suffix for e in found.entries if e.captions}) or [".txt"]
+        found.notes.insert(0, f"pictures with {' and '.join(kinds)} files: {plural(len(found.entries), 'picture')}")
+
+
+def read_sidecars(folder: Folder, files: list[Path], found: Found, extension: str | None = None) -> None:
+    """The pictures among `files` with their captions, read from files of `extension` alone if it is given."""
+    there = set(files)
+    pictures: dict[Path, list[Path]] = defaultdict(list)
+    for path in files:
+        if is_picture(path):
+            pictures[path.with_suffix("")].append(path)
+    repeats = _multiplied(folder, files, found)
+    for stem, sharing in pictures.items():
+        text = _text(stem, there, (extension,) if extension else TEXTS)
+        name = folder.name(text)
+        if len(sharing) > 1 and text in there:
+            shown = listed([p.name for p in sharing])
+            found.fault(name, f"belongs to more than one picture ({shown}); give the pictures different names")
+            continue
+        if text in there and not leads_into(text, folder.path):
+            found.fault(name, "a link that leaves the folder; copy the file into it")
+            continue
+        captions = _lines(text, name, found) if text in there else ()
+        if captions is None:
+            continue
+        for path in sharing:
+            if leads_into(path, folder.path):
+                times = next((repeats[p] for p in path.parents if p in repeats), 1)
+                found.entries.append(Entry(path, captions, name, repeats=times))
+            else:
+                found.fault(folder.name(path), "a link that leaves the folder; copy the picture into it")
+    _tell_of_others(folder, files, set(pictures), found)
+
+
+def without_masks(folder: Folder, found: Found) -> list[Path]:
+    """The files that are no masks. A fault for what its folder makes a mask and its caption a picture."""
+    there = set(folder.files)
+    for mask, of in found.masks:
+        text = mask.file.with_suffix(".txt")
+        if text in there and mask.file.parent != of.parent:
+            found.fault(
+                folder.name(mask.file),
+                f"{both(mask, of, folder)}; rename the folder, or remove {folder.name(text)}",
+            )
+    there -= {mask.file for mask, _ in found.masks}
+    return [p for p in folder.files if p in there]
+
+
+def _text(stem: Path, there: set[Path], extensions: tuple[str, ...]) -> Path:
+    """The caption file of a picture: the first that is there, else the one that would be looked for."""
+    candidates = [stem.with_name(stem.name + extension) for extension in extensions]
+    return next((c for c in candidates if c in there), candidates[0])
+
+
+def _lines(path: Path, name: str, found: Found) -> tuple[str, ...] | None:
+    """The lines of a caption file that are not blank; None if it cannot be read, which is then a fault."""
+    text = text_of(path, name, found, skippable=True)
+    return None if text is None else tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _multiplied(folder: Folder, files: list[Path], found: Found) -> dict[Path, int]:
+    """How often the pictures of each folder with a multiply.txt are shown in an epoch."""
+    repeats = {}
+    for path in files:
+        if path.name != "multiply.txt" or any(is_picture(p) and p.stem == "multiply" for p in files):
+            continue
+        text = (text_of(path, folder.name(path), found) or "").strip()
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if number < 1 or number != int(number):
+            found.fault(
+                folder.name(path), f"holds {text!a:.20}, not a whole number of times from 1 on; mend or remove it"
+            )
+            continue
+        repeats[path.parent] = int(number)
+        found.notes.append(f"{folder.name(path)}: the pictures there are shown {int(number)} times as often")
+    return repeats
+
+
+def _tell_of_others(folder: Folder, files: list[Path], stems: set[Path], found: Found) -> None:
+    """Faults for pictures of formats that are not read, notes for what belongs to no picture."""
+    alone, other, second = [], [], []
+    for path in files:
+        name, captioned = folder.name(path), path.with_suffix("") in stems
+        if path.suffix.lower() in FOREIGN_SUFFIXES:
+            found.fault(name, "not one of the formats that are read; convert it to PNG or JPEG", skippable=True)
+        elif path.name == "multiply.txt" and not captioned:
+            continue
+        elif path.suffix in TEXTS and not captioned and path.name not in SETTINGS:
+            alone.append(name)
+        elif path.suffix == ".caption" and path.with_suffix(".txt") in set(files):
+            second.append(name)
+        elif (path.suffix not in TEXTS and not is_picture(path)) or path.name in SETTINGS:
+            other.append(name)
+    if alone:
+        kind = ".txt file" if all(n.endswith(".txt") for n in alone) else "caption file"
+        found.notes.append(f"{plural(len(alone), kind)} without a picture: {listed(alone)}")
+    if second:
+        found.notes.append(
+            f"{plural(len(second), '.caption file')} not read, as there is a .txt, too: {listed(second)}"
+        )
+    if other:
+        found.notes.append(f"{plural(len(other), 'other file')} not read: {listed(other)}")

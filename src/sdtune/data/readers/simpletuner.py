@@ -1,0 +1,60 @@
+"""SimpleTuner's multidatabackend.json: a list of folders, each with its way of captioning. Local ones are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sdtune.data.layouts import Folder, Found, listed, plural, text_of
+from sdtune.data.readers.base import Reader
+from sdtune.data.readers.nested import Part, read_part
+
+FILE = "multidatabackend.json"
+STRATEGIES = {"textfile": "sidecar", "filename": "filename", "instanceprompt": "prompt"}
+
+
+class SimpleTuner(Reader):
+    """Its `repeats` counts what comes on top: 0 means once."""
+
+    name = "simpletuner"
+    file = FILE
+
+    def recognises(self, folder: Folder) -> bool:
+        if folder.file is not None:
+            return folder.file.suffix == ".json"  # what is no JSON of kohya's
+        return FILE in folder.names
+
+    def read(self, folder: Folder, found: Found) -> None:
+        file = folder.file or folder.path / FILE
+        text = text_of(file, file.name, found)
+        try:
+            content = json.loads(text or "[]")
+        except (ValueError, RecursionError) as error:
+            return found.fault(file.name, f"not valid JSON: {error}")
+        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+            return found.fault(file.name, "not a list of data backends; take the file that SimpleTuner reads")
+        passed = []
+        for i, row in enumerate(content, 1):
+            where = f"{file.name}: {row.get('id') or i}"
+            if row.get("disabled") or row.get("dataset_type", "image") != "image":
+                passed.append(str(row.get("id") or i))
+            elif (part := _part(where, row, found)) is not None:
+                found.entries += read_part(folder, part, found)
+        if passed:
+            found.notes.append(f"{file.name}: no pictures to train on, or disabled: {listed(passed)}")
+        return found.notes.insert(0, f"SimpleTuner's {file.name}: {plural(len(found.entries), 'picture')}")
+
+
+def _part(where: str, row: Mapping[str, Any], found: Found) -> Part | None:
+    kind, strategy, repeats = row.get("type", "local"), row.get("caption_strategy", "filename"), row.get("repeats", 0)
+    if kind != "local":
+        found.fault(where, f"its type is {kind!r}; copy the pictures into a folder and set it to local")
+    elif strategy not in STRATEGIES:
+        found.fault(where, f"caption_strategy {strategy!r} is not read; known: {', '.join(STRATEGIES)}")
+    elif not isinstance(repeats, int) or repeats < 0:
+        found.fault(where, f"repeats is {repeats!r}, not a whole number from 0 on")
+    else:
+        prompt = str(row.get("instance_prompt") or "")
+        return Part(where, row.get("instance_data_dir"), repeats + 1, prompt, STRATEGIES[strategy], extension=".txt")
+    return None

@@ -1,0 +1,76 @@
+"""The Unsplash Lite dataset: photos.tsv000 with descriptions, keywords.tsv000, and pictures that were downloaded by their id."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from sdtune.data.layouts import AUTO_COLUMN, Entry, Folder, Found, listed, plural
+from sdtune.data.readers.base import Reader
+from sdtune.data.readers.tables import csv_rows
+
+PHOTOS, KEYWORDS = "photos.tsv000", "keywords.tsv000"
+COLUMNS = ("photo_description", "ai_description", "keywords")
+"""In this order, unless data.caption_column names one."""
+MOST_KEYWORDS = 10
+LEAST_CONFIDENCE = 50.0
+
+
+class Unsplash(Reader):
+    """Pictures named by their photo_id anywhere below; the description is the caption, else the AI's, else keywords."""
+
+    name = "unsplash"
+    file = PHOTOS
+
+    def recognises(self, folder: Folder) -> bool:
+        return PHOTOS in ([folder.file.name] if folder.file else folder.names)
+
+    def read(self, folder: Folder, found: Found) -> None:
+        if PHOTOS not in folder.names:
+            return found.fault(folder.path.name, f"no {PHOTOS} here, as data.layout={self.name!r} needs")
+        wanted = COLUMNS if folder.column == AUTO_COLUMN else (folder.column,)
+        if unknown := set(wanted) - {*COLUMNS}:
+            known = ", ".join(COLUMNS)
+            return found.fault("data.caption_column", f"{unknown.pop()!r}, but Unsplash's captions are {known}")
+        keywords = _keywords(folder, found) if "keywords" in wanted else {}
+        pictures = {p.stem: p for p in folder.pictures}
+        missing = []
+        for line, row in csv_rows(folder.path / PHOTOS, found, "\t"):
+            photo = str(row.get("photo_id", "")).strip()
+            if not photo:
+                found.fault(f"{PHOTOS}:{line}", "no photo_id; take the file from Unsplash again")
+            elif photo not in pictures:
+                missing.append(photo)
+            else:
+                caption = _caption(row, keywords.get(photo, ()), wanted)
+                found.entries.append(Entry(pictures[photo], (caption,) if caption else (), f"{PHOTOS}:{line}"))
+        if missing:
+            found.notes.append(
+                f"{plural(len(missing), 'photo')} of {PHOTOS} not downloaded yet: {listed(missing)}; "
+                f"`sdtune data collect --source unsplash-lite` does that"
+            )
+        return found.notes.insert(0, f"Unsplash's {PHOTOS}: {plural(len(found.entries), 'picture')}")
+
+
+def _caption(row: dict[Any, Any], keywords: tuple[str, ...] | list[str], wanted: tuple[str, ...]) -> str:
+    texts = (", ".join(keywords) if column == "keywords" else str(row.get(column) or "").strip() for column in wanted)
+    return next(filter(None, texts), "")
+
+
+def _keywords(folder: Folder, found: Found) -> dict[str, list[str]]:
+    """Of each photo the surest keywords, those that people suggested first."""
+    rated: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    rows = csv_rows(folder.path / KEYWORDS, found, "\t") if KEYWORDS in folder.names else ()
+    for _, row in rows:
+        sure = max(_number(row.get(f"ai_service_{i}_confidence")) for i in (1, 2))
+        sure = 101.0 if str(row.get("suggested_by_user", "")).lower() in ("t", "true", "1") else sure
+        if sure >= LEAST_CONFIDENCE and (word := str(row.get("keyword", "")).strip()):
+            rated[str(row.get("photo_id", "")).strip()].append((-sure, word))
+    return {photo: [word for _, word in sorted(words)[:MOST_KEYWORDS]] for photo, words in rated.items()}
+
+
+def _number(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        return 0.0

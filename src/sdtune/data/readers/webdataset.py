@@ -1,0 +1,117 @@
+"""WebDataset's tar files: what shares a name up to the first dot is one sample, a picture and its .txt or .json."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import tarfile
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from sdtune.data import archives
+from sdtune.data.images import SUFFIXES
+from sdtune.data.layouts import AUTO_COLUMN, Entry, Folder, Found, captions_of, listed, not_utf8, outside, plural
+from sdtune.data.readers.base import Reader
+
+LARGEST_TEXT = 2**20
+
+
+class WebDataset(Reader):
+    """Shards in the folder, or those that a pattern such as {00000..00009}.tar names; as img2dataset writes them, too.
+
+    The caption is the .txt, one a line; else "caption" of the .json, or what data.caption_column names there.
+    """
+
+    name = "webdataset"
+    file = "*.tar"
+
+    def recognises(self, folder: Folder) -> bool:
+        return bool(_shards(folder)) and (folder.file is not None or not folder.pictures)
+
+    def read(self, folder: Folder, found: Found) -> None:
+        shards = _shards(folder)
+        if not shards:
+            name = folder.file.name if folder.file else folder.path.name
+            return found.fault(
+                name, "no .tar file here; give the folder of the shards, or a pattern such as shards/*.tar"
+            )
+        without = []
+        for shard in shards:
+            try:
+                inside = archives.members(shard, shard.stat().st_mtime_ns)
+            except (tarfile.TarError, OSError, EOFError) as error:
+                found.fault(folder.name(shard), f"not an uncompressed tar file, or damaged ({error}); write it again")
+                continue
+            without += _read_shard(folder, shard, list(inside), found)
+        if without:
+            found.notes.append(f"{plural(len(without), 'sample')} without a picture: {listed(without)}")
+        said = f"{plural(len(found.entries), 'picture')} in {plural(len(shards), 'tar file')}"
+        return found.notes.insert(0, f"WebDataset: {said}")
+
+
+def _shards(folder: Folder) -> list[Path]:
+    tars = [p for p in folder.files if p.suffix == archives.SUFFIX and p.parent == folder.path]
+    if folder.file is None:
+        return tars
+    patterns = _braces(folder.file.name)
+    return [p for p in tars if any(fnmatch.fnmatchcase(p.name, pattern) for pattern in patterns)]
+
+
+def _braces(pattern: str) -> list[str]:
+    """ "{000..002}.tar" as the three names that it stands for."""
+    before, _, rest = pattern.partition("{")
+    numbers, _, after = rest.partition("}")
+    first, dots, last = numbers.partition("..")
+    if not (dots and first.isdigit() and last.isdigit()):
+        return [pattern]
+    return [f"{before}{n:0{len(first)}d}{after}" for n in range(int(first), int(last) + 1)]
+
+
+def _read_shard(folder: Folder, shard: Path, names: list[str], found: Found) -> list[str]:
+    """Entries of one shard; returns the samples without a picture."""
+    samples: dict[str, list[str]] = defaultdict(list)
+    without = []
+    for name in names:
+        if why := outside(name):
+            found.fault(folder.name(shard), f"its member {name!a:.80} {why}; write the file again")
+            continue
+        path = PurePosixPath(name)
+        samples[str(path.with_name(path.name.partition(".")[0]))].append(name)
+    for key, parts in samples.items():
+        pictures = [n for n in parts if PurePosixPath(n).suffix.lower() in SUFFIXES]
+        where = f"{folder.name(shard)}/{key}"
+        if len(pictures) > 1:
+            found.fault(where, f"has {len(pictures)} pictures ({listed(pictures)}); one is needed", skippable=True)
+        elif not pictures:
+            without.append(where)
+        elif (captions := _captions(folder, shard, parts, where, found)) is not None:
+            found.entries.append(Entry(shard / pictures[0], captions, where))
+    return without
+
+
+def _captions(folder: Folder, shard: Path, parts: list[str], where: str, found: Found) -> tuple[str, ...] | None:
+    """The captions of a sample; None if its text cannot be read, which is then a fault."""
+    ends = {PurePosixPath(n).name.partition(".")[2].lower(): n for n in parts}
+    name = ends.get("txt", ends.get("caption", ends.get("json")))
+    if name is None:
+        return ()
+    if archives.size(shard / name) > LARGEST_TEXT:
+        found.fault(where, "its text is larger than a megabyte; write it again", skippable=True)
+        return None
+    raw = archives.read_bytes(shard / name).removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = raw.decode("utf-8")
+        if not name.lower().endswith(".json"):
+            return captions_of(text.splitlines())
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        found.fault(where, f"its text {not_utf8(raw, error)}", skippable=True)
+        return None
+    except (ValueError, RecursionError) as error:
+        found.fault(where, f"its .json is not valid: {error}; write it again", skippable=True)
+        return None
+    column = "caption" if folder.column == AUTO_COLUMN else folder.column
+    captions = captions_of(row.get(column)) if isinstance(row, dict) else None
+    if captions is None:
+        found.fault(where, f"{column!r} in its .json is no text or list of texts; write it again", skippable=True)
+    return captions
