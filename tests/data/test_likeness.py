@@ -55,7 +55,7 @@ def test_size_format_and_quality_hardly_matter(seed: int) -> None:
 
 
 def test_near() -> None:
-    assert near(0b1111, [0, 1, 0b11111 << 60, 0b11111, 2**64 - 1], 4).tolist() == [0, 1, 3]
+    assert near(0b1111, [0, 1, 0b11111 << 59, 0b11111, 2**64 - 1], 4).tolist() == [0, 1, 3]
     assert near(5, []).tolist() == []
 
 
@@ -64,7 +64,7 @@ def test_near_pairs_are_all_pairs(distance: int) -> None:
     values = hashes(400)
     found = near_pairs(values, distance)
     assert found.tolist() == by_counting(values, distance)
-    assert distance == 0 or len(found) > 20
+    assert distance == 0 or len(found) > 10
     assert near_pairs([int(v) for v in values], distance).tolist() == found.tolist()
 
 
@@ -83,7 +83,7 @@ def test_near_pairs_of_few(few: list[int]) -> None:
 
 
 def test_groups_hang_together_by_pairs() -> None:
-    assert groups([0, 2**40 - 1, 0b11, 0b1111, 2**40 - 1, 2**63], 2) == [[0, 2, 3], [1, 4]]
+    assert groups([0, 2**40 - 1, 0b11, 0b1111, 2**40 - 1, 0b111 << 61], 2) == [[0, 2, 3], [1, 4]]
     assert groups([0] * 50_000) == [list(range(50_000))]  # as pairs: more than a thousand million
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ def _bands(distance: int) -> list[np.uint64]:
     if not 0 <= distance < BITS:
         raise ValueError(f"distance {distance} is not from 0 to {BITS - 1}")
     edges = [BITS * i // (distance + 1) for i in range(distance + 2)]
-    return [np.uint64(2**high - 2**low) for low, high in zip(edges, edges[1:], strict=False)]
+    return [np.uint64(2**high - 2**low) for low, high in pairwise(edges)]
 
 
 def _in_band(values: Values, band: np.uint64, earlier: Sequence[np.uint64], distance: int) -> Iterator[Pairs]:
@@ -102,7 +103,9 @@ def _in_run(values: Values, distance: int) -> Iterator[tuple[Places, Places]]:
     rows = max(1, 2**18 // len(values))
     for start in range(0, len(values), rows):
         apart = np.bitwise_count(values[start : start + rows, None] ^ values[None, start:])
-        i, j = np.divmod(np.flatnonzero(apart <= distance), apart.shape[1])  # np.nonzero of two axes takes thrice as long
+        i, j = np.divmod(
+            np.flatnonzero(apart <= distance), apart.shape[1]
+        )  # np.nonzero of two axes takes thrice as long
         yield start + i[i < j], start + j[i < j]
 
 
