@@ -175,12 +175,12 @@ class Client:
         try:
             with self._connected(at) as connection:
                 connection.request("GET", at.target, headers={**self._headers(), **headers})
-                answer = connection.getresponse()
-                if answer.status in _MOVED and (moved := answer.getheader("Location")):
-                    return b"", moved
-                if answer.status != HTTPStatus.OK:
-                    raise _refusal(at, answer)
-                return _body(at, answer, most), None
+                with connection.getresponse() as answer:
+                    if answer.status in _MOVED and (moved := answer.getheader("Location")):
+                        return b"", moved
+                    if answer.status != HTTPStatus.OK:
+                        raise _refusal(at, answer)
+                    return _body(at, answer, most), None
         except FetchError:
             raise
         except TimeoutError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,7 +62,7 @@ class Outcome:
     """Pictures that are there now of what was wished."""
 
 
-def collect(wish: Wish, sources: Sequence[Source], out: Path, client: Client) -> Iterator[Outcome]:
+def collect(wish: Wish, sources: Sequence[Source], out: Path, client: Client) -> Generator[Outcome, None, None]:
     """Fill `out`, taking from the sources in turn. Ends early, with all in order, when the client is told to stop.
 
     Raises ConfigError for a folder that cannot be used, DataError for one that is damaged.
