@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from sdtune.config import RunConfig
 
 BARS = "▁▂▃▄▅▆▇█"
+SPEAK_EVERY = 30.0
+"""Seconds between two lines on something slow where there is no terminal."""
 BAND_NUMBERS = (1, 2, 3, 4)
 """The columns of `band_table` that hold numbers."""
 
@@ -192,6 +194,22 @@ class Progress:
             return ""
         more = change(self.validation, self.base_validation) if self.base_validation else ""
         return f"validation {self.validation:.4f}" + (f" ({more} to step 0)" if more and self.validated_at else "")
+
+
+class Remaining:
+    """How long something will still take, by how fast it went since it was first asked of."""
+
+    def __init__(self) -> None:
+        self._what, self._first, self._began = "", 0, 0.0
+
+    def text(self, what: str, done: int, total: int) -> str:
+        """ "2 min 05 s left"; "" where nothing is known yet."""
+        now = time.monotonic()
+        if what != self._what or done < self._first:
+            self._what, self._first, self._began = what, done, now
+        if not self._first < done < total:
+            return ""
+        return f"{duration((now - self._began) / (done - self._first) * (total - done))} left"
 
 
 def plan(config: RunConfig, started: Started, folder: Path) -> list[tuple[str, str]]:
@@ -361,6 +379,7 @@ class Plain(Screen):
         self._folder = Path()
         self._last = time.monotonic()
         self._encoding = ""
+        self._remaining = Remaining()
         self._previewed = -1
 
     def begin(self, config: RunConfig, folder: Path) -> None:
@@ -432,8 +451,13 @@ class Plain(Screen):
         _write(f"{text} ...")
 
     def doing(self, what: str, done: int, total: int) -> None:
+        left = self._remaining.text(what, done, total)
         if what != self._encoding and total > 1:
             _write(f"{what} ({total}) ...")
+            self._last = time.monotonic()
+        elif left and time.monotonic() - self._last >= SPEAK_EVERY:
+            _write(f"{what} {done}/{total}, {left}")
+            self._last = time.monotonic()
         self._encoding = what
 
     def verdict(self, question: str, answer: str, because: str, good: bool | None) -> None:
@@ -451,7 +475,8 @@ class Live(Screen):
         self.progress = Progress()
         self._config: RunConfig | None = None
         self._folder = Path()
-        self._bar: tuple[str, int, int] | None = None
+        self._bar: tuple[str, int, int, str] | None = None
+        self._remaining = Remaining()
         self._busy = ""
         self._note = ""
         self._live = RichLive(
@@ -474,7 +499,8 @@ class Live(Screen):
 
     def doing(self, what: str, done: int, total: int) -> None:
         self._live.start()
-        self._bar = (what, done, total) if done < total else None
+        left = self._remaining.text(what, done, total)
+        self._bar = (what, done, total, left) if done < total else None
 
     def done(self) -> None:
         self._busy, self._bar = "", None
@@ -504,7 +530,7 @@ class Live(Screen):
                 self.rows(plan(self._config, event, self._folder))
                 self.say("")
             case Encoding():
-                self._bar = (f"encoding {event.what}", event.done, event.total)
+                self._bar = (f"encoding {event.what}", event.done, event.total, "")
             case Step():
                 self._busy = ""
             case Validated():
@@ -578,7 +604,7 @@ class Live(Screen):
         if self._bar is not None:
             parts.append(_bar(*self._bar, width))
         elif self.progress.loss is not None and not self._busy:
-            parts.append(_bar("step", self.progress.step, self.progress.steps, width))
+            parts.append(_bar("step", self.progress.step, self.progress.steps, "", width))
             parts += [
                 self._styled(line, "")
                 for line in pack(_status(self.progress, width, "utf" in self.console.encoding.lower()), width)
@@ -670,12 +696,12 @@ def _status(p: Progress, width: int, bars: bool) -> list[str]:
     ]
 
 
-def _bar(label: str, done: int, total: int, width: int) -> RenderableType:
+def _bar(label: str, done: int, total: int, left: str, width: int) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 1))
-    text = f"{done}/{total}"
+    text = f"{done}/{total}  {left}".rstrip()
     bar = ProgressBar(total, done, width=max(4, min(50, width - len(label) - len(text) - 3)), complete_style="cyan")
     grid.add_row(label, bar, text)
     return grid

@@ -1,0 +1,1 @@
+"""Collecting pictures from the network, with who made them and under which licence. Imports no torch."""

@@ -1,0 +1,189 @@
+"""Pictures from sources into a folder: one after another, each looked at before it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from sdtune.data import images, likeness
+from sdtune.data.collect.fetch import Client, FetchError, Halted
+from sdtune.data.collect.folder import Folder
+from sdtune.data.collect.sources import Found, Source
+from sdtune.errors import ConfigError, DataError
+
+SUFFIXES = {
+    "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp",
+}  # fmt: skip
+MB = 2**20
+MAX_PIXELS = 89_000_000
+"""More is no picture to train on, and a burden to decode."""
+LOOKED_AT = 20
+"""So many times the limit are looked at in search of pictures that can be kept."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be collected."""
+
+    query: str = ""
+    limit: int | None = 100
+    """Pictures that the folder is to have of this query and these sources; None: all there are."""
+    min_side: int = 0
+    max_bytes: int = 30 * MB
+    captions: str = "query"
+    """query, or source: what the source says of a picture, where it does."""
+    retry: bool = False
+    """Try again what an earlier run could not have, or left."""
+    distance: int = likeness.DISTANCE
+    """Bits of 64 in which pictures may differ that count as the same; -1: only the same bytes."""
+
+    def __post_init__(self) -> None:
+        if self.captions not in ("query", "source"):
+            raise ConfigError(f"--captions {self.captions}: query or source")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture, or of a source that broke off."""
+
+    what: Literal["kept", "there", "left", "failed", "ended"]
+    """there: it was here before; left: not wanted; failed: could not be had; ended: the source broke off."""
+    source: str
+    found: Found | None = None
+    why: str = ""
+    file: str = ""
+    done: int = 0
+    """Pictures that are there now of what was wished."""
+
+
+def collect(wish: Wish, sources: Sequence[Source], out: Path, client: Client) -> Generator[Outcome, None, None]:
+    """Fill `out`, taking from the sources in turn. Ends early, with all in order, when the client is told to stop.
+
+    Raises ConfigError for a folder that cannot be used, DataError for one that is damaged.
+    """
+    folder = Folder(out)
+    done = folder.count(wish.query, {s.name for s in sources})
+    closed: set[str] = set()
+    try:
+        for found in _candidates(wish, sources, closed) if _open(wish, done) else ():
+            if isinstance(found, Outcome):
+                yield found
+                continue
+            outcome = _standing(found, wish, folder) or _fetch(found, wish, folder, client, done)
+            done += outcome.what == "kept"
+            yield outcome
+            if outcome.what == "kept" and (ended := _reported(found, sources)):
+                closed.add(found.source)
+                yield ended
+            if not _open(wish, done):
+                return
+    except Halted:
+        return
+    finally:
+        folder.write()
+
+
+def preview(wish: Wish, sources: Sequence[Source], out: Path) -> Iterator[Outcome]:
+    """What `collect` would try to fetch, by what the sources say: nothing is written, no picture fetched."""
+    folder = Folder(out)
+    done = folder.count(wish.query, {s.name for s in sources})
+    try:
+        for found in _candidates(wish, sources) if _open(wish, done) else ():
+            if isinstance(found, Outcome):
+                yield found
+            elif _standing(found, wish, folder) is None:
+                done += 1
+                yield Outcome("kept", found.source, found, done=done)
+            if not _open(wish, done):
+                return
+    except Halted:
+        return
+
+
+def _open(wish: Wish, done: int) -> bool:
+    return wish.limit is None or done < wish.limit
+
+
+def _candidates(wish: Wish, sources: Sequence[Source], closed: Collection[str] = ()) -> Iterator[Found | Outcome]:
+    """What the sources find, one from each in turn, each picture once; no more from those in `closed`."""
+    bound = 10**9 if wish.limit is None else LOOKED_AT * max(wish.limit, 10)
+    searches = {source.name: source.search(wish.query, bound) for source in sources}
+    seen: set[str] = set()
+    while searches:
+        for name, search in list(searches.items()):
+            if name in closed:
+                del searches[name]
+                continue
+            try:
+                found = next(search)
+            except StopIteration:
+                del searches[name]
+            except (FetchError, DataError) as error:
+                del searches[name]
+                yield Outcome("ended", name, why=str(error))
+            else:
+                if found.key not in seen and found.url and found.id:
+                    seen.add(found.key)
+                    yield found
+
+
+def _standing(found: Found, wish: Wish, folder: Folder) -> Outcome | None:
+    """What is known of a picture without fetching it; None if it is to be fetched."""
+    if found.key in folder.keys or found.url in folder.urls:
+        return Outcome("there", found.source, found)
+    if (why := folder.left.get(found.key)) and not wish.retry:
+        return Outcome("left", found.source, found, f"{why}, in an earlier run")
+    if why := _too_small((found.width, found.height), wish.min_side):
+        return Outcome("left", found.source, found, why)
+    if found.width * found.height > MAX_PIXELS:
+        return Outcome("left", found.source, found, f"{found.width}x{found.height} is more than {MAX_PIXELS} pixels")
+    return None
+
+
+def _fetch(found: Found, wish: Wish, folder: Folder, client: Client, done: int) -> Outcome:
+    try:
+        data = client.file(found.url, wish.max_bytes)
+        suffix, size, hashed = look(data)
+    except DataError as error:  # FetchError is one
+        folder.leave(found, str(error))
+        return Outcome("failed", found.source, found, str(error), done=done)
+    digest = hashlib.sha256(data).hexdigest()
+    if why := _too_small(size, wish.min_side) or folder.twin(digest, hashed, wish.distance):
+        folder.leave(found, why)
+        return Outcome("left", found.source, found, why, done=done)
+    text = found.caption if found.own else (wish.captions == "source" and (found.caption or found.title)) or wish.query
+    if not text:
+        why = "no caption, and no QUERY to take as one"
+        return Outcome("left", found.source, found, why, done=done)
+    name = folder.add(found, wish.query, text, data, suffix, hashed)
+    return Outcome("kept", found.source, found, file=name, done=done + 1)
+
+
+def look(data: bytes) -> tuple[str, tuple[int, int], int]:
+    """Suffix, upright size and likeness of a picture that can be read to its end. Raises DataError."""
+    try:
+        checked = images.check(data, max_pixels=MAX_PIXELS)
+    except DataError as error:
+        raise DataError(str(error).partition(";")[0]) from None  # the rest is for those whose file it is
+    with Image.open(io.BytesIO(data), formats=images.FORMATS) as im:
+        suffix = SUFFIXES[im.format or ""]
+    return suffix, checked.size, likeness.dhash(images.decode(data))
+
+
+def _too_small(size: tuple[int, int], least: int) -> str:
+    """Why it is too small, by a size that may be unknown (0)."""
+    return f"{size[0]}x{size[1]} is smaller than --min-side {least}" if 0 < min(size) < least else ""
+
+
+def _reported(found: Found, sources: Sequence[Source]) -> Outcome | None:
+    try:
+        next(s for s in sources if s.name == found.source).fetched(found)
+    except FetchError as error:
+        return Outcome("ended", found.source, why=str(error))
+    return None
