@@ -306,8 +306,8 @@ class Screen(AbstractContextManager["Screen"]):
     def busy(self, text: str) -> None:
         """Something slow begins."""
 
-    def doing(self, what: str, done: int, total: int) -> None:
-        """It is at `done` of `total`."""
+    def doing(self, what: str, done: int, total: int, speed: str = "") -> None:
+        """It is at `done` of `total`; `speed` says how fast it goes and how long it will take."""
 
     def done(self) -> None:
         """It has ended."""
@@ -431,9 +431,13 @@ class Plain(Screen):
     def busy(self, text: str) -> None:
         _write(f"{text} ...")
 
-    def doing(self, what: str, done: int, total: int) -> None:
+    def doing(self, what: str, done: int, total: int, speed: str = "") -> None:
         if what != self._encoding and total > 1:
             _write(f"{what} ({total}) ...")
+            self._last = time.monotonic()
+        elif speed and (done % max(1, total // 20) == 0 or time.monotonic() - self._last > 30):
+            _write(f"{what} {done}/{total}  {speed}")
+            self._last = time.monotonic()
         self._encoding = what
 
     def verdict(self, question: str, answer: str, because: str, good: bool | None) -> None:
@@ -452,6 +456,7 @@ class Live(Screen):
         self._config: RunConfig | None = None
         self._folder = Path()
         self._bar: tuple[str, int, int] | None = None
+        self._speed = ""
         self._busy = ""
         self._note = ""
         self._live = RichLive(
@@ -472,9 +477,9 @@ class Live(Screen):
         self._busy = text
         self._live.start(refresh=True)
 
-    def doing(self, what: str, done: int, total: int) -> None:
+    def doing(self, what: str, done: int, total: int, speed: str = "") -> None:
         self._live.start()
-        self._bar = (what, done, total) if done < total else None
+        self._bar, self._speed = ((what, done, total), speed) if done < total else (None, "")
 
     def done(self) -> None:
         self._busy, self._bar = "", None
@@ -577,6 +582,8 @@ class Live(Screen):
         parts: list[RenderableType] = []
         if self._bar is not None:
             parts.append(_bar(*self._bar, width))
+            if self._speed:
+                parts.append(self._styled(self._speed, ""))
         elif self.progress.loss is not None and not self._busy:
             parts.append(_bar("step", self.progress.step, self.progress.steps, width))
             parts += [
