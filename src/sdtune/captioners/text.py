@@ -58,5 +58,5 @@ def _tag(text: str) -> str:
 def _tidy(text: str) -> str:
     """Without the blanks and commas that stood around what is gone."""
     text = re.sub(r"\s+([,.;:!?])", r"\1", _line(text))
-    text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
+    text = re.sub(r"[,;:]\s*(?=[,.;:!?])", "", text)
     return text.strip(" ,;:").lstrip(".!? ")
