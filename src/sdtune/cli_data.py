@@ -181,6 +181,7 @@ def _caption(folder: Path, config: CaptionConfig, screen: Screen, options: Optio
 def _draw(event: Event, config: CaptionConfig, screen: Screen) -> None:
     from sdtune import captioners
     from sdtune.data.layouts import plural
+    from sdtune.events import Warned
 
     match event:
         case captioners.Opened():
@@ -190,7 +191,8 @@ def _draw(event: Event, config: CaptionConfig, screen: Screen) -> None:
         case captioners.Loaded():
             screen.rows([("device", f"{event.device}, {event.precision}")])
         case captioners.LeftOut():
-            tell(f"warning: {event.where}: {event.what}")
+            if not isinstance(screen, console.Json):  # which has the record itself
+                screen.draw(Warned(f"{event.where}: {event.what}"))
         case captioners.Captioned() if config.dry_run:
             screen.say(f"{event.picture}: {' | '.join(event.captions)}")
         case captioners.Captioned():

@@ -1,7 +1,8 @@
-"""`sdtune data caption` as a subprocess."""
+"""`sdtune data caption`, in this process where that is the same and quicker."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,14 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from sdtune import cli
 from tests.captioners import tiny_captioners as tiny
 
 COMMAND = [sys.executable, "-m", "sdtune", "data", "caption"]
 NAMES = [f"{i:02d} ü.png" for i in range(6)]
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def popen(*arguments: object) -> subprocess.Popen[str]:
@@ -25,10 +36,16 @@ def popen(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    with popen(*arguments) as process:
-        out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+def run(*arguments: object) -> Done:
+    out, err = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+            cli.main(["data", "caption", *map(str, arguments)])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert isinstance(end.value.code, int)
+    return Done(end.value.code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -46,7 +63,7 @@ def test_captions_progress_and_again(fast: list[object], tmp_path: Path) -> None
     assert re.search(r"^kept +1 by people", done.stdout, re.MULTILINE)
     assert re.search(r"captioning \d/6  [\d.e+]+ pictures/s, .* left", done.stdout)
     assert re.search(r"^5 captions in .*, 1 left out$", done.stdout, re.MULTILINE)
-    assert "warning: bad.png: " in done.stderr and "Traceback" not in done.stderr
+    assert "warning: bad.png: " in done.stdout and done.stderr == ""
     texts = {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.txt")}
     assert (
         len(texts) == 6 and texts.pop("00 ü.txt") == "mine\n" and all(t.startswith("sks, a ") for t in texts.values())
@@ -113,11 +130,11 @@ def test_exit_code_where_nothing_can_be_read(fast: list[object], tmp_path: Path)
         assert done.returncode == 3 and said in done.stderr
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n")
     done = run(tmp_path, *fast)
-    assert done.returncode == 3 and "warning: a.png" in done.stderr and "error: " in done.stderr
+    assert done.returncode == 3 and "warning: a.png" in done.stdout and done.stderr.startswith("error: ")
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(fast: list[object], tmp_path: Path) -> None:
-    folder = tiny.pictures(tmp_path / "p", [f"{i:03d}.png" for i in range(150)])
+    folder = tiny.pictures(tmp_path / "p", [f"{i:03d}.png" for i in range(60)])
     with popen(folder, *fast, "--batch-size", 1) as process:
         ends = time.monotonic() + 60
         while not list(folder.glob("*.txt")) and time.monotonic() < ends:
@@ -125,12 +142,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(fast: list[objec
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*.txt")}
-    assert process.returncode == 130 and 0 < len(before) < 150
+    assert process.returncode == 130 and 0 < len(before) < 60
     assert "go on with: sdtune data caption" in err and "Traceback" not in err
     assert not [p for p in folder.iterdir() if p.suffix == ".tmp"]
     done = run(folder, *fast)
     assert done.returncode == 0 and f"kept    {len(before)} by sdtune" in done.stdout
-    assert len(list(folder.glob("*.txt"))) == 150 and all(p.stat().st_mtime_ns == at for p, at in before.items())
+    assert len(list(folder.glob("*.txt"))) == 60 and all(p.stat().st_mtime_ns == at for p, at in before.items())
 
 
 def test_help_fits_80_columns_and_loads_no_torch() -> None:

@@ -40,7 +40,7 @@ def captions(config: Source, batch: int = 3, dtype: torch.dtype = torch.float32)
 
 
 @pytest.mark.parametrize("prompt", ["", "a photo of"])
-def test_blip_is_the_librarys(blip_folder: Path, prompt: str) -> None:
+def test_blip_says_what_the_library_says(blip_folder: Path, prompt: str) -> None:
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     pixel_values = BlipImageProcessorPil.from_pretrained(blip_folder)(images(), return_tensors="pt")["pixel_values"]
@@ -69,7 +69,7 @@ def test_more_tokens_and_beams_are_heard(blip_folder: Path) -> None:
 # ---- Florence-2
 
 
-def test_florence2_asks_what_the_librarys_processor_asks(florence2_folder: Path) -> None:
+def test_florence2_asks_what_the_processor_of_the_library_asks(florence2_folder: Path) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.florence2.processing_florence2 import Florence2Processor
 

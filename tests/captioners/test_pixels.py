@@ -72,8 +72,8 @@ def test_published_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", '{"size": {"long": 3}}', '{"resample": "best"}'])
 def test_unusable_files_are_named(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no preprocessor_config.json"):
+    with pytest.raises(ModelError, match=r"no preprocessor_config.json"):
         pixels.read(tmp_path, "tiny", 32)
     (tmp_path / "preprocessor_config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ModelError, match="tiny: preprocessor_config.json cannot be used"):
+    with pytest.raises(ModelError, match=r"tiny: preprocessor_config.json cannot be used"):
         pixels.read(tmp_path, "tiny", 32)

@@ -106,7 +106,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     with (folder / "selected_tags.csv").open("a", encoding="utf-8") as file:
         file.write("9,more,0,1\n")
     model = load(Wd14(path=str(folder)))
-    with pytest.raises(ModelError, match="gives 6 values, selected_tags.csv names 7"):
+    with pytest.raises(ModelError, match=r"gives 6 values, selected_tags.csv names 7"):
         model.caption([model.prepare(plain("red"))])
 
 
