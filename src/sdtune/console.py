@@ -324,8 +324,8 @@ class Screen(AbstractContextManager["Screen"]):
     def busy(self, text: str) -> None:
         """Something slow begins."""
 
-    def doing(self, what: str, done: int, total: int) -> None:
-        """It is at `done` of `total`."""
+    def doing(self, what: str, done: int, total: int, speed: str = "") -> None:
+        """It is at `done` of `total`; `speed` says how fast it goes and how long it will take."""
 
     def done(self) -> None:
         """It has ended."""
@@ -450,8 +450,8 @@ class Plain(Screen):
     def busy(self, text: str) -> None:
         _write(f"{text} ...")
 
-    def doing(self, what: str, done: int, total: int) -> None:
-        left = self._remaining.text(what, done, total)
+    def doing(self, what: str, done: int, total: int, speed: str = "") -> None:
+        left = ", ".join(filter(None, (speed, self._remaining.text(what, done, total))))
         if what != self._encoding and total > 1:
             _write(f"{what} ({total}) ...")
             self._last = time.monotonic()
@@ -497,9 +497,9 @@ class Live(Screen):
         self._busy = text
         self._live.start(refresh=True)
 
-    def doing(self, what: str, done: int, total: int) -> None:
+    def doing(self, what: str, done: int, total: int, speed: str = "") -> None:
         self._live.start()
-        left = self._remaining.text(what, done, total)
+        left = ", ".join(filter(None, (speed, self._remaining.text(what, done, total))))
         self._bar = (what, done, total, left) if done < total else None
 
     def done(self) -> None:

@@ -16,15 +16,19 @@ from sdtune.errors import ConfigError
 
 def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
     """The device and the denoiser's type. auto: CUDA, else MPS, else CPU; bf16 where the device is fast at it, else fp32."""
-    name = config.device
+    return pick(config.device, config.precision)
+
+
+def pick(name: str, precision: str, *, key: str = "train.device") -> tuple[torch.device, torch.dtype]:
+    """`choose` by the values themselves; `key` is what messages call the device's."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "train.device: cuda was asked for, but torch sees no CUDA device; use auto or cpu, or install a CUDA build of torch"
+            f"{key}: cuda was asked for, but torch sees no CUDA device; use auto or cpu, or install a CUDA build of torch"
         )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("train.device: mps was asked for, but this machine has none; use auto or cpu")
+        raise ConfigError(f"{key}: mps was asked for, but this machine has none; use auto or cpu")
     if name == "cpu":
         keep_freed_memory()
     device = (
@@ -38,7 +42,7 @@ def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
         "cpu": cpu_is_fast_at_bf16(),
     }[name]
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return device, kinds.get(config.precision, torch.bfloat16 if fast else torch.float32)
+    return device, kinds.get(precision, torch.bfloat16 if fast else torch.float32)
 
 
 def cpu_is_fast_at_bf16() -> bool:

@@ -46,7 +46,7 @@ from sdtune.data.collect.sources import (
     UrlList,
     plain,
 )
-from sdtune.data.layouts import read
+from sdtune.data.readers import read
 from sdtune.errors import ConfigError, DataError
 
 COMMAND = [sys.executable, "-m", "sdtune"]

@@ -1,0 +1,106 @@
+"""What every captioner is, and the records that captioning yields. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.float32]
+
+
+class Captioner(ABC):
+    """A model in memory, in two verbs: `prepare` runs in threads while `caption` keeps the device busy."""
+
+    tags: ClassVar[bool] = False
+    """Whether its captions are tags with commas between them."""
+    source: str
+    """The folder, or Hub id and commit, that it was read from."""
+    device: str
+    precision: str
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Pixels:
+        """What the model sees of an upright RGB picture: (3, H, W), or (H, W, 3) for a tagger."""
+
+    @abstractmethod
+    def caption(self, pictures: Sequence[Pixels]) -> list[str]:
+        """A caption for each of the prepared pictures, which are one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    time: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Opened(_Event):
+    """The folder is read: what it holds, and what will be done."""
+
+    folder: str
+    write: str
+    """sidecar or metadata."""
+    pictures: int
+    todo: int
+    human: int
+    """Pictures whose captions people wrote, and which stay as they are."""
+    ours: int
+    """Pictures whose captions sdtune wrote before, and which stay as they are."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded(_Event):
+    """The model is in memory."""
+
+    model: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Captioned(_Event):
+    """A picture has its caption, which is written unless it is a dry run. `done` counts those left out, too."""
+
+    picture: str
+    captions: tuple[str, ...]
+    """The whole of them as they are now, with what was there before if it was added to."""
+    done: int
+    total: int
+    per_second: float
+    """Pictures a second, of late."""
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class LeftOut(_Event):
+    """A picture or row that gets no caption, and why."""
+
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Finished(_Event):
+    """All is done. Not yielded when the iterator is closed before."""
+
+    captioned: int
+    left_out: int
+    seconds: float
+
+
+Event = Opened | Loaded | Captioned | LeftOut | Finished
+
+
+def record(event: Event) -> dict[str, Any]:
+    """The event as plain JSON types, `event` naming the kind."""
+    import dataclasses
+
+    return {"event": type(event).__name__, **dataclasses.asdict(event)}

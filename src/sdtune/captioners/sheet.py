@@ -1,0 +1,76 @@
+"""All pictures with their captions on one page, to look at rather than to read files: HTML with everything inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from sdtune.data.images import load_image
+from sdtune.data.layouts import shown
+from sdtune.errors import DataError
+from sdtune.files import write_text
+
+MARK = "<!-- sdtune captions -->"
+SIDE = 256
+MOST = 2000
+"""More pictures make a page that browsers are slow with."""
+WRITTEN_BY = {"human": "by a person", "sdtune": "by sdtune", "nobody": "no caption"}
+PAGE = (
+    MARK
+    + """
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Captions of {{ title }}</title>
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; color: #222; background: #fff }
+ main { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1.2rem }
+ figure { margin: 0 } img { width: 100%; height: 220px; object-fit: contain; background: #f2f0ed }
+ figcaption { overflow-wrap: anywhere } small { color: #6b6660 } .nobody, .human { border-left: 3px solid #c60; padding-left: .5rem }
+ .human { border-color: #28c }
+ @media (prefers-color-scheme: dark) { body { background: #1c1b1a; color: #ddd } img { background: #2a2826 } }
+</style></head><body>
+<h1>Captions of {{ title }}</h1>
+<p>{{ note }}</p>
+<main>
+{% for name, image, captions, by, label in cells %}
+<figure><img src="{{ image }}" alt="{{ name }}" loading="lazy">
+<figcaption class="{{ by }}">{% for line in captions %}{{ line }}<br>{% endfor %}
+<small>{{ name }}, {{ label }}</small></figcaption></figure>
+{% endfor %}
+</main></body></html>
+"""
+)
+
+
+def write_sheet(pairs: Sequence[tuple[Path, Sequence[str], str]], root: Path, path: Path) -> Iterator[tuple[int, int]]:
+    """Write the page `path` of pictures, captions and who wrote them, yielding how many are done of how many.
+
+    Pictures that cannot be read are left out. Raises DataError for a file that is there and no such page.
+    """
+    if path.exists() and not path.read_bytes().startswith(MARK.encode()):
+        raise DataError(f"{path}: exists and is no page of captions; move it away")
+    taken = pairs[:MOST]
+    cells = []
+    for i, (image, captions, by) in enumerate(taken, 1):
+        try:
+            name = shown(image.relative_to(root))
+            cells.append((name, _thumb(image), list(captions), by, WRITTEN_BY[by]))
+        except DataError:
+            pass
+        yield i, len(taken)
+    note = f"{len(cells)} pictures" + (f", the first of {len(pairs)}" if len(pairs) > MOST else "")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    write_text(path, environment.from_string(PAGE).render(title=shown(root), note=note, cells=cells))
+
+
+def _thumb(path: Path) -> str:
+    image = load_image(path)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,423 @@
+"""The captions of a folder: which there are and who wrote them, and how new ones are written. Imports no torch.
+
+`.sdtune-captions.json` remembers what sdtune wrote. A caption that is not what it remembers was written by a person, and is theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from sdtune.captioners import text
+from sdtune.captioners.config import CaptionConfig
+from sdtune.data import masks
+from sdtune.data.images import FOREIGN_SUFFIXES, SUFFIXES
+from sdtune.data.layouts import listed, plural, shown
+from sdtune.errors import DataError
+from sdtune.files import atomic_write, write_json, write_text
+
+RECORDS = ".sdtune-captions.json"
+METADATA = "metadata.jsonl"
+OTHER_METADATA = ("metadata.csv", "metadata.parquet")
+TEXTS = (".txt", ".caption")
+Write = Literal["sidecar", "metadata"]
+Captions = tuple[str, ...]
+
+
+class _Changed(Exception):
+    """A caption is not what it was when the folder was read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was written for a picture."""
+
+    sha256: str
+    """Of the captions, one a line."""
+    model: str
+    settings: dict[str, Any]
+    time: float
+    """Seconds since 1970."""
+    kept: Captions = ()
+    """A person's captions that were added to."""
+    was: str = ""
+    """The sha256 before: if the writing of the new caption fails, the old one is still known."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and the captions it has."""
+
+    path: Path
+    name: str
+    """Relative to the folder, with slashes."""
+    captions: Captions
+    by: Literal["nobody", "human", "sdtune"]
+    kept: Captions = ()
+    """Of captions by sdtune: the part that a person wrote."""
+    since: float = 0.0
+    """When sdtune wrote it."""
+
+
+@dataclass
+class Folder:
+    """A folder that was read."""
+
+    path: Path
+    write: Write
+    column: str
+    pictures: list[Picture] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    """What cannot be captioned, and why."""
+    notes: list[str] = field(default_factory=list)
+
+
+def read(path: str | Path, config: CaptionConfig) -> Folder:
+    """The pictures of a folder and their captions. Raises DataError."""
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file; give the folder that holds the pictures" if root.exists() else "no such folder"
+        raise DataError(f"{path}: {what}")
+    folder = Folder(root, _form(root, config), config.column)
+    images = _pictures(folder)
+    records = read_records(root)[0]
+    rows = _rows(folder)
+    for image in images:
+        name = image.relative_to(root).as_posix()
+        try:
+            captions = rows.get(name, ()) if rows is not None else sidecar_of(image)[1]
+        except DataError as error:
+            folder.left.append((shown(image.relative_to(root)), str(error)))
+            continue
+        folder.pictures.append(_with_record(Picture(image, name, captions, "human"), records.get(shown_name(name))))
+    return folder
+
+
+def wanted(folder: Folder, config: CaptionConfig, since: float = 0.0) -> list[Picture]:
+    """The pictures to be captioned; of those by sdtune only what is older than `since`."""
+    kinds = {"nobody": True, "human": config.overwrite or config.append, "sdtune": config.again}
+    return [p for p in folder.pictures if kinds[p.by] and not (p.by == "sdtune" and since and p.since >= since)]
+
+
+def shown_name(name: str) -> str:
+    return shown(Path(name))
+
+
+# ---- what is there
+
+
+def _form(root: Path, config: CaptionConfig) -> Write:
+    """How captions are written. Refuses what training would not read afterwards."""
+    for name in OTHER_METADATA:
+        if (root / name).is_file():
+            raise DataError(f"{root / name}: captions are written to .txt files or {METADATA}; save it as {METADATA}")
+    there = (root / METADATA).is_file()
+    if not there and (inner := next(_metadata_below(root), None)):
+        raise DataError(f"{inner}: has the captions of its folder; caption that folder by itself: {inner.parent}")
+    if there and config.write == "sidecar":
+        raise DataError(
+            f"{root / METADATA}: has the captions of this folder, so that .txt files would not be read; leave --write out, "
+            "or take the file away"
+        )
+    return config.write or ("metadata" if there else "sidecar")
+
+
+def _metadata_below(root: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (Path(parent) / n for n in (METADATA, *OTHER_METADATA) if n in names and Path(parent) != root)
+
+
+def _pictures(folder: Folder) -> list[Path]:
+    """The pictures of `folder` in a fixed order, without masks; what is in the way of one goes to `folder.left`."""
+    files = list(_walk(folder.path))
+    hidden = {mask.file for mask, _ in masks.by_name(files, folder.path)} | _masks_of_rows(folder.path)
+    found = [p for p in files if p.suffix.lower() in SUFFIXES and p not in hidden]
+    sharing: dict[Path, list[Path]] = defaultdict(list)
+    for image in found:
+        sharing[image.with_suffix("")].append(image)
+    good = []
+    for image in found:
+        what = _hindrance(image, folder, sharing[image.with_suffix("")])
+        if what:
+            folder.left.append((shown(image.relative_to(folder.path)), what))
+        else:
+            good.append(image)
+    foreign = [p for p in files if p.suffix.lower() in FOREIGN_SUFFIXES]
+    what = "not one of the formats that are read; convert it to PNG or JPEG"
+    folder.left += [(shown(p.relative_to(folder.path)), what) for p in foreign]
+    if hidden & set(files):
+        folder.notes.append(f"{plural(len(hidden & set(files)), 'mask')} left alone")
+    return good
+
+
+def _hindrance(image: Path, folder: Folder, sharing: Sequence[Path]) -> str:
+    """Why `image` cannot have a caption, or nothing."""
+    if folder.write == "sidecar" and len(sharing) > 1:
+        return f"would share a text file ({listed([shown(Path(p.name)) for p in sharing])}); give the pictures different names"
+    if folder.write == "metadata" and not _writable(image.relative_to(folder.path)):
+        return f"its name cannot be written into {METADATA}; rename it, or use --write sidecar"
+    try:
+        inside = image.resolve(strict=True).is_relative_to(folder.path.resolve())
+    except (OSError, RuntimeError):
+        return "a link that leads nowhere; remove it"
+    return "" if inside else "a link that leaves the folder; copy the picture into it"
+
+
+def _writable(name: Path) -> bool:
+    """Whether a row of metadata.jsonl can name it so that training takes it for a file inside the folder."""
+    plain = unquote(name.as_posix())
+    odd = "\\" in plain or "://" in plain or plain.startswith("~") or ".." in PurePosixPath(plain).parts
+    return shown(name) == name.as_posix() and not odd
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All files below, hidden ones left out; links to folders are not followed."""
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        yield from (Path(parent) / n for n in sorted(names) if not n.startswith("."))
+
+
+def sidecar_of(image: Path) -> tuple[Path, Captions]:
+    """The text file of a picture, there or not, and its lines. Raises DataError."""
+    path = next((p for p in (image.with_suffix(s) for s in TEXTS) if p.is_file()), image.with_suffix(TEXTS[0]))
+    try:
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        lines = raw.decode("utf-8").splitlines()
+    except FileNotFoundError:
+        return path, ()
+    except UnicodeDecodeError:
+        raise DataError(f"{shown(Path(path.name))} is not UTF-8; save it as UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"{shown(Path(path.name))}: {(error.strerror or 'cannot be read').lower()}") from None
+    return path, tuple(line.strip() for line in lines if line.strip())
+
+
+def _with_record(picture: Picture, record: Record | None) -> Picture:
+    """Whose the caption is."""
+    if not picture.captions:
+        return replace(picture, by="nobody")
+    if record and digest(picture.captions) in (record.sha256, record.was):
+        return replace(picture, by="sdtune", kept=record.kept, since=record.time)
+    return picture
+
+
+def digest(captions: Captions) -> str:
+    return hashlib.sha256("\n".join(captions).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# ---- metadata.jsonl
+
+
+def _rows(folder: Folder) -> dict[str, Captions] | None:
+    """The captions of each picture by its name; None where there is no metadata. Raises DataError that lists all faults."""
+    path = folder.path / METADATA
+    if not path.is_file():
+        return None
+    found: dict[str, Captions] = {}
+    faults = []
+    for number, _, row in _lines(path):
+        where = f"{path}:{number}"
+        if row is None:
+            faults.append(f'{where}: not a row such as {{"file_name": "a.png"}}; mend or remove the line')
+            continue
+        name, captions = _name_of(row), captions_of(row.get(folder.column))
+        if captions is None:
+            faults.append(f"{where}: {folder.column!r} is no text or list of texts: {row.get(folder.column)!a:.60}")
+        elif name in found:
+            faults.append(f"{where}: {name} is in another line, too; put its captions into one row, as a list")
+        else:
+            found[name] = captions
+    if faults:
+        raise DataError("\n".join([f"{path}: cannot be written to as it is", *faults[:20]]))
+    folder.left += [
+        (n, f"in {METADATA}, but not there; remove the row or add it") for n in found if not _exists(folder, n)
+    ]
+    return found
+
+
+def _exists(folder: Folder, name: str) -> bool:
+    try:
+        return (folder.path / name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _masks_of_rows(root: Path) -> set[Path]:
+    """Pictures that a column of metadata.jsonl names as masks."""
+    if not (root / METADATA).is_file():
+        return set()
+    rows = [row for _, _, row in _lines(root / METADATA) if row]
+    return {root / str(row[column]) for row in rows for column in masks.COLUMNS if row.get(column)}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+    """Number, bytes and row of each line that is not blank; None for what is no row with a file_name. Raises DataError."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if line.strip():
+            yield number, line, _row(line.removeprefix(b"\xef\xbb\xbf"))
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("file_name"), str) else None
+
+
+def _name_of(row: Mapping[str, Any]) -> str:
+    return PurePosixPath(row["file_name"]).as_posix()
+
+
+def captions_of(value: object) -> Captions | None:
+    """The captions that are not blank; None if `value` is neither text nor a list of texts."""
+    values: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str) for v in values):
+        return None
+    return tuple(v.strip() for v in values if v.strip())
+
+
+def _write_rows(folder: Folder, new: Mapping[str, Captions]) -> None:
+    """Put `new` into metadata.jsonl; other keys of the rows, and other lines, stay as they are."""
+    path = folder.path / METADATA
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    left = dict(new)
+    for i, line in enumerate(lines):
+        mark = b"\xef\xbb\xbf" if line.startswith(b"\xef\xbb\xbf") else b""
+        row = _row(line.removeprefix(mark)) if line.strip() else None
+        if row and (captions := left.pop(_name_of(row), None)) is not None:
+            lines[i] = mark + _json({**row, folder.column: _value(captions)}) + b"\r" * line.endswith(b"\r")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    lines += [_json({"file_name": name, folder.column: _value(captions)}) for name, captions in left.items()]
+    with atomic_write(path) as file:
+        file.write(b"\n".join(lines) + b"\n")
+
+
+def _value(captions: Captions) -> str | list[str]:
+    return captions[0] if len(captions) == 1 else list(captions)
+
+
+def _json(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:  # JSON can hold half characters
+        return json.dumps(row).encode("ascii")
+
+
+# ---- what sdtune wrote
+
+
+def read_records(root: Path) -> tuple[dict[str, Record], dict[str, Any]]:
+    """What is remembered of each picture, and the run with --again that was not finished, if any. Raises DataError."""
+    path = root / RECORDS
+    if not path.exists():
+        return {}, {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        records = {name: Record(**{**r, "kept": tuple(r.get("kept", ()))}) for name, r in found["captions"].items()}
+        return records, dict(found.get("unfinished", {}))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); mend it, or remove it: all captions then count as written by people"
+        ) from None
+
+
+def write_records(root: Path, records: Mapping[str, Record], unfinished: Mapping[str, Any]) -> None:
+    captions = {name: {k: v for k, v in asdict(r).items() if v or k == "settings"} for name, r in records.items()}
+    write_json(
+        root / RECORDS, {"version": 1, "captions": captions, **({"unfinished": unfinished} if unfinished else {})}
+    )
+
+
+def plain(value: Mapping[str, Any]) -> Any:
+    """`value` as it comes back from JSON."""
+    return json.loads(json.dumps(value))
+
+
+class Writer:
+    """Writes captions a few at a time, first what is remembered of them and then they themselves.
+
+    A stop between the two leaves the folder as it was: what is remembered then fits no caption.
+    """
+
+    def __init__(self, folder: Folder, config: CaptionConfig, model: str, *, tags: bool) -> None:
+        self.folder, self.config, self.model, self.tags = folder, config, model, tags
+        self.settings = config.record()
+        self._waiting: list[tuple[Picture, str]] = []
+        self._due = 0.0
+
+    def put(self, picture: Picture, made: str) -> list[tuple[Picture, Captions | str]]:
+        """Take the caption `made`; gives what `flush` gives when it is time to write, else nothing."""
+        self._waiting.append((picture, made))
+        return self.flush() if time.monotonic() >= self._due else []
+
+    def flush(self) -> list[tuple[Picture, Captions | str]]:
+        """Write what waits. Each picture with its captions as they are now, or with the reason why it has none."""
+        if not self._waiting:
+            return []
+        began = time.monotonic()
+        waiting, self._waiting = self._waiting, []
+        current = _rows(self.folder) if self.folder.write == "metadata" else None
+        outcome: list[tuple[Picture, Captions | str]] = []
+        new: list[tuple[Picture, Captions, Captions]] = []
+        for picture, made in waiting:
+            try:
+                self._check(picture, current)
+                captions, kept = combined(picture, made, self.config, tags=self.tags)
+                new.append((picture, captions, kept))
+                outcome.append((picture, captions))
+            except (_Changed, DataError) as error:
+                outcome.append((picture, str(error)))
+        self._remember(new)
+        self._write(new, current)
+        # The whole of the records is written each time: in large folders less often, so that it takes a tenth of the time at most.
+        self._due = time.monotonic() + 10 * (time.monotonic() - began)
+        return outcome
+
+    def _check(self, picture: Picture, current: Mapping[str, Captions] | None) -> None:
+        """Refuse to touch a caption that was written since the folder was read."""
+        captions = current.get(picture.name, ()) if current is not None else sidecar_of(picture.path)[1]
+        if captions != picture.captions:
+            raise _Changed("its caption was changed meanwhile, and stays as it is")
+
+    def _remember(self, new: Sequence[tuple[Picture, Captions, Captions]]) -> None:
+        records, unfinished = read_records(self.folder.path)
+        for picture, captions, kept in new:
+            was = digest(picture.captions) if picture.by == "sdtune" else ""
+            records[shown_name(picture.name)] = Record(
+                digest(captions), self.model, self.settings, time.time(), kept, was
+            )
+        write_records(self.folder.path, records, unfinished)
+
+    def _write(self, new: Sequence[tuple[Picture, Captions, Captions]], current: Mapping[str, Captions] | None) -> None:
+        if self.folder.write == "sidecar":
+            for picture, captions, _ in new:
+                write_text(sidecar_of(picture.path)[0], "\n".join(captions) + "\n")
+            return
+        rows = {picture.name: captions for picture, captions, _ in new}
+        if current is None:  # the first row: from now on text files are not read, so what they say goes along
+            rows = {p.name: p.captions for p in self.folder.pictures if p.captions} | rows
+        if rows:
+            _write_rows(self.folder, rows)
+
+
+def combined(picture: Picture, made: str, config: CaptionConfig, *, tags: bool) -> tuple[Captions, Captions]:
+    """The captions that the picture is to have, and the part of them that a person wrote."""
+    theirs = picture.captions if picture.by == "human" else picture.kept
+    if not theirs or config.overwrite:
+        return (made,), ()
+    return tuple(text.added(caption, made, tags=tags) for caption in theirs), theirs
