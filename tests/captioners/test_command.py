@@ -61,7 +61,7 @@ def test_captions_progress_and_again(fast: list[object], tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert re.search(r"^to do +6, with blip", done.stdout, re.MULTILINE)
     assert re.search(r"^kept +1 by people", done.stdout, re.MULTILINE)
-    assert re.search(r"captioning \d/6  [\d.e+]+ pictures/s, .* left", done.stdout)
+    assert "captioning (6) ..." in done.stdout
     assert re.search(r"^5 captions in .*, 1 left out$", done.stdout, re.MULTILINE)
     assert "warning: bad.png: " in done.stdout and done.stderr == ""
     texts = {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.txt")}

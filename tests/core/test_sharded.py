@@ -48,8 +48,9 @@ device = "cpu"
 precision = "fp32"
 gradient_checkpointing = true
 """
-TWO = (*several.SECTIONS, "average", "in_bf16", "dead", "fresh", "memory", "whole", "train", "again", "from one")
-TWO = (*TWO, "train bf16", "stops", "diverges", "no_room")
+TWO = ("adamw", "average", "dead", "memory", "whole", "train")
+MORE = ("lion", "schedule-free", "in_bf16", "fresh", "again", "from one", "train bf16", "stops", "diverges", "no_room")
+"""What takes longer, in two processes; it goes on with what TWO left."""
 FOUR = (*several.SECTIONS, "average", "dead", "memory", "whole", "train", "from one", "from two", "stops")
 
 
@@ -118,6 +119,11 @@ def two(world: World) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
+def more(world: World, two: list[dict[str, str]]) -> list[dict[str, str]]:
+    return launch(2, world.folder, MORE)
+
+
+@pytest.fixture(scope="module")
 def four(world: World, two: list[dict[str, str]]) -> list[dict[str, str]]:
     return launch(4, world.folder, FOUR)
 
@@ -125,6 +131,12 @@ def four(world: World, two: list[dict[str, str]]) -> list[dict[str, str]]:
 @pytest.mark.parametrize("check", TWO)
 def test_in_two_processes(two: list[dict[str, str]], check: str) -> None:
     assert not any(said.get(check, "not reached") for said in two), said_of(two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", MORE)
+def test_more_in_two_processes(more: list[dict[str, str]], check: str) -> None:
+    assert not any(said.get(check, "not reached") for said in more), said_of(more)
 
 
 @pytest.mark.slow
@@ -179,12 +191,14 @@ def test_four_processes_train_what_one_trains(world: World, four: list[dict[str,
     assert_same_but_for_rounding(Run(world.folder / "of-4"), world.alone)
 
 
-def test_bf16_trains_nearly_the_same(world: World, two: list[dict[str, str]]) -> None:
+@pytest.mark.slow
+def test_bf16_trains_nearly_the_same(world: World, more: list[dict[str, str]]) -> None:
     alone = trained(world.folder, "alone-bf16", *several.BF16)
     assert_same_but_for_rounding(Run(world.folder / "bf16"), alone, loss=5e-3, weight=2e-2)
 
 
-def test_a_run_goes_on_bit_by_bit_on_as_many_processes(world: World, two: list[dict[str, str]]) -> None:
+@pytest.mark.slow
+def test_a_run_goes_on_bit_by_bit_on_as_many_processes(world: World, more: list[dict[str, str]]) -> None:
     run, straight = Run(world.folder / "again"), Run(world.folder / "of-2")
     assert losses(run) == losses(straight)
     for pattern in ("checkpoints/step-*/*.safetensors", "final/**/*.safetensors"):
@@ -192,7 +206,8 @@ def test_a_run_goes_on_bit_by_bit_on_as_many_processes(world: World, two: list[d
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in theirs)
 
 
-def test_several_go_on_with_what_one_began(world: World, two: list[dict[str, str]]) -> None:
+@pytest.mark.slow
+def test_several_go_on_with_what_one_began(world: World, more: list[dict[str, str]]) -> None:
     run = Run(world.folder / "from-one-of-2")
     assert [e.step for e in run.events() if isinstance(e, Started)][-1] == 2
     assert_same_but_for_rounding(run, world.alone)
@@ -235,6 +250,7 @@ def all_gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_once_and_one_process_goes_on(world: World, tmp_path: Path) -> None:
     run, straight = Run(tmp_path / "run"), Run(tmp_path / "straight")
     with start(world, run) as process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def same(a: Batch, b: Batch) -> bool:
 
 def take(cache: Cache, config: DataConfig, count: int, start: int = 0, seed: int = 5, size: int = 4) -> list[Batch]:
     return list(islice(batches(cache, config, batch_size=size, seed=seed, start=start), count))
+
+
+def test_repeats_show_a_picture_more_often_in_each_epoch(folder: Path, model: Model) -> None:
+    config = config_of(folder)
+    examples = [replace(e, repeats=3 if i == 2 else 1) for i, e in enumerate(scan_folder(folder, config)[0])]
+    cache = Cache.open(examples, model, config, resolution=32)
+    for _ in cache.fill():
+        pass
+    for epoch in (0, 1):
+        seen = [int(b.indices_B) for b in take(cache, config, 9, start=9 * epoch, size=1)]
+        assert Counter(seen) == {i: 3 if i == 2 else 1 for i in range(7)}
 
 
 class Telling(Cache):

@@ -1,0 +1,421 @@
+"""Layouts of other tools, each from real files: what is recognised, what is read, and what is said of the rest."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdtune import config as configs
+from sdtune.data import archives, dataset
+from sdtune.data.dataset import Example, Splits
+from sdtune.data.readers.filename import caption_in
+from sdtune.data.readers.kohya import concept
+from sdtune.errors import ConfigError, DataError
+from tests.data.test_dataset import faults, has, names, pair, put, scan
+
+
+def captions(splits: Splits, *, below: Path | None = None) -> dict[str, tuple[str, ...]]:
+    return {_name(e, below): e.captions for e in splits.train}
+
+
+def repeats(splits: Splits) -> dict[str, int]:
+    return {e.image.name: e.repeats for e in splits.train}
+
+
+def _name(example: Example, below: Path | None) -> str:
+    return example.image.relative_to(below).as_posix() if below else example.image.name
+
+
+def png(seed: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (seed * 9 % 256, 40, 90)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+# ---- sidecars, names
+
+
+def test_caption_files_of_kohyas_scripts_are_read(tmp_path: Path) -> None:
+    put(tmp_path / "a.png").with_suffix(".caption").write_text("a cat\na red cat\n")
+    pair(tmp_path / "b.png", "a dog", 1)
+    (tmp_path / "b.caption").write_text("not this one")
+    splits = scan(tmp_path)
+    assert captions(splits) == {"a.png": ("a cat", "a red cat"), "b.png": ("a dog",)}
+    assert splits.notes[0] == "pictures with .caption and .txt files: 2 pictures"
+    assert has(splits.notes, "1 .caption file not read, as there is a .txt, too: b.caption")
+
+
+def test_multiply_shows_a_folder_more_often(tmp_path: Path) -> None:
+    pair(tmp_path / "a" / "a.png", "a cat")
+    pair(tmp_path / "b" / "b.png", "a dog", 1)
+    (tmp_path / "b" / "multiply.txt").write_text("3\n")
+    splits = scan(tmp_path)
+    assert repeats(splits) == {"a.png": 1, "b.png": 3}
+    assert has(splits.notes, "b/multiply.txt: the pictures there are shown 3 times as often")
+    (tmp_path / "b" / "multiply.txt").write_text("0.5")
+    assert faults(tmp_path) == ["b/multiply.txt: holds '0.5', not a whole number of times from 1 on; mend or remove it"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "caption"),
+    [
+        ("red_apple_012", "red apple"), ("012 - red apple", "red apple"), ("apple (2)", "apple"), ("Apfel äöü", "Apfel äöü"),
+        ("3d_model", "3d model"), ("007", "007"), ("two apples", "two apples"),
+    ],
+)  # fmt: skip
+def test_a_name_as_a_caption(stem: str, caption: str) -> None:
+    assert caption_in(stem) == caption
+
+
+def test_names_are_captions_only_where_that_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "red_apple_1.png")
+    assert faults(tmp_path) == [
+        "red_apple_1.png: no caption: red_apple_1.txt is missing; write one",
+        "mend them, or set data.on_bad=skip to leave them out",
+    ]
+    splits = scan(tmp_path, layout="filename")
+    assert captions(splits) == {"red_apple_1.png": ("red apple",)}
+    assert splits.notes[0] == "pictures whose name is their caption: 1 picture"
+
+
+# ---- kohya
+
+
+def kohya(folder: Path) -> Path:
+    put(folder / "10_sks dog" / "a.png")
+    pair(folder / "10_sks dog" / "b.png", "sks dog on grass", 1)
+    pair(folder / "2_cat" / "sub" / "c.png", "a cat", 2)
+    return folder
+
+
+def test_kohyas_folders(tmp_path: Path) -> None:
+    splits = scan(kohya(tmp_path))
+    assert captions(splits) == {"a.png": ("sks dog",), "b.png": ("sks dog on grass",), "c.png": ("a cat",)}
+    assert repeats(splits) == {"a.png": 10, "b.png": 10, "c.png": 2}
+    assert splits.notes[0] == "kohya's folders (repeats_name): 3 pictures: 2 of 'sks dog' x 10, 1 of 'cat' x 2"
+
+
+def test_kohyas_folder_itself_is_understood(tmp_path: Path) -> None:
+    splits = scan(kohya(tmp_path) / "10_sks dog")
+    assert captions(splits) == {"a.png": ("sks dog",), "b.png": ("sks dog on grass",)}
+    assert set(repeats(splits).values()) == {10}
+
+
+def test_what_kohya_leaves_alone_is_told(tmp_path: Path) -> None:
+    put(kohya(tmp_path) / "loose.png", 4)
+    put(tmp_path / "reg" / "r.png", 5)
+    put(tmp_path / "x_y" / "z.png", 6)
+    splits = scan(tmp_path, layout="kohya")
+    assert sorted(captions(splits)) == ["a.png", "b.png", "c.png"]
+    assert has(splits.notes, "1 picture beside the folders 10_name/, left alone as kohya's scripts do: loose.png")
+    assert has(splits.notes, "no number of repeats before the first _, left alone as kohya's scripts do: reg/, x_y/")
+    assert has(splits.notes, f"reg/ may hold class pictures: data.class_path={tmp_path / 'reg'} would use them")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("10_sks dog", (10, "sks dog")),
+        ("1_", (1, "")),
+        ("0_x", None),
+        ("dog", None),
+        ("2024_summer", None),
+        ("x_10", None),
+    ],
+)
+def test_repeats_in_a_name(name: str, found: tuple[int, str] | None) -> None:
+    assert concept(name) == found
+
+
+def test_a_year_is_no_number_of_repeats(tmp_path: Path) -> None:
+    pair(tmp_path / "2024_summer" / "a.png", "a beach")
+    assert repeats(scan(tmp_path)) == {"a.png": 1}
+
+
+TOML = """
+[general]
+caption_extension = ".txt"
+enable_bucket = true
+[[datasets]]
+resolution = 512
+  [[datasets.subsets]]
+  image_dir = "one"
+  num_repeats = 3
+  class_tokens = "sks dog"
+  [[datasets.subsets]]
+  image_dir = "two"
+  caption_extension = ".caption"
+  caption_prefix = "drawing,"
+  [[datasets.subsets]]
+  image_dir = "reg"
+  is_reg = true
+"""
+
+
+def test_kohyas_toml(tmp_path: Path) -> None:
+    put(tmp_path / "one" / "a.png")
+    put(tmp_path / "two" / "b.png", 1).with_suffix(".caption").write_text("a cat")
+    (tmp_path / "data.toml").write_text(TOML)
+    splits = scan(tmp_path / "data.toml")
+    assert captions(splits) == {"a.png": ("sks dog",), "b.png": ("drawing, a cat",)}
+    assert repeats(splits) == {"a.png": 3, "b.png": 1}
+    assert splits.notes[0] == "kohya's data.toml: 2 pictures"
+    assert has(splits.notes, "class pictures are not read here; data.class_path=reg uses them")
+    assert has(splits.notes, "data.toml: not read, set it in the recipe: enable_bucket, resolution (data.resolution)")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a = ", "data.toml: not valid TOML"),
+        ("[general]\na = 1", "data.toml: no [[datasets]] in it"),
+        ("[[datasets]]\na = 1", "data.toml: datasets[1]: has no [[datasets.subsets]]"),
+        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "gone"', "datasets[1].subsets[1]: gone: no such folder"),
+        (
+            '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "one"\nnum_repeats = 0',
+            "num_repeats is 0, not a whole number",
+        ),
+        ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2", "names no folder of pictures (None)"),
+    ],
+)
+def test_faults_of_a_toml(tmp_path: Path, text: str, says: str) -> None:
+    put(tmp_path / "one" / "a.png")
+    (tmp_path / "data.toml").write_text(text)
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path / "data.toml")
+    assert says in str(caught.value)
+
+
+def test_a_toml_leads_outside_only_into_roots(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere" / "a.png").with_suffix(".caption").write_text("a cat")
+    (tmp_path / "in").mkdir()
+    text = f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{tmp_path / "elsewhere"}"'
+    (tmp_path / "in" / "data.toml").write_text(text)
+    with pytest.raises(DataError, match=r"is outside of .*; name it in data\.roots"):
+        scan(tmp_path / "in" / "data.toml")
+    splits = scan(tmp_path / "in" / "data.toml", roots=(str(tmp_path / "elsewhere"),))
+    assert captions(splits) == {"a.png": ("a cat",)}
+
+
+def test_kohyas_json(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    put(tmp_path / "b.png", 1)
+    rows = {
+        "/old/place/a.png": {"caption": "a cat\na red cat", "tags": "red, cat"},
+        "b": {"tags": "dog"},
+        "gone": {"caption": "x"},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"meta\.json: 'gone': no picture of this name here"):
+        scan(tmp_path / "meta.json")
+    splits = scan(tmp_path / "meta.json", on_bad="skip")
+    assert captions(splits) == {"a.png": ("a cat, red, cat", "a red cat, red, cat"), "b.png": ("dog",)}
+
+
+# ---- SimpleTuner
+
+
+def test_simpletuners_backends(tmp_path: Path) -> None:
+    pair(tmp_path / "one" / "a.png", "a cat")
+    put(tmp_path / "two" / "red_dog.png", 1)
+    put(tmp_path / "three" / "c.png", 2)
+    rows: list[dict[str, Any]] = [
+        {"id": "one", "type": "local", "instance_data_dir": "one", "caption_strategy": "textfile", "repeats": 2},
+        {"id": "two", "type": "local", "instance_data_dir": "two", "caption_strategy": "filename"},
+        {"id": "three", "instance_data_dir": "three", "caption_strategy": "instanceprompt", "instance_prompt": "sks"},
+        {"id": "text", "dataset_type": "text_embeds"},
+    ]
+    (tmp_path / "multidatabackend.json").write_text(json.dumps(rows))
+    splits = scan(tmp_path)
+    assert captions(splits) == {"a.png": ("a cat",), "red_dog.png": ("red dog",), "c.png": ("sks",)}
+    assert repeats(splits) == {"a.png": 3, "red_dog.png": 1, "c.png": 1}, "0 repeats mean once"
+    assert has(splits.notes, "multidatabackend.json: no pictures to train on, or disabled: text")
+    rows[0]["type"] = "aws"
+    (tmp_path / "multidatabackend.json").write_text(json.dumps(rows))
+    assert faults(tmp_path)[0] == (
+        "multidatabackend.json: one: its type is 'aws'; copy the pictures into a folder and set it to local"
+    )
+
+
+# ---- Flickr30k, Unsplash
+
+FORMS = {
+    "results_20130124.token": "1.png#0\ta cat\n1.png#1\ta red cat\n2.png#0\ta dog\n",
+    "results.csv": "image_name| comment_number| comment\n1.png| 0| a cat\n1.png| 1   a red cat\n2.png| 0| a dog\n",
+    "captions.txt": 'image,caption\n1.png,a cat\n1.png,a red cat\n2.png,"a dog"\n',
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_flickrs_captions(tmp_path: Path, form: str) -> None:
+    """The second row of results.csv lacks its second bar, as one of the published file does."""
+    (tmp_path / form).write_text(FORMS[form])
+    put(tmp_path / "flickr30k_images" / "1.png")
+    put(tmp_path / "flickr30k_images" / "3.png", 3)
+    with pytest.raises(DataError, match=r"1 picture of it not here \(2\.png\); add them"):
+        scan(tmp_path)
+    put(tmp_path / "flickr30k_images" / "2.png", 1)
+    splits = scan(tmp_path)
+    assert captions(splits) == {"1.png": ("a cat", "a red cat"), "2.png": ("a dog",)}
+    assert splits.notes[0] == f"Flickr's {form}: 2 pictures"
+    assert has(splits.notes, f"1 picture not in {form}, left alone: flickr30k_images/3.png")
+    assert captions(scan(tmp_path / form)) == captions(splits), "the file may be named instead of its folder"
+
+
+def test_a_line_without_a_caption_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "1.png")
+    (tmp_path / "results_20130124.token").write_text("1.png#0\ta cat\nnonsense\n")
+    assert faults(tmp_path) == [
+        "results_20130124.token:2: not a picture, a number and a caption: 'nonsense'; mend or remove the line"
+    ]
+
+
+def test_a_captions_txt_of_something_else_is_not_flickrs(tmp_path: Path) -> None:
+    put(tmp_path / "captions.png")
+    (tmp_path / "captions.txt").write_text("a page of captions")
+    assert captions(scan(tmp_path)) == {"captions.png": ("a page of captions",)}
+
+
+def test_unsplash(tmp_path: Path) -> None:
+    head = "photo_id\tphoto_url\tphoto_description\tai_description\n"
+    rows = 'A1\thttps://x\ta "fine" cat\ta cat\nB2\thttps://x\t\ta dog\nC3\thttps://x\t\t\nD4\thttps://x\tgone\t\n'
+    (tmp_path / "photos.tsv000").write_text(head + rows)
+    keys = "photo_id\tkeyword\tai_service_1_confidence\tai_service_2_confidence\tsuggested_by_user\n"
+    words = "C3\tsea\t99.5\t\tf\nC3\tfog\t12.0\t\tf\nC3\tbeach\t\t\tt\n"
+    (tmp_path / "keywords.tsv000").write_text(keys + words)
+    for i, name in enumerate(("A1", "B2", "C3")):
+        put(tmp_path / "photos" / f"{name}.png", i)
+    splits = scan(tmp_path)
+    assert captions(splits) == {"A1.png": ('a "fine" cat',), "B2.png": ("a dog",), "C3.png": ("beach, sea",)}
+    assert has(splits.notes, "1 photo of photos.tsv000 not downloaded yet: D4; ")
+    only = scan(tmp_path, caption_column="keywords", on_bad="skip")
+    assert captions(only) == {"C3.png": ("beach, sea",)}
+    with pytest.raises(
+        DataError, match=r"data\.caption_column: 'text2', but Unsplash's captions are photo_description"
+    ):
+        scan(tmp_path, caption_column="text2")
+
+
+# ---- WebDataset
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def shards(folder: Path) -> Path:
+    tar(
+        folder / "00000.tar",
+        {"000.png": png(0), "000.txt": b"a cat", "001.png": png(1), "001.json": b'{"caption": "a dog"}'},
+    )
+    tar(folder / "00001.tar", {"sub/2.png": png(2), "sub/2.txt": "ein Bär".encode(), "3.json": b'{"status": "failed"}'})
+    return folder
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    splits = scan(shards(tmp_path))
+    assert captions(splits, below=tmp_path) == {
+        "00000.tar/000.png": ("a cat",), "00000.tar/001.png": ("a dog",), "00001.tar/sub/2.png": ("ein Bär",),
+    }  # fmt: skip
+    assert splits.notes[:1] == ["WebDataset: 3 pictures in 2 tar files"]
+    assert has(splits.notes, "1 sample without a picture: 00001.tar/3")
+    assert archives.read_bytes(tmp_path / "00000.tar" / "001.png") == png(1)
+
+
+@pytest.mark.parametrize("pattern", ["00001.tar", "*1.tar", "{00001..00001}.tar"])
+def test_a_pattern_names_shards(tmp_path: Path, pattern: str) -> None:
+    assert len(scan(shards(tmp_path) / pattern).train) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({"a.png": png(), "a.jpg": png(1), "a.txt": b"x"}, "00000.tar/a: has 2 pictures (a.png, a.jpg); one is needed"),
+        (
+            {"../a.png": png(), "../a.txt": b"x"},
+            "00000.tar: its member '../a.png' leaves the folder; write the file again",
+        ),
+        ({"a.png": png(), "a.json": b"{"}, "00000.tar/a: its .json is not valid"),
+        (
+            {"a.png": png(), "a.json": b'{"caption": 3}'},
+            "00000.tar/a: 'caption' in its .json is no text or list of texts",
+        ),
+        ({"a.png": png(), "a.txt": b"\xff\xfea"}, "00000.tar/a: its text is UTF-16"),
+        ({"a.png": b"no picture", "a.txt": b"x"}, "00000.tar/a.png: text, not a picture"),
+    ],
+)
+def test_faults_of_a_shard(tmp_path: Path, members: dict[str, bytes], says: str) -> None:
+    tar(tmp_path / "00000.tar", members)
+    assert any(line.startswith(says) for line in faults(tmp_path))
+
+
+def test_a_damaged_shard_is_told(tmp_path: Path) -> None:
+    (shards(tmp_path) / "00002.tar").write_bytes(b"\x1f\x8b not a tar" * 100)
+    assert any(line.startswith("00002.tar: not an uncompressed tar file, or damaged") for line in faults(tmp_path))
+
+
+# ---- several sources
+
+
+def test_several_sources_with_repeats_and_weights(tmp_path: Path) -> None:
+    pair(tmp_path / "one" / "x.png", "a cat", 7)
+    kohya(tmp_path / "two")
+    places = [{"path": str(tmp_path / "one"), "weight": 0.5}, {"path": str(tmp_path / "two"), "repeats": 3}]
+    splits = dataset.scan(configs.from_dict({"data": {"sources": places, "validation_share": 0}}).data)
+    found = {e.image.name: (e.repeats, e.weight) for e in splits.train}
+    assert found == {"x.png": (1, 0.5), "a.png": (30, 1.0), "b.png": (30, 1.0), "c.png": (6, 1.0)}
+    assert has(splits.notes, f"{tmp_path / 'one'}: the loss of its pictures counts 0.5")
+    assert has(splits.notes, f"{tmp_path / 'two'}: each picture 3 times in an epoch")
+
+
+def test_each_source_keeps_its_own_validation_folder(tmp_path: Path) -> None:
+    for i, name in enumerate(("one", "two")):
+        pair(tmp_path / name / "train" / f"{name}.png", "a cat", 2 * i)
+        pair(tmp_path / name / "validation" / f"{name}-v.png", "a dog", 2 * i + 1)
+    places = [{"path": str(tmp_path / "one")}, {"path": str(tmp_path / "two")}]
+    splits = dataset.scan(configs.from_dict({"data": {"sources": places}}).data)
+    assert names(splits.train) == ["one.png", "two.png"] and names(splits.validation) == ["one-v.png", "two-v.png"]
+
+
+def test_a_copy_in_another_source_is_told(tmp_path: Path) -> None:
+    pair(tmp_path / "one" / "x.png", "a cat")
+    pair(tmp_path / "two" / "y.png", "a cat")
+    places = [{"path": str(tmp_path / "one")}, {"path": str(tmp_path / "two")}]
+    splits = dataset.scan(configs.from_dict({"data": {"sources": places, "validation_share": 0}}).data)
+    assert has(splits.notes, "1 picture with exact copies, seen more often than the others")
+
+
+def test_sources_and_a_path_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"data\.path: data\.sources names the places; remove one of the two"):
+        configs.from_dict({"data": {"path": "a", "sources": [{"path": "b"}]}})
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.repeats"):
+        configs.from_dict({"data": {"sources": [{"path": "b", "repeats": 0}]}})
+
+
+# ---- absolute names
+
+
+def test_absolute_names_lead_into_roots_alone(tmp_path: Path) -> None:
+    put(tmp_path / "pictures" / "a.png")
+    put(tmp_path / "secret" / "b.png", 1)
+    (tmp_path / "in").mkdir()
+    rows = [{"file_name": str(tmp_path / "pictures" / "a.png"), "text": "a cat"}]
+    (tmp_path / "in" / "metadata.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert "is an absolute path; use a path inside the folder" in faults(tmp_path / "in")[0]
+    roots = (str(tmp_path / "pictures"),)
+    assert captions(scan(tmp_path / "in", roots=roots)) == {"a.png": ("a cat",)}
+    for name in (tmp_path / "secret" / "b.png", f"{tmp_path}/pictures/../secret/b.png"):
+        (tmp_path / "in" / "metadata.jsonl").write_text(json.dumps({"file_name": str(name), "text": "x"}) + "\n")
+        assert any(w in faults(tmp_path / "in", roots=roots)[0] for w in ("outside of the folder", "leaves the folder"))
