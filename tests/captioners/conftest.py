@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdtune.captioners import Blip
+from sdtune.captioners import Blip, store
 from tests.captioners import tiny_captioners as tiny
 
 
@@ -18,6 +18,12 @@ def blip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def florence2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.florence2(tmp_path_factory.mktemp("florence2"))
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions are written as they come, however busy this machine is."""
+    monkeypatch.setattr(store, "PATIENCE", 0)
 
 
 @pytest.fixture

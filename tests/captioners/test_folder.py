@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from sdtune.captioners import Blip, CaptionConfig, Captioned, Event, Finished, LeftOut, Opened, caption, store
+from sdtune.captioners import run as run_module
+from sdtune.captioners import text as words
 from sdtune.data import dataset
 from sdtune.data.config import DataConfig
 from sdtune.errors import ConfigError, DataError
@@ -276,6 +279,39 @@ def test_a_stopped_run_goes_on(write: Write, k: int, quick: Blip, tmp_path: Path
     assert of(Opened, events)[0].ours == len(written)
     assert captions_in(parts, write) == captions_in(whole, write)
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
+
+
+@pytest.mark.parametrize("write", ["sidecar", "metadata"])
+def test_what_waits_to_be_written_is_written_at_a_stop(
+    write: Write, quick: Blip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where writing is slow, captions wait for each other."""
+    tiny.pictures(tmp_path, NAMES)
+    write_records = store.write_records
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.5)
+        write_records(*arguments)
+
+    monkeypatch.setattr(store, "write_records", slow)
+    monkeypatch.setattr(store, "PATIENCE", 10)
+    config = CaptionConfig(model=quick, write=write, batch_size=1)
+    events = caption(tmp_path, config)
+    told = next(event for event in events if isinstance(event, Captioned))
+    assert list(captions_in(tmp_path, write)) == [told.picture] == NAMES[:1]
+    made: list[str] = []
+    finish = words.finish
+
+    def counted(*arguments: Any, **named: Any) -> str:
+        made.append("")
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return finish(*arguments, **named)
+
+    monkeypatch.setattr(run_module, "finish", counted)
+    with pytest.raises(KeyboardInterrupt):
+        next(events)
+    assert sorted(captions_in(tmp_path, write)) == NAMES[:3]
 
 
 @pytest.mark.parametrize("write", ["sidecar", "metadata"])

@@ -36,6 +36,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("blip", {"size": {"height": 48, "width": 48}, "do_normalize": False, "rescale_factor": 0.01}),
     ("clip", {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}, "do_center_crop": True}),
+    ("clip", {"size": {"shortest_edge": 43}, "do_center_crop": False}),
     ("clip", {"size": {"shortest_edge": 40}, "crop_size": {"height": 61, "width": 47}, "do_center_crop": True}),
     ("clip", {"size": {"height": 40, "width": 40}, "do_center_crop": False, "do_convert_rgb": None}),
 ]

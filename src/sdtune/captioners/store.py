@@ -348,6 +348,10 @@ def plain(value: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(value))
 
 
+PATIENCE = 10
+"""Captions wait so many times as long as the last writing took: in large folders the records alone are megabytes."""
+
+
 class Writer:
     """Writes captions a few at a time, first what is remembered of them and then they themselves.
 
@@ -384,8 +388,7 @@ class Writer:
                 outcome.append((picture, str(error)))
         self._remember(new)
         self._write(new, current)
-        # The whole of the records is written each time: in large folders less often, so that it takes a tenth of the time at most.
-        self._due = time.monotonic() + 10 * (time.monotonic() - began)
+        self._due = time.monotonic() + PATIENCE * (time.monotonic() - began)
         return outcome
 
     def _check(self, picture: Picture, current: Mapping[str, Captions] | None) -> None:
