@@ -16,7 +16,7 @@ from PIL import Image
 from sdtune.captioners import Blip, CaptionConfig, Captioned, Event, Finished, LeftOut, Opened, caption, store
 from sdtune.captioners import run as run_module
 from sdtune.captioners import text as words
-from sdtune.data import dataset
+from sdtune.data import dataset, readers
 from sdtune.data.config import DataConfig
 from sdtune.errors import ConfigError, DataError
 from tests.captioners import tiny_captioners as tiny
@@ -180,6 +180,22 @@ def test_metadata_and_text_files_do_not_mix(quick: Blip, tmp_path: Path) -> None
     (tmp_path / "train" / "metadata.jsonl").rename(tmp_path / "train" / "metadata.csv")
     with pytest.raises(DataError, match=r"metadata.csv: captions are written to .txt files or metadata.jsonl"):
         run(tmp_path / "train", CaptionConfig(model=quick))
+
+
+def test_other_layouts(quick: Blip, tmp_path: Path) -> None:
+    """Those that would not read what is written are refused; kohya's folders are captioned, and keep their repeats."""
+    flickr = tiny.pictures(tmp_path / "f", ["a.png"])
+    (flickr / "captions.txt").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"is laid out as flickr30k, which says in a file of its own"):
+        run(flickr, CaptionConfig(model=quick))
+    kohya = tiny.pictures(tmp_path / "k", ["3_sks dog/a.png", "3_sks dog/b.png"])
+    (kohya / "3_sks dog" / "b.caption").write_text("mine\n", encoding="utf-8")
+    with pytest.raises(DataError, match="would hide the repeats"):
+        run(kohya, CaptionConfig(model=quick, write="metadata"))
+    run(kohya, CaptionConfig(model=quick, append=True))
+    entries = readers.read(kohya).entries
+    assert [entry.repeats for entry in entries] == [3, 3] and not (kohya / "3_sks dog" / "b.txt").exists()
+    assert entries[0].captions[0].startswith("a ") and entries[1].captions[0].startswith("mine, a ")
 
 
 @pytest.mark.parametrize(

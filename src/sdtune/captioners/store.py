@@ -14,20 +14,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.parse import unquote
 
 from sdtune.captioners import text
 from sdtune.captioners.config import CaptionConfig
-from sdtune.data import masks
-from sdtune.data.images import FOREIGN_SUFFIXES, SUFFIXES
-from sdtune.data.layouts import listed, plural, shown
+from sdtune.data import layouts, masks
+from sdtune.data.images import FOREIGN_SUFFIXES
+from sdtune.data.layouts import Found, captions_of, is_picture, leads_into, listed, outside, plural, shown, walk
+from sdtune.data.readers import READERS, imagefolder
+from sdtune.data.readers.sidecar import TEXTS
 from sdtune.errors import DataError
 from sdtune.files import atomic_write, write_json, write_text
 
 RECORDS = ".sdtune-captions.json"
 METADATA = "metadata.jsonl"
-OTHER_METADATA = ("metadata.csv", "metadata.parquet")
-TEXTS = (".txt", ".caption")
+OTHER_METADATA = tuple(name for name in imagefolder.METADATA if name != METADATA)
+WRITABLE = ("imagefolder", "sidecar", "kohya")
+"""Layouts that read what is written here."""
 Write = Literal["sidecar", "metadata"]
 Captions = tuple[str, ...]
 
@@ -86,8 +88,10 @@ def read(path: str | Path, config: CaptionConfig) -> Folder:
     if not root.is_dir():
         what = "is a file; give the folder that holds the pictures" if root.exists() else "no such folder"
         raise DataError(f"{path}: {what}")
-    folder = Folder(root, _form(root, config), config.column)
-    images = _pictures(folder)
+    found = Found()
+    files = list(walk(root, (), found))
+    folder = Folder(root, _form(root, files, config), config.column, notes=found.notes)
+    images = _pictures(folder, files)
     records = read_records(root)[0]
     rows = _rows(folder)
     for image in images:
@@ -114,8 +118,16 @@ def shown_name(name: str) -> str:
 # ---- what is there
 
 
-def _form(root: Path, config: CaptionConfig) -> Write:
+def _form(root: Path, files: list[Path], config: CaptionConfig) -> Write:
     """How captions are written. Refuses what training would not read afterwards."""
+    layout = next(r.name for r in READERS if r.recognises(layouts.Folder(root, files, config.column)))
+    if layout not in WRITABLE:
+        raise DataError(
+            f"{root}: is laid out as {layout}, which says in a file of its own what the captions are; "
+            "put the pictures to be captioned into a folder by themselves"
+        )
+    if layout == "kohya" and config.write == "metadata":
+        raise DataError(f"{root}: {METADATA} would hide the repeats in the names of kohya's folders; leave --write out")
     for name in OTHER_METADATA:
         if (root / name).is_file():
             raise DataError(f"{root / name}: captions are written to .txt files or {METADATA}; save it as {METADATA}")
@@ -136,11 +148,10 @@ def _metadata_below(root: Path) -> Iterator[Path]:
         yield from (Path(parent) / n for n in (METADATA, *OTHER_METADATA) if n in names and Path(parent) != root)
 
 
-def _pictures(folder: Folder) -> list[Path]:
+def _pictures(folder: Folder, files: list[Path]) -> list[Path]:
     """The pictures of `folder` in a fixed order, without masks; what is in the way of one goes to `folder.left`."""
-    files = list(_walk(folder.path))
     hidden = {mask.file for mask, _ in masks.by_name(files, folder.path)} | _masks_of_rows(folder.path)
-    found = [p for p in files if p.suffix.lower() in SUFFIXES and p not in hidden]
+    found = [p for p in files if is_picture(p) and p not in hidden]
     sharing: dict[Path, list[Path]] = defaultdict(list)
     for image in found:
         sharing[image.with_suffix("")].append(image)
@@ -165,25 +176,12 @@ def _hindrance(image: Path, folder: Folder, sharing: Sequence[Path]) -> str:
         return f"would share a text file ({listed([shown(Path(p.name)) for p in sharing])}); give the pictures different names"
     if folder.write == "metadata" and not _writable(image.relative_to(folder.path)):
         return f"its name cannot be written into {METADATA}; rename it, or use --write sidecar"
-    try:
-        inside = image.resolve(strict=True).is_relative_to(folder.path.resolve())
-    except (OSError, RuntimeError):
-        return "a link that leads nowhere; remove it"
-    return "" if inside else "a link that leaves the folder; copy the picture into it"
+    return "" if leads_into(image, folder.path) else "a link that leaves the folder; copy the picture into it"
 
 
 def _writable(name: Path) -> bool:
     """Whether a row of metadata.jsonl can name it so that training takes it for a file inside the folder."""
-    plain = unquote(name.as_posix())
-    odd = "\\" in plain or "://" in plain or plain.startswith("~") or ".." in PurePosixPath(plain).parts
-    return shown(name) == name.as_posix() and not odd
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """All files below, hidden ones left out; links to folders are not followed."""
-    for parent, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        yield from (Path(parent) / n for n in sorted(names) if not n.startswith("."))
+    return shown(name) == name.as_posix() and not outside(name.as_posix())
 
 
 def sidecar_of(image: Path) -> tuple[Path, Captions]:
@@ -280,14 +278,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def _name_of(row: Mapping[str, Any]) -> str:
     return PurePosixPath(row["file_name"]).as_posix()
-
-
-def captions_of(value: object) -> Captions | None:
-    """The captions that are not blank; None if `value` is neither text nor a list of texts."""
-    values: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str) for v in values):
-        return None
-    return tuple(v.strip() for v in values if v.strip())
 
 
 def _write_rows(folder: Folder, new: Mapping[str, Captions]) -> None:
