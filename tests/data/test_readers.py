@@ -84,6 +84,22 @@ def test_names_are_captions_only_where_that_is_said(tmp_path: Path) -> None:
     assert splits.notes[0] == "pictures whose name is their caption: 1 picture"
 
 
+# ---- metadata.parquet
+
+
+def test_metadata_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'sdtune[parquet]'")
+    from pyarrow import parquet
+
+    put(tmp_path / "a.png")
+    put(tmp_path / "b.png", 1)
+    table = pyarrow.table({"file_name": ["a.png", "b.png"], "text": [["a cat", "a red cat"], ["a dog"]]})
+    parquet.write_table(table, tmp_path / "metadata.parquet")
+    assert captions(scan(tmp_path)) == {"a.png": ("a cat", "a red cat"), "b.png": ("a dog",)}
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1 no")
+    assert "not a Parquet file that can be read" in faults(tmp_path)[0]
+
+
 # ---- kohya
 
 
@@ -105,6 +121,11 @@ def test_kohyas_folder_itself_is_understood(tmp_path: Path) -> None:
     splits = scan(kohya(tmp_path) / "10_sks dog")
     assert captions(splits) == {"a.png": ("sks dog",), "b.png": ("sks dog on grass",)}
     assert set(repeats(splits).values()) == {10}
+
+
+def test_repeats_of_a_name_and_of_multiply_txt_are_multiplied(tmp_path: Path) -> None:
+    (kohya(tmp_path) / "2_cat" / "multiply.txt").write_text("5")
+    assert repeats(scan(tmp_path)) == {"a.png": 10, "b.png": 10, "c.png": 10}
 
 
 def test_what_kohya_leaves_alone_is_told(tmp_path: Path) -> None:
@@ -144,6 +165,7 @@ caption_extension = ".txt"
 enable_bucket = true
 [[datasets]]
 resolution = 512
+num_repeats = 2
   [[datasets.subsets]]
   image_dir = "one"
   num_repeats = 3
@@ -164,7 +186,7 @@ def test_kohyas_toml(tmp_path: Path) -> None:
     (tmp_path / "data.toml").write_text(TOML)
     splits = scan(tmp_path / "data.toml")
     assert captions(splits) == {"a.png": ("sks dog",), "b.png": ("drawing, a cat",)}
-    assert repeats(splits) == {"a.png": 3, "b.png": 1}
+    assert repeats(splits) == {"a.png": 3, "b.png": 2}, "a lower level wins over a higher one"
     assert splits.notes[0] == "kohya's data.toml: 2 pictures"
     assert has(splits.notes, "class pictures are not read here; data.class_path=reg uses them")
     assert has(splits.notes, "data.toml: not read, set it in the recipe: enable_bucket, resolution (data.resolution)")
