@@ -13,7 +13,7 @@ TESTS  := $(BIN)/pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu lint format types golden bench docs clean distclean
+.PHONY: help demo test test-slow test-gpu lint format types golden bench bench-gpu docs clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ golden: $(DEV) ## write the golden losses anew; say in the commit why they chang
 
 bench: $(DEV) ## our training against the plain loop, on this CPU
 	$(BIN)/python benchmarks/bench_cpu.py
+
+bench-gpu: $(DEV) ## training at real size on a CUDA device
+	$(BIN)/python benchmarks/bench_gpu.py
 
 docs: $(DOCS) ## the documentation, into site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

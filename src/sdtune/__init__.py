@@ -127,7 +127,7 @@ def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "fin
     else:
         found = [f"model.path={json.dumps(name)}", f"model.type={family or 'sd1'}"]
         config = configs.load(None, [*found, *overrides])
-    devices.use_threads(config.train.threads)
+    devices.set_up_cpu(config.train.threads)
     device, dtype = devices.choose(config.train)
     model = config.model.load(device=device, dtype=dtype)
     if run.exists():

@@ -277,9 +277,9 @@ def _pairs(run: Run, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[P
 def _draw(run: Run, config: RunConfig, checkpoint: str, pairs: Sequence[Pair]) -> Iterator[Progress]:
     """Draw with the untouched base, then with the tuned model; what is there already stays."""
     from sdtune import tuned
-    from sdtune.devices import choose, use_threads
+    from sdtune.devices import choose, set_up_cpu
 
-    use_threads(config.train.threads)
+    set_up_cpu(config.train.threads)
     device, dtype = choose(config.train)
     model = config.model.load(device=device, dtype=dtype)
     model.denoiser.eval()

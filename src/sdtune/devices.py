@@ -29,8 +29,6 @@ def pick(name: str, precision: str, *, key: str = "train.device") -> tuple[torch
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"{key}: mps was asked for, but this machine has none; use auto or cpu")
-    if name == "cpu":
-        keep_freed_memory()
     device = (
         torch.device(name, distributed.local_rank())
         if name == "cuda" and distributed.size() > 1
@@ -50,8 +48,12 @@ def cpu_is_fast_at_bf16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def use_threads(threads: int | None) -> int:
-    """Set torch's CPU threads: as asked, else OMP_NUM_THREADS, else the cores that this process may use. Returns the number."""
+def set_up_cpu(threads: int | None) -> int:
+    """Let this process keep freed memory, and set torch's threads: as asked, else OMP_NUM_THREADS, else the cores that it may use.
+
+    Returns their number.
+    """
+    keep_freed_memory()
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         allowed = (
             len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1

@@ -18,7 +18,7 @@ from sdtune.config import RunConfig, TrainConfig
 from sdtune.data.batch import Batch, batches
 from sdtune.data.cache import Cache
 from sdtune.data.layouts import listed, shown
-from sdtune.devices import choose, peak_memory_mb, use_threads
+from sdtune.devices import choose, peak_memory_mb, set_up_cpu
 from sdtune.errors import ConfigError, Diverged, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
 from sdtune.memory import activations_elsewhere
@@ -78,7 +78,7 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
 
     A run folder that holds a part of this run is gone on with, bit by bit as if it had never stopped (CPU, fp32).
     """
-    use_threads(config.train.threads)
+    set_up_cpu(config.train.threads)
     device, dtype = choose(config.train)
     if config.train.batch_size < distributed.size():
         raise ConfigError(

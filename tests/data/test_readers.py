@@ -6,14 +6,16 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 
 from sdtune import config as configs
 from sdtune.data import archives, dataset
+from sdtune.data.config import Layout
 from sdtune.data.dataset import Example, Splits
+from sdtune.data.readers import BY_NAME
 from sdtune.data.readers.filename import caption_in
 from sdtune.data.readers.kohya import concept
 from sdtune.errors import ConfigError, DataError
@@ -36,6 +38,10 @@ def png(seed: int = 0) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), (seed * 9 % 256, 40, 90)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_the_recipe_knows_the_readers_by_name() -> None:
+    assert set(get_args(Layout)) == {"auto", *BY_NAME}
 
 
 # ---- sidecars, names
@@ -354,6 +360,10 @@ def test_webdataset(tmp_path: Path) -> None:
     assert splits.notes[:1] == ["WebDataset: 3 pictures in 2 tar files"]
     assert has(splits.notes, "1 sample without a picture: 00001.tar/3")
     assert archives.read_bytes(tmp_path / "00000.tar" / "001.png") == png(1)
+    with pytest.raises(FileNotFoundError, match="no such member of the archive"):
+        archives.read_bytes(tmp_path / "00000.tar" / "002.png")
+    tar(tmp_path / "00000.tar", {"001.png": png(5)})
+    assert archives.read_bytes(tmp_path / "00000.tar" / "001.png") == png(5), "a changed archive is read anew"
 
 
 @pytest.mark.parametrize("pattern", ["00001.tar", "*1.tar", "{00001..00001}.tar"])

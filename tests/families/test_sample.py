@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 from sdtune.config import SampleConfig
 from sdtune.errors import ConfigError
 from sdtune.families.attention import BmmAttention
+from sdtune.families.sd1 import Sd1
 from sdtune.sample import build_scheduler, sample
 from tests import tiny
 from tests.families.common import PROMPTS, by_diffusers, drawn, load, pipeline
@@ -98,6 +99,17 @@ def test_token_ids_give_the_same_prediction_as_states(folder_of: Callable[[str],
             model.denoise(x, t, type(cond)(cond.states_BLD[:, :0], tokens_BEL=ids)),
         )
     assert torch.equal(states, tokens)
+
+
+@pytest.mark.parametrize(("tiles", "dtype"), [(True, torch.bfloat16), (True, torch.float32), (False, torch.bfloat16)])
+def test_weights_lie_as_matrix_units_want_them_where_there_are_some(
+    tiles: bool, dtype: torch.dtype, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    unet: Any = Sd1(path=str(folder_of("sd1"))).load(device=torch.device("cpu"), dtype=dtype).denoiser
+    wanted = tiles and dtype == torch.bfloat16
+    kernels = [m.weight for m in unet.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert kernels and all(w.is_contiguous(memory_format=torch.channels_last) == wanted for w in kernels)
 
 
 def test_upcast_attention_is_kept(folder_of: Callable[[str], Path]) -> None:

@@ -87,7 +87,7 @@ def _load(config: CaptionConfig) -> Captioner:
         from sdtune.captioners import wd14
 
         wd14.check_device(config.device)
-    devices.use_threads(None)
+    devices.set_up_cpu(None)
     device, dtype = devices.pick(config.device, config.precision, key="--device")
     return config.model.load(device, dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import tarfile
 from functools import lru_cache
@@ -20,7 +21,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file, or of an archive's member. Raises OSError."""
     if (archive := archive_of(path)) is None:
         return path.read_bytes()
-    member = members(archive, archive.stat().st_mtime_ns)[path.relative_to(archive).as_posix()]
+    member = _member(archive, path)
     with archive.open("rb") as file:
         file.seek(member.offset)
         return file.read(member.size)
@@ -30,7 +31,14 @@ def size(path: Path) -> int:
     """Its length in bytes. Raises OSError."""
     if (archive := archive_of(path)) is None:
         return path.stat().st_size
-    return members(archive, archive.stat().st_mtime_ns)[path.relative_to(archive).as_posix()].size
+    return _member(archive, path).size
+
+
+def _member(archive: Path, path: Path) -> Member:
+    try:
+        return inside(archive)[path.relative_to(archive).as_posix()]
+    except (KeyError, tarfile.TarError) as error:
+        raise FileNotFoundError(errno.ENOENT, "no such member of the archive, or it is damaged", str(path)) from error
 
 
 def archive_of(path: Path) -> Path | None:
@@ -38,11 +46,16 @@ def archive_of(path: Path) -> Path | None:
     return next((p for p in path.parents if p.suffix == SUFFIX and p.is_file()), None)
 
 
-@lru_cache(maxsize=256)
-def members(archive: Path, modified: int) -> dict[str, Member]:
-    """Name -> place of all regular files in an uncompressed tar; the last one of a name. Nothing is unpacked. Raises tarfile.TarError.
+def inside(archive: Path) -> dict[str, Member]:
+    """Name -> place of all regular files in an uncompressed tar; the last one of a name. Nothing is unpacked.
 
-    `modified` makes a changed file a new one.
+    Raises tarfile.TarError, OSError.
     """
+    return _read(archive, archive.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read(archive: Path, modified: int) -> dict[str, Member]:
+    """`modified` makes a changed file a new one."""
     with archive.open("rb") as raw, tarfile.open(fileobj=io.BufferedReader(raw), mode="r:") as tar:
         return {m.name.removeprefix("./"): Member(m.offset_data, m.size) for m in tar if m.isreg()}

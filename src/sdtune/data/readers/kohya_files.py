@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdtune.data.layouts import Entry, Folder, Found, captions_of, leads_into, listed, plural, text_of
+from sdtune.data.layouts import Entry, Folder, Found, captions_of, leads_into, listed, plural
 from sdtune.data.readers.base import Reader
 from sdtune.data.readers.nested import Part, read_part
+from sdtune.data.readers.tables import content_of
 
 READ = frozenset(
     {
@@ -44,11 +43,8 @@ class KohyaToml(Reader):
     def read(self, folder: Folder, found: Found) -> None:
         if folder.file is None:
             return found.fault(folder.path.name, "data.path has to name the .toml file itself for this layout")
-        text = text_of(folder.file, folder.file.name, found)
-        try:
-            content = tomllib.loads(text or "")
-        except tomllib.TOMLDecodeError as error:
-            return found.fault(folder.file.name, f"not valid TOML: {error}")
+        if (content := content_of(folder.file, found)) is None:
+            return None
         for where, subset in _subsets(content, folder.file.name, found):
             self._read_subset(folder, where, subset, found)
         _tell_of_settings(content, folder.file.name, found)
@@ -111,11 +107,8 @@ class KohyaJson(Reader):
     def read(self, folder: Folder, found: Found) -> None:
         if folder.file is None:
             return found.fault(folder.path.name, "data.path has to name the .json file itself for this layout")
-        text = text_of(folder.file, folder.file.name, found)
-        try:
-            content = json.loads(text or "{}")
-        except (ValueError, RecursionError) as error:
-            return found.fault(folder.file.name, f"not valid JSON: {error}")
+        if (content := content_of(folder.file, found)) is None:
+            return None
         if not isinstance(content, dict):
             return found.fault(folder.file.name, "not an object of pictures; take the file that kohya's scripts wrote")
         by_name = _names(folder)

@@ -109,7 +109,7 @@ def _multiplied(folder: Folder, files: list[Path], found: Found) -> dict[Path, i
 
 def _tell_of_others(folder: Folder, files: list[Path], stems: set[Path], found: Found) -> None:
     """Faults for pictures of formats that are not read, notes for what belongs to no picture."""
-    alone, other, second = [], [], []
+    alone, other, second, there = [], [], [], set(files)
     for path in files:
         name, captioned = folder.name(path), path.with_suffix("") in stems
         if path.suffix.lower() in FOREIGN_SUFFIXES:
@@ -118,7 +118,7 @@ def _tell_of_others(folder: Folder, files: list[Path], stems: set[Path], found: 
             continue
         elif path.suffix in TEXTS and not captioned and path.name not in SETTINGS:
             alone.append(name)
-        elif path.suffix == ".caption" and path.with_suffix(".txt") in set(files):
+        elif path.suffix == ".caption" and path.with_suffix(".txt") in there:
             second.append(name)
         elif (path.suffix not in TEXTS and not is_picture(path)) or path.name in SETTINGS:
             other.append(name)

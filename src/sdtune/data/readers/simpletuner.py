@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from sdtune.data.layouts import Folder, Found, listed, plural, text_of
+from sdtune.data.layouts import Folder, Found, listed, plural
 from sdtune.data.readers.base import Reader
 from sdtune.data.readers.nested import Part, read_part
+from sdtune.data.readers.tables import content_of
 
 FILE = "multidatabackend.json"
 STRATEGIES = {"textfile": "sidecar", "filename": "filename", "instanceprompt": "prompt"}
@@ -27,11 +27,8 @@ class SimpleTuner(Reader):
 
     def read(self, folder: Folder, found: Found) -> None:
         file = folder.file or folder.path / FILE
-        text = text_of(file, file.name, found)
-        try:
-            content = json.loads(text or "[]")
-        except (ValueError, RecursionError) as error:
-            return found.fault(file.name, f"not valid JSON: {error}")
+        if (content := content_of(file, found)) is None:
+            return None
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
             return found.fault(file.name, "not a list of data backends; take the file that SimpleTuner reads")
         passed = []

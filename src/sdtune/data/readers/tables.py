@@ -5,13 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdtune.data.layouts import Found, not_utf8, reason
+from sdtune.data.layouts import Found, not_utf8, reason, text_of
 
 Row = tuple[int, dict[Any, Any]]
+
+
+def content_of(path: Path, found: Found) -> Any:
+    """What a JSON or TOML file holds; None if it cannot be read, which is then a fault."""
+    text = text_of(path, path.name, found)
+    if text is None:
+        return None
+    try:
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and JSONDecodeError are ValueErrors
+        found.fault(path.name, f"not valid {path.suffix[1:].upper()}: {error}")
+    return None
 
 
 def jsonl(path: Path, found: Found) -> Iterator[Row]:

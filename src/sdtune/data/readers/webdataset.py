@@ -38,11 +38,11 @@ class WebDataset(Reader):
         without = []
         for shard in shards:
             try:
-                inside = archives.members(shard, shard.stat().st_mtime_ns)
+                members = archives.inside(shard)
             except (tarfile.TarError, OSError, EOFError) as error:
                 found.fault(folder.name(shard), f"not an uncompressed tar file, or damaged ({error}); write it again")
                 continue
-            without += _read_shard(folder, shard, list(inside), found)
+            without += _read_shard(folder, shard, list(members), found)
         if without:
             found.notes.append(f"{plural(len(without), 'sample')} without a picture: {listed(without)}")
         said = f"{plural(len(found.entries), 'picture')} in {plural(len(shards), 'tar file')}"
