@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     no_args_is_help=True,
     help=(
-        "Collect, caption, check, split and convert the pictures to train on.\n\n"
+        "Collect and caption the pictures to train on.\n\n"
         "Each command says what it found and writes nothing over what is there."
     ),
 )

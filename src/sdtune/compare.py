@@ -190,7 +190,9 @@ def _reference(config: RunConfig, validation: list[Example]) -> tuple[list[Examp
         root = dataset.locate(place.path)
         for name in dataset.TEST:
             if (root / name).is_dir():
-                return dataset.scan_folder(root / name, config.data)[0], f"the {name} pictures of {place.path}"
+                return dataset.scan_folder(root / name, config.data, layout=place.layout)[
+                    0
+                ], f"the {name} pictures of {place.path}"
     if not validation:
         raise EvaluationError(
             "no held-out pictures: set evaluate.reference to a folder, or data.validation_share above 0"

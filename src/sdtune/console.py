@@ -385,7 +385,7 @@ class Plain(Screen):
     def begin(self, config: RunConfig, folder: Path) -> None:
         self.progress = Progress()
         self._config, self._folder = config, folder
-        self.busy(f"opening {folder}: model {config.model.path}, pictures {config.data.path}")
+        self.busy(f"opening {folder}: model {config.model.path}, pictures {config.data.label}")
 
     def draw(self, event: Event) -> None:
         self.progress.take(event)
@@ -491,7 +491,7 @@ class Live(Screen):
     def begin(self, config: RunConfig, folder: Path) -> None:
         self.progress = Progress()
         self._config, self._folder = config, folder
-        self.busy(f"opening {folder}: model {config.model.path}, pictures {config.data.path}")
+        self.busy(f"opening {folder}: model {config.model.path}, pictures {config.data.label}")
 
     def busy(self, text: str) -> None:
         self._busy = text

@@ -17,7 +17,7 @@ from sdtune import distributed
 from sdtune.config import RunConfig
 from sdtune.data.batch import Batch, validation_batch
 from sdtune.data.cache import Cache
-from sdtune.data.dataset import Splits, locate, resolve, scan, scan_class
+from sdtune.data.dataset import Splits, resolve, root_of, scan, scan_class
 from sdtune.data.record import changes, record
 from sdtune.ema import Ema
 from sdtune.environment import environment
@@ -159,7 +159,7 @@ def _class_folder(model: Model, config: RunConfig) -> Path:
 
 def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: int) -> Iterator[Event]:
     """Say which pictures or captions are no longer what this run began with, and remember them as they are now."""
-    now = record(splits, locate(config.data.places()[0].path))
+    now = record(splits, root_of(config.data))
     if run.data_file.exists() and (text := changes(json.loads(run.data_file.read_text(encoding="utf-8")), now)):
         message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
         yield run.logged(Warned(message, step))

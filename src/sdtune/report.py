@@ -22,6 +22,7 @@ from sdtune import config as configs
 from sdtune import timeline
 from sdtune.bands import BandChange
 from sdtune.compare import SIDES
+from sdtune.data.images import load_image
 from sdtune.evaluate import COPY_LIMIT, Figure, Scores, Validation, number, unseen
 from sdtune.events import Finished, Started
 from sdtune.metrics.content import strip_shared
@@ -336,8 +337,7 @@ def _side(c: Comparison) -> int:
 @functools.lru_cache(maxsize=4096)
 def _thumb(path: Path, most: int) -> str:
     """The picture as a data URI: small ones as lossless PNG, large ones reduced to `most` pixels as JPEG. No metadata."""
-    with Image.open(path) as opened:
-        im = opened.convert("RGB")
+    im = load_image(path)
     kind, options = "png", dict[str, Any](optimize=True)
     if max(im.size) > most:
         im.thumbnail((most, most), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -399,7 +399,7 @@ def test_no_link_beside_a_picture_leaves_the_folder(tmp_path: Path, outside: Pat
     with pytest.raises(DataError) as caught:
         scan(root, on_bad="skip", caption_prefix="sks")
     assert str(caught.value).splitlines()[1:] == [
-        "b.png: a link that leaves the folder; copy the picture into it",
+        "b.png: a link that leaves the folder; copy the file into it",
         "c.txt: a link that leaves the folder; copy the file into it",
     ]
     (root / "b.png").unlink()

@@ -15,9 +15,11 @@ from sdtune import config as configs
 from sdtune.data import archives, dataset
 from sdtune.data.config import Layout
 from sdtune.data.dataset import Example, Splits
+from sdtune.data.images import load_image
 from sdtune.data.readers import BY_NAME
 from sdtune.data.readers.filename import caption_in
 from sdtune.data.readers.kohya import concept
+from sdtune.data.record import record
 from sdtune.errors import ConfigError, DataError
 from tests.data.test_dataset import faults, has, names, pair, put, scan
 
@@ -54,7 +56,7 @@ def test_caption_files_of_kohyas_scripts_are_read(tmp_path: Path) -> None:
     splits = scan(tmp_path)
     assert captions(splits) == {"a.png": ("a cat", "a red cat"), "b.png": ("a dog",)}
     assert splits.notes[0] == "pictures with .caption and .txt files: 2 pictures"
-    assert has(splits.notes, "1 .caption file not read, as there is a .txt, too: b.caption")
+    assert has(splits.notes, "1 second caption file of a picture, not read: b.caption")
 
 
 def test_multiply_shows_a_folder_more_often(tmp_path: Path) -> None:
@@ -64,8 +66,16 @@ def test_multiply_shows_a_folder_more_often(tmp_path: Path) -> None:
     splits = scan(tmp_path)
     assert repeats(splits) == {"a.png": 1, "b.png": 3}
     assert has(splits.notes, "b/multiply.txt: the pictures there are shown 3 times as often")
+    for odd in ("inf", "nan", "0", "-1", "x"):
+        (tmp_path / "b" / "multiply.txt").write_text(odd)
+        assert faults(tmp_path)[0].startswith(f"b/multiply.txt: holds '{odd}', not a whole number")
+    pair(tmp_path / "c" / "multiply.png", "sheep", 2)
+    (tmp_path / "b" / "multiply.txt").write_text("2.0")
+    assert repeats(scan(tmp_path)) == {"a.png": 1, "b.png": 2, "multiply.png": 1}
     (tmp_path / "b" / "multiply.txt").write_text("0.5")
-    assert faults(tmp_path) == ["b/multiply.txt: holds '0.5', not a whole number of times from 1 on; mend or remove it"]
+    assert faults(tmp_path) == [
+        "b/multiply.txt: holds '0.5', not a whole number of times from 1 to 10000; mend or remove it"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +213,9 @@ def test_kohyas_toml(tmp_path: Path) -> None:
     [
         ("a = ", "data.toml: not valid TOML"),
         ("[general]\na = 1", "data.toml: no [[datasets]] in it"),
+        ("datasets = 5", "data.toml: no [[datasets]] in it"),
+        ("[[datasets]]\nsubsets = 3", "data.toml: datasets[1]: has no [[datasets.subsets]]"),
+        ("general = [1]\n[[datasets]]\na = 1", "data.toml: [general] is no table"),
         ("[[datasets]]\na = 1", "data.toml: datasets[1]: has no [[datasets.subsets]]"),
         ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "gone"', "datasets[1].subsets[1]: gone: no such folder"),
         (
@@ -312,7 +325,7 @@ def test_a_captions_txt_of_something_else_is_not_flickrs(tmp_path: Path) -> None
 
 def test_unsplash(tmp_path: Path) -> None:
     head = "photo_id\tphoto_url\tphoto_description\tai_description\n"
-    rows = 'A1\thttps://x\ta "fine" cat\ta cat\nB2\thttps://x\t\ta dog\nC3\thttps://x\t\t\nD4\thttps://x\tgone\t\n'
+    rows = 'A1\thttps://x\t"a ""fine"" cat"\ta cat\nB2\thttps://x\t\ta dog\nC3\thttps://x\t\t\nD4\thttps://x\tgone\t\n'
     (tmp_path / "photos.tsv000").write_text(head + rows)
     keys = "photo_id\tkeyword\tai_service_1_confidence\tai_service_2_confidence\tsuggested_by_user\n"
     words = "C3\tsea\t99.5\t\tf\nC3\tfog\t12.0\t\tf\nC3\tbeach\t\t\tt\n"
@@ -321,7 +334,7 @@ def test_unsplash(tmp_path: Path) -> None:
         put(tmp_path / "photos" / f"{name}.png", i)
     splits = scan(tmp_path)
     assert captions(splits) == {"A1.png": ('a "fine" cat',), "B2.png": ("a dog",), "C3.png": ("beach, sea",)}
-    assert has(splits.notes, "1 photo of photos.tsv000 not downloaded yet: D4; ")
+    assert has(splits.notes, "1 photo of photos.tsv000 not here: D4; `sdtune data collect --source ")
     only = scan(tmp_path, caption_column="keywords", on_bad="skip")
     assert captions(only) == {"C3.png": ("beach, sea",)}
     with pytest.raises(
@@ -396,6 +409,90 @@ def test_faults_of_a_shard(tmp_path: Path, members: dict[str, bytes], says: str)
 def test_a_damaged_shard_is_told(tmp_path: Path) -> None:
     (shards(tmp_path) / "00002.tar").write_bytes(b"\x1f\x8b not a tar" * 100)
     assert any(line.startswith("00002.tar: not an uncompressed tar file, or damaged") for line in faults(tmp_path))
+
+
+def test_what_macos_puts_into_a_tar_is_passed_over(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", {"a.png": png(), "a.txt": b"a cat", "._a.png": b"\0\5\26", "._000.png": b"x"})
+    assert captions(scan(tmp_path)) == {"a.png": ("a cat",)}
+
+
+def test_a_shard_that_is_missing_is_told(tmp_path: Path) -> None:
+    shards(tmp_path)
+    with pytest.raises(DataError, match=r"2 shards of it not here \(00002\.tar, 00003\.tar\)"):
+        scan(tmp_path / "{00000..00003}.tar")
+
+
+def test_pictures_in_a_tar_are_shown_like_others(tmp_path: Path) -> None:
+    """In comparisons and reports, too."""
+    shards(tmp_path)
+    assert load_image(tmp_path / "00000.tar" / "000.png").size == (8, 8)
+
+
+# ---- masks, links, splits
+
+
+def test_no_reader_takes_masks_for_pictures(tmp_path: Path) -> None:
+    def masked(folder: Path, name: str) -> None:
+        put(folder / f"{name}.png", 1)
+        for mask in (folder / "masks" / f"{name}.png", folder / "masks" / f"{name}-masklabel.png")[:1]:
+            mask.parent.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), 255).save(mask)
+
+    masked(tmp_path / "kohya" / "10_sks dog", "a")
+    assert repeats(scan(tmp_path / "kohya")) == {"a.png": 10}
+    masked(tmp_path / "json", "a")
+    (tmp_path / "json" / "m.json").write_text('{"a": {"caption": "x"}}')
+    assert captions(scan(tmp_path / "json" / "m.json"), below=tmp_path / "json") == {"a.png": ("x",)}
+    masked(tmp_path / "unsplash", "A1")
+    (tmp_path / "unsplash" / "photos.tsv000").write_text("photo_id\tphoto_description\nA1\tx\n")
+    assert captions(scan(tmp_path / "unsplash"), below=tmp_path / "unsplash") == {"A1.png": ("x",)}
+    masked(tmp_path / "toml" / "one", "a")
+    (tmp_path / "toml" / "d.toml").write_text(
+        '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "one"\nclass_tokens = "sks"'
+    )
+    splits = scan(tmp_path / "toml" / "d.toml", mask="files")
+    assert captions(splits, below=tmp_path / "toml") == {"one/a.png": ("sks",)}
+    (example,) = splits.train
+    assert example.mask == tmp_path / "toml" / "one" / "masks" / "a.png"
+
+
+@pytest.mark.parametrize("listing", ["photos.tsv000", "captions.txt", "plain"])
+def test_no_reader_follows_a_link_out_of_the_folder(tmp_path: Path, listing: str) -> None:
+    put(tmp_path / "secret.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(tmp_path / "secret.png")
+    text = {"photos.tsv000": "photo_id\tphoto_description\na\tx\n", "captions.txt": "image,caption\na.png,x\n"}
+    if listing in text:
+        (tmp_path / "in" / listing).write_text(text[listing])
+    assert "a.png: a link that leaves the folder; copy the file into it" in faults(tmp_path / "in", on_bad="skip")
+
+
+def test_a_caption_is_no_link_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("never to be read")
+    put(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "a.txt").symlink_to(tmp_path / "secret.txt")
+    assert faults(tmp_path / "in")[0] == "a.txt: a link that leaves the folder; copy the file into it"
+
+
+def test_the_layout_holds_for_the_split_folders(tmp_path: Path) -> None:
+    put(tmp_path / "train" / "red cup_0.png")
+    put(tmp_path / "validation" / "blue cup_0.png", 1)
+    splits = scan(tmp_path, layout="filename")
+    assert [e.captions for e in (*splits.train, *splits.validation)] == [("red cup",), ("blue cup",)]
+
+
+@pytest.mark.parametrize("layout", ["sidecar", "filename", "kohya", "imagefolder"])
+def test_a_file_is_no_folder_of_pictures(tmp_path: Path, layout: str) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "x.toml").write_text("")
+    with pytest.raises(DataError, match=rf"x\.toml: data\.layout='{layout}' needs a folder"):
+        scan(tmp_path / "x.toml", layout=layout)
+
+
+def test_pictures_of_a_file_are_recorded_by_its_folder(tmp_path: Path) -> None:
+    config = configs.from_dict({"data": {"path": str(shards(tmp_path) / "*.tar"), "validation_share": 0}}).data
+    names = record(dataset.scan(config), dataset.root_of(config))["train"]
+    assert sorted(names) == ["00000.tar/000.png", "00000.tar/001.png", "00001.tar/sub/2.png"]
 
 
 # ---- several sources

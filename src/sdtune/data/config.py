@@ -35,7 +35,7 @@ class Source(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """Captioned pictures, in whatever layout they lie. `sdtune data check` looks at them before training does."""
+    """Captioned pictures, in whatever layout they lie."""
 
     path: str = "embedded:comic"
     """Folder of the training pictures; `train/` and `validation/` inside it are recognised. Or a dataset file (kohya's .toml or

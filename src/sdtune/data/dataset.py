@@ -94,6 +94,12 @@ def locate(path: str) -> Path:
     return named.parent if named.name in METADATA else named
 
 
+def root_of(config: DataConfig) -> Path:
+    """The folder that pictures are named by: the first source's, or the one of its file or pattern."""
+    place = locate(config.places()[0].path)
+    return place if place.is_dir() else place.parent
+
+
 def scan(config: DataConfig, *, seed: int = 0) -> Splits:
     """The training and validation pictures of `config`. Raises DataError that lists everything that is wrong.
 
@@ -101,7 +107,7 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
     the choice does not depend on names or order, and a copy of a picture goes where the picture goes.
     """
     images.colour(config.background)
-    places, root = config.places(), locate(config.places()[0].path)
+    places, root = config.places(), root_of(config)
     all_of, validation = _Collected(), list[Example]()
     for place in places:
         part, held_out = _scan_place(place, config, first=place is places[0])
@@ -117,7 +123,7 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
         validation = _by_hash(all_of, config.validation_share, seed)
     notes = all_of.notes + _judge(faults, config, config.label)
     if len(places) > 1:
-        notes += _copies([*all_of.examples, *validation], root)
+        notes += _copies([*all_of.examples, *validation], root, apart=True)
     if not all_of.examples:
         raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
     if not validation:
@@ -138,7 +144,8 @@ def _scan_place(place: Source, config: DataConfig, *, first: bool) -> tuple[_Col
     if train_folder == root:
         validation = _by_row(train, train_folder)
     if validation_folder:
-        part = _collect(validation_folder, config, masked=True)
+        inside = validation_folder.is_relative_to(root)
+        part = _collect(validation_folder, config, layout=place.layout if inside else "auto", masked=True)
         parts.append((validation_folder, part))
         validation = part.examples
     faults = [Fault(_within(folder, root, f.where), f.what, f.skippable) for folder, part in parts for f in part.faults]
@@ -165,10 +172,12 @@ def scan_class(folder: Path, config: DataConfig) -> list[Example]:
     return [replace(e, captions=(config.class_prompt,), weight=config.prior_weight, group=1) for e in examples]
 
 
-def scan_folder(folder: Path, config: DataConfig, *, masked: bool = False) -> tuple[list[Example], list[str]]:
+def scan_folder(
+    folder: Path, config: DataConfig, *, layout: str = "auto", masked: bool = False
+) -> tuple[list[Example], list[str]]:
     """The examples of one folder, and notes; masks only if asked for. Raises DataError that lists everything that is wrong."""
     images.colour(config.background)
-    part = _collect(folder, config, masked=masked)
+    part = _collect(folder, config, layout=layout, masked=masked)
     notes = part.notes + _judge(part.faults, config, folder)
     if not part.examples:
         raise DataError("\n".join([f"{folder}: no picture is left", *notes]))
@@ -409,9 +418,12 @@ def _nothing_masked(train: _Collected, config: DataConfig) -> list[Fault]:
     return [Fault('data.mask="files"', f"no picture has a mask; looked for: {where}")]
 
 
-def _copies(examples: Sequence[Example], folder: Path) -> list[str]:
-    """Notes on pictures that are there more than once."""
-    twice = {d for d, n in Counter(e.digest for e in examples).items() if n > 1}
+def _copies(examples: Sequence[Example], folder: Path, *, apart: bool = False) -> list[str]:
+    """Notes on pictures that are there more than once; `apart`: in more than one folder, which nobody has noted yet."""
+    folders: dict[str, set[Path]] = defaultdict(set)
+    for e in examples:
+        folders[e.digest].add(e.image.parent)
+    twice = {d for d, n in Counter(e.digest for e in examples).items() if n > 1 and (not apart or len(folders[d]) > 1)}
     groups: dict[str, list[str]] = defaultdict(list)
     for e in examples:
         if e.digest in twice:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, ImageColor, ImageStat, UnidentifiedImageError
 
+from sdtune.data import archives
 from sdtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Checked:
 def load_image(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture upright in 8-bit sRGB, its transparent parts on `background`. Raises DataError."""
     try:
-        return decode(path.read_bytes(), background=background, max_pixels=max_pixels)
+        return decode(archives.read_bytes(path), background=background, max_pixels=max_pixels)
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
     except DataError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote
 
+from sdtune.data import masks
 from sdtune.data.images import SUFFIXES
 from sdtune.data.masks import Mask
 
@@ -61,8 +62,8 @@ class Folder:
     """A folder to be read, and how: what a reader looks at."""
 
     path: Path
-    files: list[Path]
-    """All files in it and below, in a fixed order; masks by name among them."""
+    listing: Sequence[Path] | Callable[[], Sequence[Path]]
+    """All files in it and below, in a fixed order; or what finds them when they are first asked for."""
     column: str = AUTO_COLUMN
     roots: tuple[Path, ...] = ()
     """Other folders that files in this one may point into."""
@@ -72,13 +73,38 @@ class Folder:
     """The one file in it that was named instead of the folder."""
 
     @cached_property
+    def files(self) -> list[Path]:
+        """All files but the `links`."""
+        return [p for p in self._all if p not in self.links]
+
+    @cached_property
+    def links(self) -> frozenset[Path]:
+        """Files that are links out of the folder and of `roots`: never to be opened."""
+        return frozenset(p for p in self._all if p.is_symlink() and not self.holds(p))
+
+    @cached_property
+    def masks(self) -> list[tuple[Mask, Path]]:
+        """The files that are masks by their names, and whose they are."""
+        return list(masks.by_name(self.files, self.path))
+
+    @cached_property
     def pictures(self) -> list[Path]:
-        return [p for p in self.files if is_picture(p)]
+        """The pictures that are no masks."""
+        hidden = {mask.file for mask, _ in self.masks}
+        return [p for p in self.files if is_picture(p) and p not in hidden]
 
     @cached_property
     def names(self) -> frozenset[str]:
         """Names of the files directly in it."""
         return frozenset(p.name for p in self.files if p.parent == self.path)
+
+    @cached_property
+    def _all(self) -> list[Path]:
+        return list(self.listing() if callable(self.listing) else self.listing)
+
+    @cached_property
+    def _resolved(self) -> tuple[Path, ...]:
+        return tuple(root.resolve() for root in (self.path, *self.roots))
 
     def name(self, path: Path) -> str:
         """`path` as it is called in messages."""
@@ -86,7 +112,11 @@ class Folder:
 
     def holds(self, path: Path) -> bool:
         """Whether `path` leads into this folder or one of its `roots`, links followed, and not in circles."""
-        return leads_into(path, self.path, *self.roots)
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):
+            return False
+        return any(target.is_relative_to(root) for root in self._resolved)
 
 
 def listed(names: Collection[str], limit: int = 5) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from sdtune.data import masks
 from sdtune.data.layouts import AUTO_COLUMN, Folder, Found, listed, plural, walk
-from sdtune.data.readers.base import Reader
+from sdtune.data.readers.base import Reader, tell_of_links
 from sdtune.data.readers.filename import Filename
 from sdtune.data.readers.flickr import Flickr
 from sdtune.data.readers.imagefolder import Imagefolder
@@ -45,20 +44,29 @@ def read(
     """
     found = Found()
     root, file = (path, None) if path.is_dir() else (path.parent, path)
-    files = list(walk(root, skip, found))
-    if mask_folder and mask_folder.resolve().is_relative_to(root.resolve()):
-        inside = root / mask_folder.resolve().relative_to(root.resolve())
-        files = [p for p in files if not p.is_relative_to(inside)]
-    folder = Folder(root, files, column, tuple(roots), masked, file)
-    found.masks = list(masks.by_name(files, root))
+
+    def listing() -> list[Path]:
+        files = list(walk(root, skip, found))
+        if mask_folder and mask_folder.resolve().is_relative_to(root.resolve()):
+            inside = root / mask_folder.resolve().relative_to(root.resolve())
+            return [p for p in files if not p.is_relative_to(inside)]
+        return files
+
+    folder = Folder(root, listing, column, tuple(roots), masked, file)
     if layout == "auto":
         reader = next((r for r in READERS if r.recognises(folder)), None)
     else:
         reader = BY_NAME[layout]
-    if reader is None:
+    if reader is None or (file and not reader.file):
         assert file
-        found.fault(file.name, f"no dataset that is known; a folder, or {_files()}")
+        what = (
+            f"data.layout={layout!r} needs a folder" if reader else f"no dataset that is known; a folder, or {_files()}"
+        )
+        found.fault(file.name, what)
         return found
+    if reader.walks:
+        found.masks = list(folder.masks)
+        tell_of_links(folder, reader, found)
     reader.read(folder, found)
     if masked:
         give_masks(folder, mask_folder, found)

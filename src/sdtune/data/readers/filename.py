@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sdtune.data.layouts import Entry, Folder, Found, is_picture, leads_into, plural
+from sdtune.data.layouts import Entry, Folder, Found, is_picture, plural
 from sdtune.data.readers.base import Reader
 from sdtune.data.readers.sidecar import without_masks
 
@@ -19,11 +19,8 @@ class Filename(Reader):
 
     def read(self, folder: Folder, found: Found) -> None:
         for path in filter(is_picture, without_masks(folder, found)):
-            if leads_into(path, folder.path):
-                caption = caption_in(path.stem)
-                found.entries.append(Entry(path, (caption,) if caption else (), folder.name(path)))
-            else:
-                found.fault(folder.name(path), "a link that leaves the folder; copy the picture into it")
+            caption = caption_in(path.stem)
+            found.entries.append(Entry(path, (caption,) if caption else (), folder.name(path)))
         found.notes.insert(0, f"pictures whose name is their caption: {plural(len(found.entries), 'picture')}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdtune.data import masks
 from sdtune.data.images import SUFFIXES
-from sdtune.data.layouts import Entry, Folder, Found, captions_of, leads_into, located, outside, plural
+from sdtune.data.layouts import Entry, Folder, Found, captions_of, is_picture, located, outside, plural
 from sdtune.data.masks import Mask
 from sdtune.data.readers.base import Reader
 from sdtune.data.readers.masked import both
@@ -22,6 +22,7 @@ class Imagefolder(Reader):
     """Rows of a metadata file, `file_name` relative to the folder; absolute only into `data.roots`."""
 
     name = "imagefolder"
+    names_files = True
 
     def recognises(self, folder: Folder) -> bool:
         return folder.file is None and not folder.names.isdisjoint(METADATA)
@@ -40,7 +41,7 @@ class Imagefolder(Reader):
         seen: dict[Path, int] = {}
         known = {mask.file.resolve() for mask, _ in found.masks}
         for line, row in rows:
-            mask = _mask_of(folder.path, f"{name}:{line}", row, found if folder.masked else Found())
+            mask = _mask_of(folder, f"{name}:{line}", row, found if folder.masked else Found())
             known |= {mask.file.resolve()} if mask else set()
             _read_row(folder, name, line, row, seen, found, mask if folder.masked else None)
         for mask, of in found.masks:
@@ -48,7 +49,7 @@ class Imagefolder(Reader):
                 what = f"{folder.name(mask.file)} {both(mask, of, folder)}; rename it, or remove the row"
                 found.fault(f"{name}:{at}", what)
         known |= seen.keys()
-        for path in folder.pictures:
+        for path in (*folder.pictures, *filter(is_picture, sorted(folder.links))):
             if path.resolve() not in known:
                 found.fault(folder.name(path), f"not in {name}; add a row for it or take it away", skippable=True)
         _tell_of_sidecars(folder, name, found)
@@ -112,7 +113,7 @@ def _read_row(
     return None
 
 
-def _mask_of(folder: Path, where: str, row: dict[Any, Any], found: Found) -> Mask | None:
+def _mask_of(folder: Folder, where: str, row: dict[Any, Any], found: Found) -> Mask | None:
     """The mask that a row names, there or not."""
     column = next((c for c in masks.COLUMNS if row.get(c) not in (None, "")), "")
     name = row.get(column)
@@ -122,8 +123,8 @@ def _mask_of(folder: Path, where: str, row: dict[Any, Any], found: Found) -> Mas
         found.fault(where, f"{column} is {name!r:.60}, not the name of a file")
     elif why := outside(name):
         found.fault(where, f"{column} {name!a} {why}; use a path inside the folder, relative to it")
-    elif not leads_into(folder / name, folder):
+    elif not folder.holds(folder.path / name):
         found.fault(where, f"{column} {name} is a link that leaves the folder; copy the mask into it")
     else:
-        return Mask(folder / name, f'the column "{column}"')
+        return Mask(folder.path / name, f'the column "{column}"')
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdtune.data.layouts import Entry, Folder, Found, captions_of, leads_into, listed, plural
+from sdtune.data.layouts import Entry, Folder, Found, captions_of, listed, plural
 from sdtune.data.readers.base import Reader
 from sdtune.data.readers.nested import Part, read_part
 from sdtune.data.readers.tables import content_of
@@ -35,6 +35,7 @@ class KohyaToml(Reader):
     """[[datasets]] with [[datasets.subsets]]; a lower level wins over a higher one."""
 
     name = "kohya-toml"
+    walks = False
     file = "kohya's dataset .toml"
 
     def recognises(self, folder: Folder) -> bool:
@@ -71,25 +72,33 @@ class KohyaToml(Reader):
 
 def _subsets(content: Mapping[str, Any], name: str, found: Found) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each subset with what it has from above."""
-    datasets = content.get("datasets")
-    if not isinstance(datasets, list) or not datasets:
-        found.fault(name, "no [[datasets]] in it: not a dataset file of kohya's scripts")
+    general, datasets = content.get("general", {}), _tables(content.get("datasets"))
+    if not datasets or not isinstance(general, dict):
+        what = "[general] is no table" if datasets else "no [[datasets]] in it: not a dataset file of kohya's scripts"
+        found.fault(name, what)
         return
     for i, dataset in enumerate(datasets, 1):
-        subsets = dataset.get("subsets") if isinstance(dataset, dict) else None
-        if not isinstance(subsets, list) or not subsets:
+        subsets = _tables(dataset.get("subsets"))
+        if not subsets:
             found.fault(f"{name}: datasets[{i}]", "has no [[datasets.subsets]]")
-            continue
         for k, subset in enumerate(subsets, 1):
-            if isinstance(subset, dict):
-                yield f"{name}: datasets[{i}].subsets[{k}]", {**content.get("general", {}), **dataset, **subset}
+            yield f"{name}: datasets[{i}].subsets[{k}]", {**general, **dataset, **subset}
+
+
+def _tables(value: object) -> list[dict[str, Any]]:
+    """A list of tables; nothing else is one."""
+    return value if isinstance(value, list) and all(isinstance(row, dict) for row in value) else []
 
 
 def _tell_of_settings(content: Mapping[str, Any], name: str, found: Found) -> None:
     """What the file sets and nobody reads, with the recipe's own setting where it has one."""
-    datasets = [d for d in content.get("datasets", ()) if isinstance(d, dict)]
-    levels = [content.get("general", {}), *datasets, *(s for d in datasets for s in d.get("subsets", ()))]
-    keys = sorted({key for level in levels if isinstance(level, dict) for key in level} - READ - TO_IGNORE - {"is_reg"})
+    datasets = _tables(content.get("datasets"))
+    levels = [
+        *_tables([content.get("general", {})]),
+        *datasets,
+        *(s for d in datasets for s in _tables(d.get("subsets"))),
+    ]
+    keys = sorted({key for level in levels for key in level} - READ - TO_IGNORE - {"is_reg"})
     if keys:
         said = [f"{key} ({INSTEAD[key]})" if key in INSTEAD else key for key in keys]
         found.notes.append(f"{name}: not read, set it in the recipe: {listed(said, 12)}")
@@ -130,10 +139,7 @@ class KohyaJson(Reader):
             return found.fault(where, 'is no {"caption": "...", "tags": "..."} of texts; mend it')
         lines = [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
         texts = [", ".join(filter(None, (line, *tags))) for line in lines or [""]]
-        if leads_into(pictures[0], folder.path):
-            found.entries.append(Entry(pictures[0], tuple(filter(None, texts)), where))
-        else:
-            found.fault(folder.name(pictures[0]), "a link that leaves the folder; copy the picture into it")
+        found.entries.append(Entry(pictures[0], tuple(filter(None, texts)), where))
         return None
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdtune.data.layouts import Entry, Folder, Found, shown, walk
+from sdtune.data.readers.base import Reader, tell_of_links
 from sdtune.data.readers.filename import Filename
-from sdtune.data.readers.sidecar import read_sidecars
+from sdtune.data.readers.sidecar import Sidecar
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,16 @@ def read_part(folder: Folder, part: Part, found: Found) -> list[Entry]:
     if path is None:
         return []
     inner = Found()
-    there = Folder(path, list(walk(path, (), inner)), folder.column, folder.roots, folder.masked)
-    if part.strategy == "filename":
-        Filename().read(there, inner)
-    else:
-        read_sidecars(there, there.files, inner, part.extension)
+    there = Folder(path, lambda: list(walk(path, (), inner)), folder.column, folder.roots, folder.masked)
+    reader: Reader = Filename() if part.strategy == "filename" else Sidecar(part.extension)
+    tell_of_links(there, reader, inner)
+    reader.read(there, inner)
+    known = {mask.file for mask, _ in found.masks}
+    found.masks += [(mask, of) for mask, of in there.masks if mask.file not in known]
     inside = shown(path.relative_to(folder.path)) if path.is_relative_to(folder.path) else shown(path)
     for fault in inner.faults:
         found.fault(f"{inside}/{fault.where}", fault.what, skippable=fault.skippable)
-    found.notes += [f"{inside}/: {note}" for note in inner.notes if not note.startswith("pictures whose name")]
+    found.notes += [f"{inside}/: {note}" for note in inner.notes if not note.startswith("pictures w")]
     if not inner.entries and not inner.faults:
         found.fault(part.where, f"no pictures in {inside}/")
     return [_with_part(entry, part, f"{inside}/") for entry in inner.entries]

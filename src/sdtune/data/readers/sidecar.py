@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 from sdtune.data.images import FOREIGN_SUFFIXES
-from sdtune.data.layouts import Entry, Folder, Found, is_picture, leads_into, listed, plural, text_of
+from sdtune.data.layouts import Entry, Folder, Found, is_picture, listed, plural, text_of
 from sdtune.data.readers.base import Reader
 from sdtune.data.readers.masked import both
 
@@ -14,6 +15,7 @@ TEXTS = (".txt", ".caption")
 """The second is the one that kohya's scripts look for unless they are told otherwise."""
 SETTINGS = frozenset({"multiply.txt", "flip_p.txt", "cond_dropout.txt", "local.yaml", "global.yaml"})
 """EveryDream's, for a folder; multiply.txt is read."""
+MOST_REPEATS = 10_000
 
 
 class Sidecar(Reader):
@@ -21,11 +23,15 @@ class Sidecar(Reader):
 
     name = "sidecar"
 
+    def __init__(self, extension: str | None = None) -> None:
+        """Captions are read from files of `extension` alone if it is given."""
+        self.extension = extension
+
     def recognises(self, folder: Folder) -> bool:
         return folder.file is None
 
     def read(self, folder: Folder, found: Found) -> None:
-        read_sidecars(folder, without_masks(folder, found), found)
+        read_sidecars(folder, without_masks(folder, found), found, self.extension)
         kinds = sorted({Path(e.where).suffix for e in found.entries if e.captions}) or [".txt"]
         found.notes.insert(0, f"pictures with {' and '.join(kinds)} files: {plural(len(found.entries), 'picture')}")
 
@@ -37,40 +43,35 @@ def read_sidecars(folder: Folder, files: list[Path], found: Found, extension: st
     for path in files:
         if is_picture(path):
             pictures[path.with_suffix("")].append(path)
-    repeats = _multiplied(folder, files, found)
+    repeats, read = _multiplied(folder, files, pictures, found), set[Path]()
     for stem, sharing in pictures.items():
         text = _text(stem, there, (extension,) if extension else TEXTS)
         name = folder.name(text)
+        read.add(text)
         if len(sharing) > 1 and text in there:
             shown = listed([p.name for p in sharing])
             found.fault(name, f"belongs to more than one picture ({shown}); give the pictures different names")
-            continue
-        if text in there and not leads_into(text, folder.path):
-            found.fault(name, "a link that leaves the folder; copy the file into it")
             continue
         captions = _lines(text, name, found) if text in there else ()
         if captions is None:
             continue
         for path in sharing:
-            if leads_into(path, folder.path):
-                times = next((repeats[p] for p in path.parents if p in repeats), 1)
-                found.entries.append(Entry(path, captions, name, repeats=times))
-            else:
-                found.fault(folder.name(path), "a link that leaves the folder; copy the picture into it")
-    _tell_of_others(folder, files, set(pictures), found)
+            times = next((repeats[p] for p in path.parents if p in repeats), 1)
+            found.entries.append(Entry(path, captions, name, repeats=times))
+    _tell_of_others(folder, [p for p in files if p not in read], pictures, found)
 
 
 def without_masks(folder: Folder, found: Found) -> list[Path]:
     """The files that are no masks. A fault for what its folder makes a mask and its caption a picture."""
     there = set(folder.files)
-    for mask, of in found.masks:
+    for mask, of in folder.masks:
         text = mask.file.with_suffix(".txt")
         if text in there and mask.file.parent != of.parent:
             found.fault(
                 folder.name(mask.file),
                 f"{both(mask, of, folder)}; rename the folder, or remove {folder.name(text)}",
             )
-    there -= {mask.file for mask, _ in found.masks}
+    there -= {mask.file for mask, _ in folder.masks}
     return [p for p in folder.files if p in there]
 
 
@@ -86,48 +87,42 @@ def _lines(path: Path, name: str, found: Found) -> tuple[str, ...] | None:
     return None if text is None else tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _multiplied(folder: Folder, files: list[Path], found: Found) -> dict[Path, int]:
-    """How often the pictures of each folder with a multiply.txt are shown in an epoch."""
+def _multiplied(folder: Folder, files: list[Path], pictures: Collection[Path], found: Found) -> dict[Path, int]:
+    """How often the pictures of each folder with a multiply.txt are shown in an epoch; one beside multiply.png is its caption."""
     repeats = {}
     for path in files:
-        if path.name != "multiply.txt" or any(is_picture(p) and p.stem == "multiply" for p in files):
+        if path.name != "multiply.txt" or path.with_suffix("") in pictures:
             continue
         text = (text_of(path, folder.name(path), found) or "").strip()
-        try:
-            number = float(text)
-        except ValueError:
-            number = 0.0
-        if number < 1 or number != int(number):
-            found.fault(
-                folder.name(path), f"holds {text!a:.20}, not a whole number of times from 1 on; mend or remove it"
-            )
+        whole = text.removesuffix(".0")
+        if not (whole.isascii() and whole.isdecimal() and 0 < int(whole) <= MOST_REPEATS):
+            what = f"holds {text!a:.20}, not a whole number of times from 1 to {MOST_REPEATS}; mend or remove it"
+            found.fault(folder.name(path), what)
             continue
-        repeats[path.parent] = int(number)
-        found.notes.append(f"{folder.name(path)}: the pictures there are shown {int(number)} times as often")
+        repeats[path.parent] = int(whole)
+        found.notes.append(f"{folder.name(path)}: the pictures there are shown {whole} times as often")
     return repeats
 
 
-def _tell_of_others(folder: Folder, files: list[Path], stems: set[Path], found: Found) -> None:
-    """Faults for pictures of formats that are not read, notes for what belongs to no picture."""
-    alone, other, second, there = [], [], [], set(files)
+def _tell_of_others(folder: Folder, files: list[Path], pictures: Collection[Path], found: Found) -> None:
+    """Of the files that were not read: faults for pictures of other formats, notes for what belongs to no picture."""
+    alone, other, second = [], [], []
     for path in files:
-        name, captioned = folder.name(path), path.with_suffix("") in stems
+        name, captioned = folder.name(path), path.with_suffix("") in pictures
         if path.suffix.lower() in FOREIGN_SUFFIXES:
             found.fault(name, "not one of the formats that are read; convert it to PNG or JPEG", skippable=True)
-        elif path.name == "multiply.txt" and not captioned:
+        elif is_picture(path) or (path.name == "multiply.txt" and not captioned):
             continue
-        elif path.suffix in TEXTS and not captioned and path.name not in SETTINGS:
-            alone.append(name)
-        elif path.suffix == ".caption" and path.with_suffix(".txt") in there:
+        elif path.suffix in TEXTS and captioned:
             second.append(name)
-        elif (path.suffix not in TEXTS and not is_picture(path)) or path.name in SETTINGS:
+        elif path.suffix in TEXTS and path.name not in SETTINGS:
+            alone.append(name)
+        else:
             other.append(name)
     if alone:
         kind = ".txt file" if all(n.endswith(".txt") for n in alone) else "caption file"
         found.notes.append(f"{plural(len(alone), kind)} without a picture: {listed(alone)}")
     if second:
-        found.notes.append(
-            f"{plural(len(second), '.caption file')} not read, as there is a .txt, too: {listed(second)}"
-        )
+        found.notes.append(f"{plural(len(second), 'second caption file')} of a picture, not read: {listed(second)}")
     if other:
         found.notes.append(f"{plural(len(other), 'other file')} not read: {listed(other)}")

@@ -18,6 +18,7 @@ class SimpleTuner(Reader):
     """Its `repeats` counts what comes on top: 0 means once."""
 
     name = "simpletuner"
+    walks = False
     file = FILE
 
     def recognises(self, folder: Folder) -> bool:

@@ -54,7 +54,7 @@ def jsonl(path: Path, found: Found) -> Iterator[Row]:
 
 
 def csv_rows(path: Path, found: Found, delimiter: str = ",") -> Iterator[Row]:
-    """The rows of a table whose first line names the columns; `delimiter` "\t" for a TSV file, where quotes mean nothing."""
+    """The rows of a table whose first line names the columns; `delimiter` "\t" for a TSV file."""
     raw = b""
     try:
         raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
@@ -63,19 +63,14 @@ def csv_rows(path: Path, found: Found, delimiter: str = ",") -> Iterator[Row]:
         return found.fault(f"{path.name}:{raw[: error.start].count(10) + 1}", not_utf8(raw, error))
     except OSError as error:
         return found.fault(path.name, reason(error))
-    file = io.StringIO(text, newline="")
-    if delimiter == ",":
-        reader = csv.DictReader(file, strict=True)
-    else:
-        reader = csv.DictReader(file, strict=True, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     last = 1  # a quoted caption may span lines: a row is named by its first one
     try:
         for row in reader:
             line, last = last + 1, reader.line_num
             if None in row or None in row.values():
-                found.fault(
-                    f"{path.name}:{line}", "other fields than the first line has; put captions with commas in quotes"
-                )
+                remedy = "put captions with commas in quotes" if delimiter == "," else "mend or remove the line"
+                found.fault(f"{path.name}:{line}", f"other fields than the first line has; {remedy}")
             else:
                 yield line, row
     except csv.Error as error:

@@ -35,7 +35,11 @@ class WebDataset(Reader):
             return found.fault(
                 name, "no .tar file here; give the folder of the shards, or a pattern such as shards/*.tar"
             )
-        without = []
+        there, without = {p.name for p in shards}, []
+        if folder.file and (gone := [name for name in _numbered(folder.file.name) if name not in there]):
+            found.fault(
+                folder.file.name, f"{plural(len(gone), 'shard')} of it not here ({listed(gone)}); add or unname them"
+            )
         for shard in shards:
             try:
                 members = archives.inside(shard)
@@ -50,20 +54,21 @@ class WebDataset(Reader):
 
 
 def _shards(folder: Folder) -> list[Path]:
-    tars = [p for p in folder.files if p.suffix == archives.SUFFIX and p.parent == folder.path]
+    tars = {p.name: p for p in folder.files if p.suffix == archives.SUFFIX and p.parent == folder.path}
     if folder.file is None:
-        return tars
-    patterns = _braces(folder.file.name)
-    return [p for p in tars if any(fnmatch.fnmatchcase(p.name, pattern) for pattern in patterns)]
+        return list(tars.values())
+    if numbered := _numbered(folder.file.name):
+        return [tars[name] for name in numbered if name in tars]
+    return [path for name, path in tars.items() if fnmatch.fnmatchcase(name, folder.file.name)]
 
 
-def _braces(pattern: str) -> list[str]:
-    """ "{000..002}.tar" as the three names that it stands for."""
+def _numbered(pattern: str) -> list[str]:
+    """ "{000..002}.tar" as the three names that it stands for; nothing for another pattern."""
     before, _, rest = pattern.partition("{")
     numbers, _, after = rest.partition("}")
     first, dots, last = numbers.partition("..")
     if not (dots and first.isdigit() and last.isdigit()):
-        return [pattern]
+        return []
     return [f"{before}{n:0{len(first)}d}{after}" for n in range(int(first), int(last) + 1)]
 
 
@@ -72,6 +77,8 @@ def _read_shard(folder: Folder, shard: Path, names: list[str], found: Found) -> 
     samples: dict[str, list[str]] = defaultdict(list)
     without = []
     for name in names:
+        if PurePosixPath(name).name.startswith("."):  # what macOS puts beside each file
+            continue
         if why := outside(name):
             found.fault(folder.name(shard), f"its member {name!a:.80} {why}; write the file again")
             continue
