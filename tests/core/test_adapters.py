@@ -334,22 +334,6 @@ def test_every_named_set_finds_its_layers_in_a_real_unet(sd1_unet: Callable[[], 
     assert all(".attn2." in name for name in found["cross-attention"])
 
 
-def test_style_and_content_are_two_blocks_of_sdxl() -> None:
-    names = [f"{block}.transformer_blocks.0.attn{k}.to_{x}" for block in (
-        "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "up_blocks.0.attentions.2", "up_blocks.1.attentions.1",
-    ) for k in (1, 2) for x in ("q", "k", "v")]  # fmt: skip
-    root = nn.Module()
-    for name in names:
-        parent = root
-        for piece in name.split(".")[:-1]:
-            if not hasattr(parent, piece):
-                parent.add_module(piece, nn.Module())
-            parent = parent.get_submodule(piece)
-        parent.add_module(name.rpartition(".")[2], nn.Linear(2, 2))
-    for wanted, block in (("style", "up_blocks.0.attentions.1."), ("content", "up_blocks.0.attentions.0.")):
-        assert set(targets.select(root, wanted)) == {n for n in names if n.startswith(block)}
-
-
 @pytest.mark.parametrize(
     ("limit", "sizes", "expected"), [(8, (320, 1280), 8), (8, (320, 4), 2), (8, (6, 9), 1), (99, (64,), 8)]
 )

@@ -33,7 +33,7 @@ class AdapterMethod(Words):
     "transformer" (attention, feed-forward, projections), "all-linear", "many" (transformer, convolutions, time embedding),
     "style" or "content" (SDXL's two blocks of B-LoRA), or a list of name patterns such as ["*.attn2.*", "*.conv1"]."""
     text_encoders: bool | tuple[Annotated[int, Field(ge=1)], ...] = False
-    """Text encoders that get adapters, too: false for none, true for all, or their numbers, such as [1] or [1, 2]."""
+    """Text encoders that get adapters, too: false for none, true for all of CLIP's kind, or their numbers, such as [1] or [1, 2]."""
     text_targets: str | tuple[str, ...] = "attention"
     """Layers of those text encoders: "attention" (q, k, v, out), "transformer" (and the two layers after it), or a list of patterns."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -36,7 +36,7 @@ class Full(Section):
 
     type: Literal["full"] = "full"
     text_encoders: bool | tuple[Annotated[int, Field(ge=1)], ...] = False
-    """Text encoders that are trained, too: false for none, true for all, or their numbers, such as [1] or [1, 2]."""
+    """Text encoders that are trained, too: false for none, true for all of CLIP's kind, or their numbers, such as [1] or [1, 2]."""
 
     lighter: ClassVar[str] = "method.type=lora"
     """What to set for less memory, for the message when there is too little."""
