@@ -15,6 +15,8 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
@@ -76,9 +78,14 @@ NO_CHECKER: dict[str, Any] = {"safety_checker": None, "feature_extractor": None,
 
 def family_folder(kind: str, folder: Path, *, seed: int = 0) -> Path:
     """`folder` with a tiny model of each kind in `KINDS`, in diffusers layout: 32x32 pixels."""
+    return pipeline_folder(KINDS[kind], folder, seed=seed)
+
+
+def pipeline_folder(make: Callable[[Path], DiffusionPipeline], folder: Path, *, seed: int = 0) -> Path:
+    """`folder` with the pipeline that `make` makes of a folder for its words."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe = KINDS[kind](folder.parent / f"{folder.name}-words")
+        pipe = make(folder.parent / f"{folder.name}-words")
     pipe.save_pretrained(folder, safe_serialization=True)
     return folder
 
@@ -149,6 +156,20 @@ def sd3_t5(words: Path) -> StableDiffusion3Pipeline:
     return sd3(words, t5=True, qk_norm="rms_norm", dual_attention_layers=(0,))
 
 
+def flux(words: Path, *, told_guidance: bool = True, **schedule: Any) -> FluxPipeline:
+    """Of the family that examples/plugins/flux.py brings, and so none of `KINDS`."""
+    small = tokenizer(words)
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=40, pooled_projection_dim=16, guidance_embeds=told_guidance, axes_dims_rope=(2, 2, 4),
+        ),
+        vae=vae(latent_channels=16, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=text_encoder(small), tokenizer=small, text_encoder_2=t5_encoder(), tokenizer_2=t5_tokenizer(24),
+        scheduler=FlowMatchEulerDiscreteScheduler(**schedule),
+    )  # fmt: skip
+
+
 KINDS: dict[str, Callable[[Path], DiffusionPipeline]] = {
     "sd1-inpainting": sd1_inpainting, "sd2": sd2, "sdxl": sdxl, "sdxl-v": sdxl_v, "sd3": sd3, "sd3-t5": sd3_t5,
 }  # fmt: skip
@@ -202,7 +223,7 @@ def t5_encoder() -> T5EncoderModel:
     )
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer(max_tokens: int = 512) -> T5Tokenizer:
     vocabulary = [
         ("<pad>", 0.0),
         ("</s>", 0.0),
@@ -210,7 +231,7 @@ def t5_tokenizer() -> T5Tokenizer:
         ("\u2581", -2.0),
         *((f"\u2581{w}", -1.0) for w in WORDS),
     ]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=max_tokens)
 
 
 def vae(**settings: Any) -> AutoencoderKL:

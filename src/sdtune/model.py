@@ -152,6 +152,11 @@ class Model(ABC):
         """`source` for records that travel (PNG, adapter files): a folder's own name, without the path to it."""
         return PurePath(self.source).name if self.source_is_folder else self.source
 
+    def levels(self, steps: int, height: int, width: int) -> Sequence[float] | None:
+        """Of flow models: the sigma at which each of `steps` begins, from noise to picture, for latents of this size.
+        None: spread evenly over the timesteps, then leant by `shift`."""
+        return None
+
     @property
     @abstractmethod
     def device(self) -> torch.device: ...

@@ -87,7 +87,8 @@ def denoise(
 ) -> Tensor:
     """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32."""
     scheduler = build_scheduler(model, config.scheduler)
-    scheduler.set_timesteps(config.steps)
+    levels = model.levels(config.steps, *shape[1:])
+    scheduler.set_timesteps(config.steps) if levels is None else scheduler.set_timesteps(sigmas=levels)
     rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(model.device)
     x_BCHW = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))

@@ -99,8 +99,9 @@ class Cache:
 
         Without `augment` (validation) each picture has one view: not mirrored, cut in its centre instead of anywhere.
         """
-        if resolution % model.downscale:
-            raise DataError(f"data.resolution: {resolution} is no multiple of {model.downscale}, the pixels per latent")
+        if resolution % model.grid:
+            unit = "latent" if model.patch == 1 else "patch"
+            raise DataError(f"data.resolution: {resolution} is no multiple of {model.grid}, the pixels per {unit}")
         cache = cls(examples, model, config, resolution, augment)
         cache.notes += [*cache._small_notes(), *cache._long_notes()]
         return cache

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sdtune.families.places import recognise as recognise
+from sdtune.families.recognition import recognise as recognise
 from sdtune.families.sd1 import Sd1
 from sdtune.families.sd2 import Sd2
 from sdtune.families.sd3 import Sd3

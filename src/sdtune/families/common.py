@@ -16,25 +16,31 @@ from torch import Tensor, nn
 
 from sdtune.errors import ModelError
 from sdtune.families.attention import suit_to_cpu
-from sdtune.families.loading import Loaded, alphas_cumprod, load_parts, prediction
-from sdtune.families.places import NAMES, Source, UnetSource
+from sdtune.families.loading import Loaded, Parts, alphas_cumprod, load_parts, prediction
+from sdtune.families.places import Source, UnetSource
+from sdtune.families.single_file import Place
 from sdtune.model import Cond, Latents, Model
 
 
 class LatentModel(Model):
     """See `Model`. Only the denoiser is in `dtype`; the VAE stays fp32 (an fp16 VAE can draw black), text encoders too."""
 
-    PARTS: ClassVar[Mapping[str, str]]
-    """The parts to be read, by the names of diffusers' folders, and their classes."""
+    PARTS: ClassVar[Parts]
+    """The parts to be read, and their classes."""
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     """Those that a model may lack."""
     IN_DTYPE: ClassVar[tuple[str, ...]] = ("unet",)
     """Those that are not kept in fp32."""
+    PLACES: ClassVar[Mapping[str, Place]] = {}
+    """Where parts lie in a single file, for a family that has such files (`Source.mark`)."""
+    SIDE: ClassVar[int] = 0
+    """Latents along a side of the pictures that the family was made for, where the denoiser's settings name no `sample_size`."""
 
     def __init__(
         self, loaded: Loaded, *, device: torch.device | str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None
     ) -> None:
         self.source, self.source_is_folder, self.schedule = loaded.source, loaded.source_is_folder, loaded.schedule
+        self.title = loaded.title
         self.vae = vae = loaded.modules["vae"]
         self.denoiser: nn.Module = loaded.modules[self.denoiser_name]
         self.text_encoders = tuple(m for name, m in loaded.modules.items() if name.startswith("text_encoder"))
@@ -42,7 +48,7 @@ class LatentModel(Model):
         self._away: tuple[nn.Module, ...] = ()  # those that wait in the computer's memory
         self.downscale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels = int(vae.config.latent_channels)
-        self.resolution = int(loaded.modules[self.denoiser_name].config.sample_size) * self.downscale
+        self.resolution = int(loaded.modules[self.denoiser_name].config.get("sample_size", self.SIDE)) * self.downscale
         for part, module in loaded.modules.items():
             module.requires_grad_(False).eval()
             # diffusers' own `to` warns about parts kept in fp32; these families have none
@@ -54,12 +60,12 @@ class LatentModel(Model):
     def load(cls, config: Source, *, device: torch.device | str, dtype: torch.dtype | None) -> Self:
         """Read a diffusers folder, a single file, a Hub id (cache first) or the embedded base. Raises ModelError."""
         dtypes = dict.fromkeys(cls.IN_DTYPE, dtype or torch.float32)
-        loaded = load_parts(config, cls.wanted(config), optional=cls.OPTIONAL, dtypes=dtypes)
+        loaded = load_parts(config, cls.wanted(config), optional=cls.OPTIONAL, places=cls.PLACES, dtypes=dtypes)
         loaded.schedule.update(cls.schedule_of(config))
         return cls(loaded, device=device, dtypes=dtypes)
 
     @classmethod
-    def wanted(cls, config: Source) -> Mapping[str, str]:
+    def wanted(cls, config: Source) -> Parts:
         """The parts to be read."""
         return cls.PARTS
 
@@ -218,7 +224,7 @@ class UnetModel(LatentModel):
         if unet.cross_attention_dim != given:
             raise ModelError(
                 f"{self.source}: the U-Net expects text states of width {unet.cross_attention_dim}, the text encoder gives "
-                f"{given}; this is no {NAMES[self.family]}"
+                f"{given}; this is no {self.title}"
             )
         if unet.in_channels not in (self.latent_channels, 2 * self.latent_channels + 1):
             raise ModelError(

@@ -9,24 +9,20 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDPMScheduler, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from sdtune.errors import ModelError
 from sdtune.families import single_file
-from sdtune.families.places import NAMES, WEIGHTS, Source, check_family, header, hub_folder, json_of, locate
+from sdtune.families.places import Source, header, hub_folder, json_of, locate
+from sdtune.families.recognition import check_family
+from sdtune.families.single_file import Place
 from sdtune.model import Prediction
 
-# The only classes that a model_index.json may name: a file from a stranger chooses no code to run.
-CLASSES: dict[str, Any] = {
-    cls.__name__: cls
-    for cls in (
-        UNet2DConditionModel, SD3Transformer2DModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel,
-        CLIPTokenizer, T5Tokenizer,
-    )
-}  # fmt: skip
+Parts = Mapping[str, Any]
+"""Parts of a model by the names of diffusers' folders, and their classes. A family names them, and a model_index.json may name no
+others: a file from a stranger chooses no code to run."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,8 @@ class Loaded:
 
     source: str
     source_is_folder: bool
+    title: str
+    """The family's name for messages."""
     modules: dict[str, Any]
     tokenizers: tuple[Any, ...]
     schedule: dict[str, Any]
@@ -44,39 +42,55 @@ class Loaded:
 
 
 def load_parts(
-    config: Source, wanted: Mapping[str, str], *, optional: Collection[str] = (), dtypes: Mapping[str, torch.dtype]
+    config: Source,
+    wanted: Parts,
+    *,
+    optional: Collection[str] = (),
+    places: Mapping[str, Place],
+    dtypes: Mapping[str, torch.dtype],
 ) -> Loaded:
-    """Read the parts `wanted` (name -> class), those in `optional` where the model has them. Raises ModelError.
+    """Read the parts `wanted`, those in `optional` where the model has them. Raises ModelError.
 
-    `dtypes`: of the parts that are not to be fp32.
+    `places`: where parts lie in a single file. `dtypes`: of the parts that are not to be fp32.
     """
     path, source = locate(config)
-    check_family(path, source, config.type)
+    check_family(path, source, type(config))
     keys = header(path) if path.is_file() else {}
     folder = path if path.is_dir() else _settings_folder(config)
     index = check_index(folder, source if path.is_dir() else str(folder), config.type, wanted, optional)
     present = {part: cls for part, cls in wanted.items() if part not in optional or _is_named(index, part)}
-    inside = {part for part in present if single_file.has(keys, part)}
-    if keys and (lacking := [p for p in present if p in WEIGHTS and p not in inside]):
+    inside = {part for part in present if part in places and places[part].is_in(keys)}
+    if keys and (lacking := [part for part, cls in present.items() if _has_weights(cls) and part not in inside]):
         folder = _settings_folder(config, weights=lacking)
     transformers.utils.logging.disable_progress_bar()
     modules, tokenizers = dict[str, Any](), list[Any]()
-    for part, name in present.items():
-        cls, dtype = CLASSES[name], dtypes.get(part, torch.float32)
+    for part, cls in present.items():
+        dtype = dtypes.get(part, torch.float32)
         try:
             if part in inside:
-                modules[part] = single_file.read(path, part, cls, folder, dtype)
-            elif part in WEIGHTS:
+                modules[part] = single_file.read(path, part, places[part], cls, folder, dtype)
+            elif _has_weights(cls):
                 modules[part] = _read(folder, part, cls, dtype, None if keys else config.variant)
             else:
                 tokenizers.append(cls.from_pretrained(folder / part))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             fault = error if isinstance(error, ModelError) else str(error).strip().splitlines()[0]
-            raise ModelError(f"{source}: cannot be read as {NAMES[config.type]}: {part}: {fault}") from error
+            raise ModelError(f"{source}: cannot be read as {config.title}: {part}: {fault}") from error
     _check_finite(source, modules)
     return Loaded(
-        source, source == config.path != "embedded", modules, tuple(tokenizers), _schedule(folder, keys), index
+        source,
+        source == config.path != "embedded",
+        config.title,
+        modules,
+        tuple(tokenizers),
+        _schedule(folder, keys),
+        index,
     )
+
+
+def _has_weights(cls: Any) -> bool:
+    """Or is a tokenizer."""
+    return issubclass(cls, nn.Module)
 
 
 def _read(folder: Path, part: str, cls: Any, dtype: torch.dtype, variant: str | None) -> Any:
@@ -100,7 +114,7 @@ def _settings_folder(config: Source, weights: Collection[str] = ()) -> Path:
 
 
 def check_index(
-    folder: Path, source: str, family: str, wanted: Mapping[str, str], optional: Collection[str] = ()
+    folder: Path, source: str, family: str, wanted: Parts, optional: Collection[str] = ()
 ) -> dict[str, Any]:
     """What model_index.json says. Refuses a folder that lacks a part, or names other classes than the family's."""
     index = json_of(folder / "model_index.json")
@@ -108,10 +122,10 @@ def check_index(
         raise ModelError(f"{source}: no model_index.json; this is not a model folder in diffusers layout")
     if not index:
         raise ModelError(f"{source}: model_index.json is not a JSON object; the file is damaged")
-    for part, expected in wanted.items():
+    for part, cls in wanted.items():
         if part in optional and not _is_named(index, part):
             continue
-        named = index.get(part)
+        named, expected = index.get(part), cls.__name__
         if not (isinstance(named, list) and len(named) == 2 and named[1] in (expected, expected + "Fast")):
             raise ModelError(f"{source}: model_index.json names {named!r} as {part}; {family} needs {expected}")
     for part in (*(p for p in wanted if _is_named(index, p)), "scheduler"):

@@ -1,9 +1,9 @@
-"""Where a model lies, and of which family it is. Imports no torch: it reads names, JSON and the headers of safetensors files."""
+"""Where a model lies, and what a family says of itself. Imports no torch: it reads names, JSON and the headers of safetensors files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,25 +12,17 @@ from typing import Any, ClassVar, Literal
 from sdtune.errors import ModelError
 from sdtune.schema import Section
 
-NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL", "sd3": "Stable Diffusion 3.x"}
 WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """The folders of a model in diffusers layout that hold weights; the others hold settings and words."""
 FOLDERS = (*WEIGHTS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
-MARKS = {
-    "model.diffusion_model.joint_blocks.": "sd3",
-    "conditioner.embedders.1.model.": "sdxl",
-    "cond_stage_model.model.": "sd2",
-    "cond_stage_model.transformer.": "sd1",
-}
-"""What the keys of a single-file checkpoint begin with, and the family that this tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Section):
     """What the families share: where a model is found. `type` and `path` are told anew by each."""
 
-    type: str
+    type: str = ""
     path: str
     """A folder in diffusers layout, a single .safetensors file, a Hub id (owner/name), or a file in one (owner/name/file.safetensors)."""
     config: str | None = None
@@ -43,8 +35,27 @@ class Source(Section):
     download: bool = False
     """Fetch a Hub id that is not in the Hub's local cache. Off: no network is used."""
 
+    title: ClassVar[str] = ""
+    """The family's name for messages."""
+    classes: ClassVar[tuple[str, ...]] = ()
+    """A folder is of this family if its model_index.json names one of these classes: the pipeline's, or a part's."""
+    mark: ClassVar[str] = ""
+    """What keys of the family's single-file checkpoints, and of no other's, begin with. Unset: it is read from folders alone."""
     usual: ClassVar[str] = ""
     """The Hub id whose settings fit a single file of this family."""
+
+    @classmethod
+    def owns(cls, path: Path) -> bool:
+        """Whether the folder or single file that is there is of this family, by its names alone. Raises ModelError."""
+        if path.is_file():
+            return bool(cls.mark) and any(key.startswith(cls.mark) for key in header(path))
+        return cls._owns_folder(path)
+
+    @classmethod
+    def _owns_folder(cls, folder: Path) -> bool:
+        index = json_of(folder / "model_index.json")
+        parts = (named[-1] for named in index.values() if isinstance(named, list) and named)
+        return any(name in cls.classes for name in (index.get("_class_name"), *parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,21 @@ class UnetSource(Source):
     zero_snr: bool | None = None
     """Whether the last timestep is pure noise (zero terminal SNR, arXiv:2305.08891); needs prediction = "v".
     Unset: as the model's scheduler says (or the `ztsnr` key of a single file)."""
+
+    two_encoders: ClassVar[bool] = False
+    linear: ClassVar[bool | None] = None
+    """Whether the projections of the U-Net's transformers are Linear. None: either."""
+
+    @classmethod
+    def _owns_folder(cls, folder: Path) -> bool:
+        """These share their classes, and pipelines have many names: the parts tell them apart."""
+        index, unet = json_of(folder / "model_index.json"), json_of(folder / "unet" / "config.json")
+        linear = bool(unet.get("use_linear_projection"))
+        return (
+            bool(index.get("unet"))
+            and bool(index.get("text_encoder_2")) == cls.two_encoders
+            and cls.linear in (None, linear)
+        )
 
 
 def locate(source: Source) -> tuple[Path, str]:
@@ -144,30 +170,6 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{file}: cannot be read as safetensors: {error}") from None
 
 
-def recognise(path: str) -> str | None:
-    """The family ("sd1", ...) of what a recipe may name as `model.path`; None if it is not there or none of ours."""
-    try:
-        return family_of(locate(Source(type="", path=path))[0])
-    except ModelError:
-        return None  # loading it says what is wrong
-
-
-def family_of(path: Path) -> str | None:
-    """The family of a model folder or a single-file checkpoint that is there, by its names alone."""
-    if path.is_dir():
-        return _of_index(json_of(path / "model_index.json"), json_of(path / "unet" / "config.json"))
-    return _of_keys(header(path))
-
-
-def check_family(path: Path, name: str, expected: str) -> None:
-    """Refuse what is plainly of another family. Raises ModelError."""
-    found = family_of(path)
-    if found is None and path.is_file():
-        raise ModelError(f"{name}: no checkpoint of a known family; known: {', '.join(NAMES.values())}")
-    if found not in (None, expected):
-        raise ModelError(f'{name}: is {NAMES[str(found)]}, the recipe says {expected}; set model.type="{found}"')
-
-
 def json_of(file: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing if it is not there or holds something else."""
     try:
@@ -175,16 +177,3 @@ def json_of(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _of_index(index: Mapping[str, Any], unet: Mapping[str, Any]) -> str | None:
-    if index.get("transformer"):
-        return "sd3"
-    if index.get("text_encoder_2"):
-        return "sdxl"
-    # SD 1 and 2 have the same parts; from 2 on, the projections of the U-Net's transformers are Linear.
-    return ("sd2" if unet.get("use_linear_projection") else "sd1") if index.get("unet") else None
-
-
-def _of_keys(shapes: Mapping[str, object]) -> str | None:
-    return next((family for mark, family in MARKS.items() if any(key.startswith(mark) for key in shapes)), None)

@@ -22,6 +22,9 @@ class Sd1(UnetSource):
     """A folder in diffusers layout, a single .safetensors file, a Hub id such as
     "stable-diffusion-v1-5/stable-diffusion-v1-5", or "embedded": the small 64-pixel model that comes with sdtune."""
 
+    title: ClassVar[str] = "Stable Diffusion 1.x"
+    linear: ClassVar[bool | None] = False
+    mark: ClassVar[str] = "cond_stage_model.transformer."
     usual: ClassVar[str] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
     def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdtune.families import single_file
 from sdtune.families.common import UnetModel
+from sdtune.families.single_file import Place
 from sdtune.model import Cond
 
 
@@ -15,10 +19,15 @@ class Sd1Model(UnetModel):
 
     family = "sd1"
     PARTS: ClassVar = {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-        "tokenizer": "CLIPTokenizer",
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "tokenizer": CLIPTokenizer,
+    }
+    PLACES: ClassVar = {
+        "unet": Place("model.diffusion_model.", single_file.unet),
+        "vae": Place("first_stage_model.", single_file.vae),
+        "text_encoder": Place("cond_stage_model.transformer.", single_file.clip),
     }
 
     def read_tokens(self, tokens_BEL: Tensor) -> Cond:

@@ -21,6 +21,9 @@ class Sd2(UnetSource):
     path: str = "stabilityai/stable-diffusion-2-1"
     """A folder in diffusers layout, a single .safetensors file, or a Hub id."""
 
+    title: ClassVar[str] = "Stable Diffusion 2.x"
+    linear: ClassVar[bool | None] = True
+    mark: ClassVar[str] = "cond_stage_model.model."
     usual: ClassVar[str] = "stabilityai/stable-diffusion-2-1"
 
     def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:

@@ -23,6 +23,9 @@ class Sd3(Source):
     t5: bool = True
     """Read captions with the large T5 encoder, too, where the model has it. Off: zeros take its place, as in diffusers."""
 
+    title: ClassVar[str] = "Stable Diffusion 3.x"
+    classes: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "SD3Transformer2DModel")
+    mark: ClassVar[str] = "model.diffusion_model.joint_blocks."
     usual: ClassVar[str] = "stabilityai/stable-diffusion-3-medium-diffusers"
 
     def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:

@@ -7,14 +7,17 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from sdtune.errors import ModelError
+from sdtune.families import single_file
 from sdtune.families.common import LatentModel
-from sdtune.families.loading import Loaded
+from sdtune.families.loading import Loaded, Parts
 from sdtune.families.places import Source
 from sdtune.families.sd3 import Sd3
+from sdtune.families.single_file import Place
 from sdtune.model import Cond
 
 T5_TOKENS = 256
@@ -28,14 +31,21 @@ class Sd3Model(LatentModel):
     OPTIONAL = ("text_encoder_3", "tokenizer_3")
     IN_DTYPE = ("transformer", "text_encoder_3")  # T5 is by far the largest part
     PARTS: ClassVar = {
-        "transformer": "SD3Transformer2DModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModelWithProjection",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-        "text_encoder_3": "T5EncoderModel",
-        "tokenizer": "CLIPTokenizer",
-        "tokenizer_2": "CLIPTokenizer",
-        "tokenizer_3": "T5Tokenizer",
+        "transformer": SD3Transformer2DModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModelWithProjection,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "text_encoder_3": T5EncoderModel,
+        "tokenizer": CLIPTokenizer,
+        "tokenizer_2": CLIPTokenizer,
+        "tokenizer_3": T5Tokenizer,
+    }
+    PLACES: ClassVar = {
+        "transformer": Place("model.diffusion_model.", single_file.transformer),
+        "vae": Place("first_stage_model.", single_file.vae),
+        "text_encoder": Place("text_encoders.clip_l.transformer.", single_file.clip_of_sd3),
+        "text_encoder_2": Place("text_encoders.clip_g.transformer.", single_file.clip),
+        "text_encoder_3": Place("text_encoders.t5xxl.transformer.", single_file.t5),
     }
 
     def __init__(
@@ -51,7 +61,7 @@ class Sd3Model(LatentModel):
         self.sigmas_T, self.alphas_T = sigmas_T.to(device), (1 - sigmas_T).to(device)
 
     @classmethod
-    def wanted(cls, config: Source) -> Mapping[str, str]:
+    def wanted(cls, config: Source) -> Parts:
         assert isinstance(config, Sd3)
         return {part: name for part, name in cls.PARTS.items() if config.t5 or part not in cls.OPTIONAL}
 

@@ -21,6 +21,9 @@ class Sdxl(UnetSource):
     path: str = "stabilityai/stable-diffusion-xl-base-1.0"
     """A folder in diffusers layout, a single .safetensors file, or a Hub id."""
 
+    title: ClassVar[str] = "SDXL"
+    two_encoders: ClassVar[bool] = True
+    mark: ClassVar[str] = "conditioner.embedders.1.model."
     usual: ClassVar[str] = "stabilityai/stable-diffusion-xl-base-1.0"
 
     def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:

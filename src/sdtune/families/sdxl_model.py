@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdtune.errors import ModelError
+from sdtune.families import single_file
 from sdtune.families.common import UnetModel
 from sdtune.families.loading import Loaded
+from sdtune.families.single_file import Place
 from sdtune.model import Cond
 
 
@@ -19,12 +23,18 @@ class SdxlModel(UnetModel):
 
     family, sized = "sdxl", True
     PARTS: ClassVar = {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-        "tokenizer": "CLIPTokenizer",
-        "tokenizer_2": "CLIPTokenizer",
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "tokenizer": CLIPTokenizer,
+        "tokenizer_2": CLIPTokenizer,
+    }
+    PLACES: ClassVar = {
+        "unet": Place("model.diffusion_model.", single_file.unet),
+        "vae": Place("first_stage_model.", single_file.vae),
+        "text_encoder": Place("conditioner.embedders.0.transformer.", single_file.clip),
+        "text_encoder_2": Place("conditioner.embedders.1.model.", single_file.open_clip),
     }
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,43 @@ from sdtune.errors import ModelError
 State = dict[str, Tensor]
 
 
-def has(keys: Collection[str], part: str) -> bool:
-    """Whether a file with these keys holds the part."""
-    return any(key.startswith(prefix) for prefix in PREFIXES.get(part, ()) for key in keys)
+@dataclass(frozen=True)
+class Place:
+    """Where a part lies in a file, and how its names become diffusers'."""
+
+    prefix: str
+    """Of its names."""
+    convert: Callable[[State, str, Any], State]
+    """(weights, prefix, module) -> weights by the module's names: one of the functions below."""
+
+    def is_in(self, keys: Collection[str]) -> bool:
+        """Whether a file with these keys holds the part."""
+        return any(key.startswith(self.prefix) for key in keys)
 
 
-def read(file: Path, part: str, cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+def read(file: Path, part: str, place: Place, cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """The module `part` of the file, made by the settings in `folder`. Raises ModelError where the two do not fit."""
-    prefix, state = _state(file, part)
+    state = _state(file, place.prefix)
     if not issubclass(cls, transformers.PreTrainedModel):
         settings = cls.load_config(folder / part)
         if "in_channels" in settings and part == "unet":  # inpainting variants have nine, the usual settings four
-            settings["in_channels"] = int(state[prefix + "input_blocks.0.0.weight"].shape[1])
+            settings["in_channels"] = int(state[place.prefix + "input_blocks.0.0.weight"].shape[1])
         with torch.device("meta"):
             module = cls.from_config(settings)
-        module.load_state_dict(
-            _fitting(module, PREFIXES[part][prefix](state, prefix, module), folder, dtype), assign=True
-        )
+        converted = place.convert(state, place.prefix, module)
+        module.load_state_dict(_fitting(module, converted, folder, dtype), assign=True)
         return module
     settings = cls.config_class.from_pretrained(folder / part)
     with torch.device("meta"):
         module = cls(settings)
-    fitting = _fitting(module, PREFIXES[part][prefix](state, prefix, module), folder, dtype)
+    fitting = _fitting(module, place.convert(state, place.prefix, module), folder, dtype)
     # Unlike load_state_dict, this also sets buffers that are not saved and ties what is tied.
     return cls.from_pretrained(None, config=settings, state_dict=fitting, dtype=dtype)
 
 
-def _state(file: Path, part: str) -> tuple[str, State]:
+def _state(file: Path, prefix: str) -> State:
     with safe_open(file, "pt") as opened:
-        keys = list(opened.keys())
-        prefix = next(p for p in PREFIXES[part] if any(key.startswith(p) for key in keys))
-        return prefix, {key: opened.get_tensor(key) for key in keys if key.startswith(prefix)}
+        return {key: opened.get_tensor(key) for key in opened.keys() if key.startswith(prefix)}  # noqa: SIM118
 
 
 def _fitting(module: Any, state: State, folder: Path, dtype: torch.dtype) -> State:
@@ -70,53 +77,37 @@ def _fitting(module: Any, state: State, folder: Path, dtype: torch.dtype) -> Sta
 # ---- from the file's names to diffusers' names: (weights, prefix of their names, module) -> weights
 
 
-def _unet(state: State, prefix: str, module: Any) -> State:
+def unet(state: State, prefix: str, module: Any) -> State:
     converted: State = ldm.convert_ldm_unet_checkpoint(state, module.config)
     return converted
 
 
-def _vae(state: State, prefix: str, module: Any) -> State:
+def vae(state: State, prefix: str, module: Any) -> State:
     converted: State = ldm.convert_ldm_vae_checkpoint(state, module.config)
     return converted
 
 
-def _transformer(state: State, prefix: str, module: Any) -> State:
+def transformer(state: State, prefix: str, module: Any) -> State:
     converted: State = ldm.convert_sd3_transformer_checkpoint_to_diffusers(dict(state))
     return converted
 
 
-def _clip(state: State, prefix: str, module: Any) -> State:
+def clip(state: State, prefix: str, module: Any) -> State:
     """transformers' own names; with or without `text_model.`, which some of its classes and older files lack."""
     bare = {key.removeprefix(prefix).removeprefix("text_model."): value for key, value in state.items()}
     return {name: bare[plain] for name in module.state_dict() if (plain := name.removeprefix("text_model.")) in bare}
 
 
-def _clip_of_sd3(state: State, prefix: str, module: Any) -> State:
+def clip_of_sd3(state: State, prefix: str, module: Any) -> State:
     """SD 3 takes CLIP-L's vector as it is: its projection is the identity, and not in every file."""
     width = module.config.hidden_size
-    return {**_clip(state, prefix, module), "text_projection.weight": torch.eye(width)}
+    return {**clip(state, prefix, module), "text_projection.weight": torch.eye(width)}
 
 
-def _open_clip(state: State, prefix: str, module: Any) -> State:
+def open_clip(state: State, prefix: str, module: Any) -> State:
     converted: State = ldm.convert_open_clip_checkpoint(module, state, prefix=prefix)
-    return _clip({prefix + key: value for key, value in converted.items()}, prefix, module)
+    return clip({prefix + key: value for key, value in converted.items()}, prefix, module)
 
 
-def _t5(state: State, prefix: str, module: Any) -> State:
+def t5(state: State, prefix: str, module: Any) -> State:
     return {key.removeprefix(prefix): value for key, value in state.items()}
-
-
-PREFIXES: dict[str, dict[str, Callable[[State, str, Any], State]]] = {
-    "unet": {"model.diffusion_model.": _unet},
-    "transformer": {"model.diffusion_model.": _transformer},
-    "vae": {"first_stage_model.": _vae},
-    "text_encoder": {
-        "cond_stage_model.transformer.": _clip,
-        "cond_stage_model.model.": _open_clip,
-        "conditioner.embedders.0.transformer.": _clip,
-        "text_encoders.clip_l.transformer.": _clip_of_sd3,
-    },
-    "text_encoder_2": {"conditioner.embedders.1.model.": _open_clip, "text_encoders.clip_g.transformer.": _clip},
-    "text_encoder_3": {"text_encoders.t5xxl.transformer.": _t5},
-}
-"""Where each part lies in a file, and how its names become diffusers'."""
