@@ -148,8 +148,8 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)] = "run"
     """Name of the run's folder below `runs/`: letters, digits and _ . + -"""
     plugins: tuple[str, ...] = ()
-    """Python files (or package folders, or installed modules) with methods, target sets, losses or optimisers of your own:
-    their code is run. Looked for beside the recipe first. docs/extending.md has an example."""
+    """Python files (or package folders, or installed modules) with methods, target sets, losses, optimisers or model families of
+    your own: their code is run. Looked for beside the recipe first. docs/extending.md has an example."""
     model: Family = field(default_factory=Sd1)
     """The model to start from."""
     data: DataConfig = field(default_factory=DataConfig)

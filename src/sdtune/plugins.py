@@ -1,7 +1,7 @@
 """Own methods, target sets, objectives, optimisers and model families: Python files that a recipe names, and nothing else loads.
 
 A plugin says what it brings in plain tuples of config classes: METHODS, OBJECTIVES, OPTIMIZERS, FAMILIES, and in a dictionary
-TARGETS of named target sets. docs/extending.md has an example of each.
+TARGETS of named target sets. docs/extending.md goes through an example of each.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from sdtune.errors import ModelError
 from sdtune.families.places import Source, json_of, locate
@@ -11,7 +12,8 @@ from sdtune.families.sd2 import Sd2
 from sdtune.families.sd3 import Sd3
 from sdtune.families.sdxl import Sdxl
 
-BUILT_IN: tuple[type[Source], ...] = (Sd1, Sd2, Sdxl, Sd3)
+BuiltIn = Sd1 | Sd2 | Sdxl | Sd3
+BUILT_IN: tuple[type[Source], ...] = get_args(BuiltIn)
 
 
 def recognise(path: str) -> str | None:
