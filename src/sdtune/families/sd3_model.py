@@ -55,6 +55,8 @@ class Sd3Model(LatentModel):
         transformer: Any = self.denoiser
         self.patch = int(transformer.config.patch_size)
         self._check(transformer.config)
+        last = transformer.config.num_layers - 1  # of its output only the picture's part is used
+        self.unread = (f"transformer.transformer_blocks.{last}.attn.add_q_proj*",)
         self.shift = float(self.schedule.get("shift", 1.0))
         steps = int(self.schedule.get("num_train_timesteps", 1000))
         sigmas_T = FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=self.shift).sigmas.flip(0)
