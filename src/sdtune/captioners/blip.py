@@ -47,6 +47,6 @@ class BlipCaptioner(Captioner):
 
 
 def load(config: Blip, device: torch.device, dtype: torch.dtype) -> Captioner:
-    folder, name = places.locate(config, (*places.SETTINGS, "*.safetensors"))
+    folder, name = places.locate(config)
     model = generating.read(BlipForConditionalGeneration, "blip", folder, name, dtype).to(device)
     return BlipCaptioner(config, name, model, generating.words(folder, name), pixels.read(folder, name, SIDE))

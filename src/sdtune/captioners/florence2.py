@@ -64,6 +64,6 @@ def load(config: Florence2, device: torch.device, dtype: torch.dtype) -> Caption
         from transformers import Florence2ForConditionalGeneration
     except ImportError:
         raise ModelError("florence2: this transformers has no Florence-2 of its own; install a newer one") from None
-    folder, name = places.locate(config, (*places.SETTINGS, "*.safetensors"))
+    folder, name = places.locate(config)
     model = generating.read(Florence2ForConditionalGeneration, "florence2", folder, name, dtype).to(device)
     return Florence2Captioner(config, name, model, generating.words(folder, name), pixels.read(folder, name, SIDE))

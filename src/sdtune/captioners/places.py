@@ -7,20 +7,32 @@ from pathlib import Path
 
 from sdtune.captioners.config import Source
 from sdtune.errors import ModelError
+from sdtune.families.places import PICKLED, is_hub_id, snapshot
 
-SETTINGS = ("*.json", "*.txt")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+FILES = ("*.json", "*.txt", "*.safetensors")
+"""What is wanted of a repository whose model transformers reads."""
+PARTS = (
+    ("config.json",),
+    WEIGHTS,
+    ("preprocessor_config.json", "processor_config.json"),
+    ("tokenizer.json", "vocab.txt", "vocab.json"),
+)
+"""And of each of these at least one."""
 
 
-def locate(source: Source, wanted: Sequence[str]) -> tuple[Path, str]:
+def locate(source: Source, wanted: Sequence[str] = FILES, parts: Sequence[Sequence[str]] = PARTS) -> tuple[Path, str]:
     """The folder that holds the files `wanted` (patterns), and its name for messages and records. Raises ModelError."""
     folder, name = Path(source.path).expanduser(), source.path
     if folder.is_dir():
         return folder, name
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_id(name):
         raise ModelError(f"{name}: no such folder; give a folder with the model's files, or a Hub id (owner/name)")
-    folder = _hub_folder(source, wanted)
+    revision = source.revision or source.usual_revisions.get(name)
+    folder = snapshot(name, wanted, revision=revision, download=source.download, remedy="--download fetches it")
+    lacking = [part[0] for part in parts if not any((folder / file).is_file() for file in part)]
+    if lacking and not source.download:  # other tools may have fetched some of its files
+        raise ModelError(f"{name}: only a part of it is in the local Hub cache (no {lacking[0]}); --download fetches the rest")
     return folder, f"{name}@{folder.name}"
 
 
@@ -40,23 +52,3 @@ def needed(folder: Path, name: str, file: str) -> Path:
     if not (folder / file).is_file():
         raise ModelError(f"{name}: no {file} there; this is no such model, or a part of it is missing")
     return folder / file
-
-
-def _hub_folder(source: Source, wanted: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    revision = source.revision or source.usual_revisions.get(source.path)
-    try:
-        found = snapshot_download(
-            source.path, revision=revision, allow_patterns=list(wanted), local_files_only=not source.download
-        )
-    except LocalEntryNotFoundError:
-        at = f" (revision {revision})" if revision else ""
-        raise ModelError(
-            f"{source.path}{at}: neither a folder nor in the local Hub cache; --download fetches it "
-            "(HF_TOKEN for gated models, HF_HOME for the cache's place)"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(f"{source.path}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
-    return Path(found)

@@ -87,7 +87,7 @@ def shown(tag: str) -> str:
 def load(config: Wd14, device: torch.device, dtype: torch.dtype) -> Captioner:
     """`dtype` is not looked at: the file says it."""
     onnxruntime = _runtime()
-    folder, name = places.locate(config, (MODEL, TAGS))
+    folder, name = places.locate(config, (MODEL, TAGS), ((MODEL,), (TAGS,)))
     names = read_tags(places.needed(folder, name, TAGS), name)
     wanted = ["CPUExecutionProvider"]
     if device.type == "cuda":

@@ -97,13 +97,18 @@ def locate(source: Source) -> tuple[Path, str]:
         return hub_file(name, revision=source.revision, download=source.download)
     if path.suffix == ".safetensors":
         raise ModelError(f"{name}: no such file")
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_id(name):
         raise ModelError(
             f"{name}: no such folder in diffusers layout; give a folder, a .safetensors file, a Hub id (owner/name), "
             'or "embedded"'
         )
     folder = hub_folder(name, revision=source.revision, variant=source.variant, download=source.download)
     return folder, f"{name}@{folder.name}"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` reads as a Hub id (owner/name), and nothing is here under it."""
+    return not Path(name).expanduser().exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def hub_folder(
@@ -115,29 +120,51 @@ def hub_folder(
     weights: Collection[str] = WEIGHTS,
 ) -> Path:
     """The local copy of a Hub repository, of its weights only those in the folders `weights`. Raises ModelError."""
+    settings = [f"{part}/{kind}" for part in FOLDERS for kind in ("*.json", "*.txt", "spiece.model")]
+    files = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
+    return snapshot(
+        repo,
+        ["model_index.json", *settings, *(f"{part}/{files}" for part in weights)],
+        without=["*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema*.safetensors"] if variant is None else (),
+        revision=revision,
+        download=download,
+    )
+
+
+def snapshot(
+    repo: str,
+    wanted: Collection[str],
+    *,
+    without: Collection[str] = (),
+    revision: str | None = None,
+    download: bool = False,
+    remedy: str = "set model.download=true to fetch it",
+) -> Path:
+    """The local copy of the files `wanted` (patterns) of a Hub repository; `remedy` says how to have it fetched. Raises ModelError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    settings = [f"{part}/{kind}" for part in FOLDERS for kind in ("*.json", "*.txt", "spiece.model")]
-    files = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
     try:
         found = snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=["model_index.json", *settings, *(f"{part}/{files}" for part in weights)],
-            ignore_patterns=["*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema*.safetensors"]
-            if variant is None
-            else None,
+            allow_patterns=list(wanted),
+            ignore_patterns=list(without) or None,
             local_files_only=not download,
         )
     except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{repo}: neither a folder nor in the local Hub cache; set model.download=true to fetch it "
-            "(HF_TOKEN for gated models, HF_HOME for the cache's place)"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
+        at = f" (revision {revision})" if revision else ""
+        raise ModelError(f"{repo}{at}: {_not_there('a folder', download, remedy)}") from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{repo}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
     return Path(found)
+
+
+def _not_there(kind: str, download: bool, remedy: str = "set model.download=true to fetch it") -> str:
+    """What is wrong with a Hub id that the local cache does not hold, or not as a whole."""
+    if download:
+        return "not whole in the local Hub cache, and the Hub cannot be reached; check the network, and HF_HUB_OFFLINE"
+    return f"neither {kind} nor in the local Hub cache; {remedy} (HF_TOKEN for gated models, HF_HOME for the cache's place)"
 
 
 def hub_file(name: str, *, revision: str | None = None, download: bool = False) -> tuple[Path, str]:
@@ -149,9 +176,7 @@ def hub_file(name: str, *, revision: str | None = None, download: bool = False) 
     try:
         found = Path(hf_hub_download(f"{owner}/{repo}", file, revision=revision, local_files_only=not download))
     except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{name}: no such file, nor in the local Hub cache; set model.download=true to fetch it (HF_TOKEN for gated models)"
-        ) from None
+        raise ModelError(f"{name}: {_not_there('a file', download)}") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{name}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
     return found, f"{name}@{found.parts[len(found.parts) - file.count('/') - 2]}"
