@@ -15,7 +15,7 @@ import typer
 
 import sdtune
 from sdtune import cli_data, console, presets
-from sdtune.cli_shared import Options, Overrides, interrupts, lines_of, options_of, tell
+from sdtune.cli_shared import Options, interrupts, options_of, tell
 from sdtune.errors import ConfigError, SdtuneError
 from sdtune.follow import Tool
 
@@ -41,6 +41,12 @@ EXIT_CODES = {
     143: "stopped by SIGTERM; everything so far is saved",
 }
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="A.B=C", help="Settings that replace those of the recipe. `sdtune keys` lists them.", show_default=False
+    ),
+]
 EVERYWHERE = ("--json", "--quiet", "--debug")
 ANYWHERE = "Options of every command, anywhere on the line"
 
@@ -253,7 +259,7 @@ def sample(
              settings as JSON beside it.
     """
     source, changes = _with_default(source, overrides, "embedded")
-    texts = [*(prompt or ()), *(lines_of(prompts) if prompts else ())] or None
+    texts = [*(prompt or ()), *(_lines_of(prompts) if prompts else ())] or None
     screen = options_of(ctx).screen()
     screen.say(f"drawing with {source}")
     drawn = []
@@ -588,6 +594,16 @@ def _with_default(first: str, overrides: Sequence[str] | None, default: str) -> 
     """`first` may be left out: then it holds an override."""
     rest = list(overrides or ())
     return (default, [first, *rest]) if "=" in first and not Path(first).exists() else (first, rest)
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    if found := [line.strip() for line in text.splitlines() if line.strip()]:
+        return found
+    raise ConfigError(f"{path}: holds no prompt; write one on each line")
 
 
 def _slug(text: str) -> str:

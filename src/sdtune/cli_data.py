@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdtune import console
+from sdtune import console, events
 from sdtune.cli_shared import Options, interrupts, options_of, tell
 from sdtune.errors import DataError
 
 if TYPE_CHECKING:
     from sdtune.captioners import CaptionConfig, Event
     from sdtune.console import Screen
-    from sdtune.data.collect.gather import Outcome
+    from sdtune.data.collect.gather import Outcome, Wish
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -84,29 +85,37 @@ def collect(
              LICENSES.md: who made what, and under which licence.
     Again    the same command goes on, and fetches nothing twice.
     """
+    from sdtune.data.collect.gather import MB, Wish
+
+    options = options_of(ctx)
+    wish = Wish(query.strip(), limit, min_side, max_mb * MB, captions, retry, alike)
+    names = list(dict.fromkeys(source or ["openverse"]))
+    with options.screen() as screen:
+        _collect(wish, names, licence, contact, out, dry_run, screen, options)
+
+
+def _collect(
+    wish: Wish, names: list[str], licence: str, contact: str, out: Path, dry_run: bool, screen: Screen, options: Options
+) -> None:
+    """Fetch and draw. The first Ctrl-C or SIGTERM ends it after the picture at hand, the second leaves at once."""
+    from sdtune.data.collect import gather
     from sdtune.data.collect.fetch import Client
-    from sdtune.data.collect.gather import MB, Wish, preview
-    from sdtune.data.collect.gather import collect as fill
-    from sdtune.data.collect.sources import SERVICES
     from sdtune.data.collect.sources import source as named
 
-    options, tally = options_of(ctx), _Tally()
-    screen, names = options.screen(), list(dict.fromkeys(source or ["openverse"]))
-    with screen, interrupts(lambda: os.write(2, b"\nstopping: what is there is kept\n")) as caught:
+    tally = _Tally()
+    with interrupts(lambda: screen.stopping("what is there is kept")) as caught:
         client = Client(contact, stop=lambda: bool(caught))
-        sources = [named(name, client, query, licence) for name in names]
-        if limit is None and any(name in SERVICES for name in names):
-            limit = 100
-        wish = Wish(query.strip(), limit, min_side, max_mb * MB, captions, retry, alike)
+        sources = [named(name, client, wish.query, licence) for name in names]
         for notice in filter(None, (s.notice for s in sources)):
             tell(f"warning: {notice}")
         screen.busy(f"searching in {', '.join(names)}")
-        sizes = [s.size for s in sources]
-        total = min(filter(None, [limit, None if None in sizes else sum(filter(None, sizes))]), default=0)
-        for outcome in preview(wish, sources, out) if dry_run else fill(wish, sources, out, client):
-            tally.take(outcome, total, screen, dry_run)
-            if caught:
-                break
+        total = gather.expected(wish, sources)
+        begun = gather.preview(wish, sources, out) if dry_run else gather.collect(wish, sources, out, client)
+        with closing(begun) as outcomes:
+            for outcome in outcomes:
+                tally.take(outcome, total, screen, dry_run)
+                if caught:
+                    break
         screen.done()
     tally.tell(out, screen, dry_run)
     if caught:
@@ -125,7 +134,7 @@ class _Tally:
 
     def take(self, outcome: Outcome, total: int, screen: Screen, dry_run: bool) -> None:
         self.counts[outcome.what] += 1
-        screen.emit(console.record(outcome))
+        screen.emit(events.record(outcome))
         found = outcome.found
         if outcome.what == "ended":
             self.ended.append(f"{outcome.source}: {outcome.why}")
@@ -267,6 +276,7 @@ def caption(
     Again    the same command goes on with what has no caption yet.
     """
     from sdtune import captioners
+    from sdtune.captioners.sheet import check_page
 
     options = options_of(ctx)
     phrases = tuple(filter(None, (phrase.strip() for words in blacklist or () for phrase in words.split(","))))
@@ -283,6 +293,8 @@ def caption(
         },
     )  # fmt: skip
     with options.screen() as screen:
+        if sheet:
+            check_page(_page_of(folder))  # rather than after hours
         shown = _caption(folder, config, screen, options)
         if sheet:
             _write_captions_sheet(folder, config, shown, screen)
@@ -293,14 +305,14 @@ def _caption(folder: Path, config: CaptionConfig, screen: Screen, options: Optio
     from sdtune import captioners
 
     made: dict[str, tuple[str, ...]] = {}
-    finished = False
+    finished, writes = False, not config.dry_run
     if config.model.download:
         os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
-    with interrupts(screen.stopping) as caught:
-        events = captioners.caption(folder, config)
+    with interrupts(lambda: screen.stopping("the batch ends" + " and is written" * writes)) as caught:
+        begun = captioners.caption(folder, config)
         try:
-            for event in events:
-                screen.emit(captioners.record(event))
+            for event in begun:
+                screen.emit(events.record(event))
                 _draw(event, config, screen)
                 finished = isinstance(event, captioners.Finished)
                 if isinstance(event, captioners.Captioned):
@@ -308,10 +320,10 @@ def _caption(folder: Path, config: CaptionConfig, screen: Screen, options: Optio
                 if caught:
                     break
         finally:
-            events.close()
+            begun.close()
             screen.done()
     if caught and not finished:
-        screen.say(f"stopped; {len(made)} captions are written")
+        screen.say("stopped; what was captioned is written" if writes else "stopped; a dry run: nothing is written")
         tell(f"go on with: {options.command}")
         raise typer.Exit(128 + caught[0])
     return made
@@ -320,7 +332,6 @@ def _caption(folder: Path, config: CaptionConfig, screen: Screen, options: Optio
 def _draw(event: Event, config: CaptionConfig, screen: Screen) -> None:
     from sdtune import captioners
     from sdtune.data.layouts import plural
-    from sdtune.events import Warned
 
     match event:
         case captioners.Opened():
@@ -330,8 +341,7 @@ def _draw(event: Event, config: CaptionConfig, screen: Screen) -> None:
         case captioners.Loaded():
             screen.rows([("device", f"{event.device}, {event.precision}")])
         case captioners.LeftOut():
-            if not isinstance(screen, console.Json):  # which has the record itself
-                screen.draw(Warned(f"{event.where}: {event.what}"))
+            screen.warn(f"{event.where}: {event.what}")
         case captioners.Captioned() if config.dry_run:
             screen.say(f"{event.picture}: {' | '.join(event.captions)}")
         case captioners.Captioned():
@@ -361,6 +371,11 @@ def _opening(event: object, config: CaptionConfig) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in event.notes]
 
 
+def _page_of(folder: Path) -> Path:
+    root = folder.expanduser().resolve()
+    return root.with_name(f"{root.name}-captions.html")
+
+
 def _write_captions_sheet(
     folder: Path, config: CaptionConfig, made: dict[str, tuple[str, ...]], screen: Screen
 ) -> None:
@@ -373,7 +388,7 @@ def _write_captions_sheet(
     if config.dry_run:
         named = {captioners.name_of(image, root): (image, by) for image, _, by in there}
         there = [(named[name][0], captions, "sdtune") for name, captions in made.items() if name in named]
-    page = root.resolve().with_name(f"{root.resolve().name}-captions.html")
+    page = _page_of(folder)
     for done, total in write_sheet(there, root, page):
         screen.doing("drawing the sheet", done, total)
     screen.done()

@@ -1,4 +1,4 @@
-"""What all commands share: their options, the lines they read and say, and how they are stopped."""
+"""What all commands share: their options, the lines they say, and how they are stopped."""
 
 from __future__ import annotations
 
@@ -8,24 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from sdtune import console
-from sdtune.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdtune.console import Screen
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="A.B=C", help="Settings that replace those of the recipe. `sdtune keys` lists them.", show_default=False
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -45,16 +36,6 @@ class Options:
 def options_of(ctx: typer.Context) -> Options:
     assert isinstance(ctx.obj, Options)
     return ctx.obj
-
-
-def lines_of(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    if found := [line.strip() for line in text.splitlines() if line.strip()]:
-        return found
-    raise ConfigError(f"{path}: holds no prompt; write one on each line")
 
 
 @contextmanager

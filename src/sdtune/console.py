@@ -333,9 +333,13 @@ class Screen(AbstractContextManager["Screen"]):
     def verdict(self, question: str, answer: str, because: str, good: bool | None) -> None:
         """One line of a comparison's result. `good` says whether the answer is the wished one; None: open."""
 
-    def stopping(self) -> None:
-        """The first Ctrl-C was heard. Called from a signal handler: must not wait for anything."""
-        os.write(2, b"\nstopping: the step ends and is saved; once more leaves at once\n")
+    def warn(self, text: str) -> None:
+        """A warning for people; programs have a record of their own of it."""
+        self.draw(Warned(text))
+
+    def stopping(self, what: str = "the step ends and is saved") -> None:
+        """The first Ctrl-C was heard; `what` happens now. Called from a signal handler: must not wait for anything."""
+        os.write(2, f"\nstopping: {what}; once more leaves at once\n".encode())
 
 
 class Silent(Screen):
@@ -368,6 +372,9 @@ class Json(Screen):
 
     def emit(self, record: object) -> None:
         _write(json.dumps(record, ensure_ascii=False))
+
+    def warn(self, text: str) -> None:
+        pass
 
 
 class Plain(Screen):
@@ -573,8 +580,8 @@ class Live(Screen):
             grid.add_row(name, self._styled(text, ""))
         self.console.print(grid)
 
-    def stopping(self) -> None:
-        self._note = "stopping: the step ends and is saved; Ctrl-C once more leaves at once"
+    def stopping(self, what: str = "the step ends and is saved") -> None:
+        self._note = f"stopping: {what}; Ctrl-C once more leaves at once"
 
     def _print(self, text: Text) -> None:
         self.console.print(text, soft_wrap=True)

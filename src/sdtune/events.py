@@ -1,20 +1,15 @@
 """What a run reports: plain records that the command line prints, the web streams and `events.jsonl` keeps."""
 
-import dataclasses
 import json
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Event:
-    time: float = field(default_factory=time.time)
-    """Seconds since 1970."""
+from sdtune.happened import Happened
+from sdtune.happened import record as record
 
 
 @dataclass(frozen=True)
-class Started(_Event):
+class Started(Happened):
     """A run begins, or goes on from `step`."""
 
     step: int
@@ -33,7 +28,7 @@ class Started(_Event):
 
 
 @dataclass(frozen=True)
-class Encoding(_Event):
+class Encoding(Happened):
     """Pictures or captions are being encoded into the cache: `done` of `total`."""
 
     what: str
@@ -42,7 +37,7 @@ class Encoding(_Event):
 
 
 @dataclass(frozen=True)
-class Step(_Event):
+class Step(Happened):
     """One optimiser step was taken. `loss` is the mean of its pictures, `grad_norm` before clipping."""
 
     step: int
@@ -53,7 +48,7 @@ class Step(_Event):
 
 
 @dataclass(frozen=True)
-class Validated(_Event):
+class Validated(Happened):
     """The validation loss: the same pictures, noise and timesteps each time. `per_picture` pairs across steps."""
 
     step: int
@@ -70,7 +65,7 @@ class Validated(_Event):
 
 
 @dataclass(frozen=True)
-class Sampled(_Event):
+class Sampled(Happened):
     """A preview was written. Step 0 is the base model."""
 
     step: int
@@ -81,7 +76,7 @@ class Sampled(_Event):
 
 
 @dataclass(frozen=True)
-class Saved(_Event):
+class Saved(Happened):
     """A checkpoint is complete on disk. `best` says that these are the weights of the lowest validation loss so far."""
 
     step: int
@@ -90,7 +85,7 @@ class Saved(_Event):
 
 
 @dataclass(frozen=True)
-class Noted(_Event):
+class Noted(Happened):
     """What was recognised or decided, for the reader of the log."""
 
     message: str
@@ -98,7 +93,7 @@ class Noted(_Event):
 
 
 @dataclass(frozen=True)
-class Warned(_Event):
+class Warned(Happened):
     """Something the user should know: a part that does not train, a setting without effect, a caption that is cut."""
 
     message: str
@@ -106,7 +101,7 @@ class Warned(_Event):
 
 
 @dataclass(frozen=True)
-class Finished(_Event):
+class Finished(Happened):
     """The run reached its end: its last step, or an early stop. `path` is the finished adapter or model, relative to the run folder."""
 
     step: int
@@ -119,14 +114,14 @@ class Finished(_Event):
 
 
 @dataclass(frozen=True)
-class Stopped(_Event):
+class Stopped(Happened):
     """The run was interrupted after `step`; the same command goes on from there."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class Failed(_Event):
+class Failed(Happened):
     """The run ended on an error."""
 
     step: int
@@ -142,7 +137,7 @@ _KINDS: dict[str, type[Any]] = {
 
 def to_line(event: Event) -> str:
     """One line of JSON, `event` naming the kind."""
-    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False)
+    return json.dumps(record(event), ensure_ascii=False)
 
 
 def from_line(line: str) -> Event:

@@ -201,8 +201,8 @@ def test_other_layouts(quick: Blip, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("{", "metadata.jsonl:2: not a row"),
-        ('{"text": "no name"}', "metadata.jsonl:2: not a row"),
+        ("{", "metadata.jsonl:2: not valid JSON"),
+        ('{"text": "no name"}', "metadata.jsonl:2: no file_name"),
         ('{"file_name": "b.png", "text": 3}', "metadata.jsonl:2: 'text' is no text or list of texts: 3"),
         ('{"file_name": "a.png", "text": ""}', "metadata.jsonl:2: a.png is in another line, too"),
     ],
@@ -423,10 +423,9 @@ def test_training_reads_what_is_written(write: Write, quick: Blip, tmp_path: Pat
     assert read == captions_in(tmp_path, write) and len(read) == 10
 
 
-def test_progress_says_how_long_it_will_take(quick: Blip, tmp_path: Path) -> None:
+def test_progress_says_how_fast_it_goes(quick: Blip, tmp_path: Path) -> None:
     tiny.pictures(tmp_path, NAMES)
     events: Iterator[Captioned] = iter(of(Captioned, run(tmp_path, CaptionConfig(model=quick, batch_size=4))))
     seen = list(events)
     assert [event.done for event in seen] == list(range(1, 10)) and {event.total for event in seen} == {9}
-    assert all(event.per_second > 0 for event in seen) and seen[-1].seconds_left == 0
-    assert seen[3].seconds_left == pytest.approx(5 / seen[3].per_second)
+    assert all(event.per_second > 0 for event in seen)

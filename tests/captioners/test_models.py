@@ -18,20 +18,18 @@ from sdtune.captioners.base import Captioner
 from sdtune.captioners.config import Source
 from sdtune.errors import ConfigError, ModelError
 
-CPU = torch.device("cpu")
-
 
 def images(count: int = 3) -> list[Image.Image]:
     rng = np.random.default_rng(7)
     return [Image.fromarray(rng.integers(0, 256, (40 + i, 50, 3), np.uint8)) for i in range(count)]
 
 
-def load(config: Source, dtype: torch.dtype = torch.float32) -> Captioner:
-    return config.load(CPU, dtype)
+def load(config: Source, precision: str = "fp32") -> Captioner:
+    return config.load("cpu", precision)
 
 
-def captions(config: Source, batch: int = 3, dtype: torch.dtype = torch.float32) -> list[str]:
-    model = load(config, dtype)
+def captions(config: Source, batch: int = 3, precision: str = "fp32") -> list[str]:
+    model = load(config, precision)
     seen = [model.prepare(image) for image in images()]
     return [text for i in range(0, 3, batch) for text in model.caption(seen[i : i + batch])]
 
@@ -56,7 +54,7 @@ def test_blip_says_what_the_library_says(blip_folder: Path, prompt: str) -> None
 def test_blip_in_batches_and_in_bf16(blip_folder: Path) -> None:
     config = Blip(path=str(blip_folder), max_tokens=6, beams=1)
     assert captions(config, batch=1) == captions(config, batch=2) == captions(config)
-    model = load(config, torch.bfloat16)
+    model = load(config, "bf16")
     assert model.precision == "bfloat16"
     assert all(model.caption([model.prepare(image) for image in images()]))
 
@@ -186,6 +184,12 @@ def test_options_without_effect_are_named() -> None:
         ("wd14", {"threshold": 2.0}, {}, "--threshold: input should be less than or equal to 1, got 2.0"),
         ("blip", {}, {"overwrite": True, "append": True}, "--overwrite: contradicts append"),
         ("florence2", {"prompt": "ocr"}, {}, "--prompt: florence2 has the tasks"),
+        (
+            "florence2",
+            {"prompt": "my_own"},
+            {},
+            "--prompt: florence2 has the tasks <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, got 'my_own'",
+        ),
         ("wd14", {}, {"precision": "bf16"}, "--precision: has no effect with wd14"),
     ],
 )

@@ -154,6 +154,7 @@ class Listed:
     """A source of given pictures."""
 
     size: int | None = None
+    endless = captioned = False
     notice = ""
 
     def __init__(self, found: list[Found], name: str = "listed", breaks: bool = False) -> None:

@@ -12,7 +12,6 @@ from sdtune.captioners.base import Finished as Finished
 from sdtune.captioners.base import LeftOut as LeftOut
 from sdtune.captioners.base import Loaded as Loaded
 from sdtune.captioners.base import Opened as Opened
-from sdtune.captioners.base import record as record
 from sdtune.captioners.config import Blip as Blip
 from sdtune.captioners.config import CaptionConfig as CaptionConfig
 from sdtune.captioners.config import Florence2 as Florence2

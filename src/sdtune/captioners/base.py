@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from sdtune.happened import Happened
 
 Pixels = NDArray[np.float32]
 
@@ -34,14 +35,8 @@ class Captioner(ABC):
         """A caption for each of the prepared pictures, which are one batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Event:
-    time: float = field(default_factory=time.time)
-    """Seconds since 1970."""
-
-
 @dataclass(frozen=True)
-class Opened(_Event):
+class Opened(Happened):
     """The folder is read: what it holds, and what will be done."""
 
     folder: str
@@ -57,7 +52,7 @@ class Opened(_Event):
 
 
 @dataclass(frozen=True)
-class Loaded(_Event):
+class Loaded(Happened):
     """The model is in memory."""
 
     model: str
@@ -66,7 +61,7 @@ class Loaded(_Event):
 
 
 @dataclass(frozen=True)
-class Captioned(_Event):
+class Captioned(Happened):
     """A picture has its caption, which is written unless it is a dry run. `done` counts those left out, too."""
 
     picture: str
@@ -76,11 +71,10 @@ class Captioned(_Event):
     total: int
     per_second: float
     """Pictures a second, of late."""
-    seconds_left: float
 
 
 @dataclass(frozen=True)
-class LeftOut(_Event):
+class LeftOut(Happened):
     """A picture or row that gets no caption, and why."""
 
     where: str
@@ -88,7 +82,7 @@ class LeftOut(_Event):
 
 
 @dataclass(frozen=True)
-class Finished(_Event):
+class Finished(Happened):
     """All is done. Not yielded when the iterator is closed before."""
 
     captioned: int
@@ -97,10 +91,3 @@ class Finished(_Event):
 
 
 Event = Opened | Loaded | Captioned | LeftOut | Finished
-
-
-def record(event: Event) -> dict[str, Any]:
-    """The event as plain JSON types, `event` naming the kind."""
-    import dataclasses
-
-    return {"event": type(event).__name__, **dataclasses.asdict(event)}

@@ -46,7 +46,8 @@ class BlipCaptioner(Captioner):
         return [text.strip() for text in found_texts]
 
 
-def load(config: Blip, device: torch.device, dtype: torch.dtype) -> Captioner:
+def load(config: Blip, device: str, precision: str) -> Captioner:
+    place, dtype = generating.place(device, precision)
     folder, name = places.locate(config)
-    model = generating.read(BlipForConditionalGeneration, "blip", folder, name, dtype).to(device)
+    model = generating.read(BlipForConditionalGeneration, "blip", folder, name, dtype).to(place)
     return BlipCaptioner(config, name, model, generating.words(folder, name), pixels.read(folder, name, SIDE))

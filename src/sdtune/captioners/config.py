@@ -14,8 +14,6 @@ from sdtune.errors import ConfigError
 from sdtune.schema import Section, defaults
 
 if TYPE_CHECKING:
-    import torch
-
     from sdtune.captioners.base import Captioner
 
 Positive = Annotated[int, Field(gt=0)]
@@ -43,8 +41,8 @@ class Source(Section):
     usual_revisions: ClassVar[Mapping[str, str]] = {}
     """Where a repository has its safetensors elsewhere than on its main branch."""
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Captioner:
-        """The model on `device`. Raises ModelError."""
+    def load(self, device: str = "auto", precision: str = "auto") -> Captioner:
+        """The model on that device of CaptionConfig. Raises ConfigError for one that is not there, and ModelError."""
         raise NotImplementedError
 
 
@@ -64,10 +62,10 @@ class Blip(Source):
 
     usual_revisions: ClassVar[Mapping[str, str]] = {"Salesforce/blip-image-captioning-base": "refs/pr/38"}
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Captioner:
+    def load(self, device: str = "auto", precision: str = "auto") -> Captioner:
         from sdtune.captioners.blip import load
 
-        return load(self, device, dtype)
+        return load(self, device, precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +91,10 @@ class Florence2(Source):
         """`prompt` with its brackets."""
         return f"<{self.prompt.strip().strip('<>').upper().replace('-', '_')}>"
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Captioner:
+    def load(self, device: str = "auto", precision: str = "auto") -> Captioner:
         from sdtune.captioners.florence2 import load
 
-        return load(self, device, dtype)
+        return load(self, device, precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +109,10 @@ class Wd14(Source):
     character_threshold: Share = 0.85
     """Names of characters count from this probability on. 1 leaves them out."""
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Captioner:
+    def load(self, device: str = "auto", precision: str = "auto") -> Captioner:
         from sdtune.captioners.wd14 import load
 
-        return load(self, device, dtype)
+        return load(self, device)  # the file says the precision
 
 
 Model = Annotated[Blip | Florence2 | Wd14, Field(discriminator="type")]
@@ -191,7 +189,8 @@ def from_options(kind: str, model: Mapping[str, Any], rest: Mapping[str, Any]) -
 
 def _explain(fault: Any) -> str:
     if fault["type"] == "value_error":
-        return f"--{str(fault['ctx']['error']).replace('_', '-')}"
+        key, _, what = str(fault["ctx"]["error"]).partition(":")
+        return f"{_option(key)}:{what}"
     message = str(fault["msg"])
     return f"{_option(str(fault['loc'][-1]))}: {message[0].lower()}{message[1:]}, got {fault['input']!r}"
 

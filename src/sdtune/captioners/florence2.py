@@ -59,11 +59,12 @@ class Florence2Captioner(Captioner):
         return self._picture_tokens[size]
 
 
-def load(config: Florence2, device: torch.device, dtype: torch.dtype) -> Captioner:
+def load(config: Florence2, device: str, precision: str) -> Captioner:
     try:
         from transformers import Florence2ForConditionalGeneration
     except ImportError:
         raise ModelError("florence2: this transformers has no Florence-2 of its own; install a newer one") from None
+    place, dtype = generating.place(device, precision)
     folder, name = places.locate(config)
-    model = generating.read(Florence2ForConditionalGeneration, "florence2", folder, name, dtype).to(device)
+    model = generating.read(Florence2ForConditionalGeneration, "florence2", folder, name, dtype).to(place)
     return Florence2Captioner(config, name, model, generating.words(folder, name), pixels.read(folder, name, SIDE))

@@ -9,9 +9,16 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from sdtune import devices
 from sdtune.captioners import places
 from sdtune.errors import ModelError
 from sdtune.families.places import json_of
+
+
+def place(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
+    """Where torch computes, and in what. Raises ConfigError for a device that is not there."""
+    devices.set_up_cpu(None)
+    return devices.pick(device, precision, key="--device")
 
 
 def read(cls: Any, kind: str, folder: Path, name: str, dtype: torch.dtype) -> Any:

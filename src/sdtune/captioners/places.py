@@ -32,7 +32,9 @@ def locate(source: Source, wanted: Sequence[str] = FILES, parts: Sequence[Sequen
     folder = snapshot(name, wanted, revision=revision, download=source.download, remedy="--download fetches it")
     lacking = [part[0] for part in parts if not any((folder / file).is_file() for file in part)]
     if lacking and not source.download:  # other tools may have fetched some of its files
-        raise ModelError(f"{name}: only a part of it is in the local Hub cache (no {lacking[0]}); --download fetches the rest")
+        raise ModelError(
+            f"{name}: only a part of it is in the local Hub cache (no {lacking[0]}); --download fetches the rest"
+        )
     return folder, f"{name}@{folder.name}"
 
 

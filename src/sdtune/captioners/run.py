@@ -12,7 +12,7 @@ from typing import Any
 
 from sdtune.captioners import store
 from sdtune.captioners.base import Captioned, Captioner, Event, Finished, LeftOut, Loaded, Opened, Pixels
-from sdtune.captioners.config import CaptionConfig, Wd14
+from sdtune.captioners.config import CaptionConfig
 from sdtune.captioners.store import Captions, Folder, Picture
 from sdtune.captioners.text import finish
 from sdtune.data.images import load_image
@@ -47,7 +47,7 @@ def caption(folder: str | Path, config: CaptionConfig | None = None) -> Generato
         )
     captioned, left = 0, len(found.left)
     if todo:
-        model = _load(config)
+        model = config.model.load(config.device, config.precision)
         yield Loaded(model.source, model.device, model.precision)
         if not config.dry_run:
             _mark(found, config, since)
@@ -79,19 +79,6 @@ def _first(left: Sequence[tuple[str, str]]) -> str:
     return f"{where}: {what}" + ("" if len(left) == 1 else ", ...")
 
 
-def _load(config: CaptionConfig) -> Captioner:
-    """The model. Raises ConfigError for a device that is not there, and ModelError."""
-    from sdtune import devices
-
-    if isinstance(config.model, Wd14):
-        from sdtune.captioners import wd14
-
-        wd14.check_device(config.device)
-    devices.set_up_cpu(None)
-    device, dtype = devices.pick(config.device, config.precision, key="--device")
-    return config.model.load(device, dtype)
-
-
 # ---- a run with --again that was stopped goes on where it was
 
 
@@ -101,30 +88,28 @@ def _identity(config: CaptionConfig) -> dict[str, Any]:
 
 def _since(found: Folder, config: CaptionConfig) -> float:
     """When the run with --again and these very settings began that was stopped; 0 if there is none."""
-    unfinished = store.read_records(found.path)[1]
-    same = config.again and unfinished.get("settings") == store.plain(_identity(config))
-    return float(unfinished.get("since", 0.0)) if same else 0.0
+    same = config.again and found.unfinished.get("settings") == store.plain(_identity(config))
+    return float(found.unfinished.get("since", 0.0)) if same else 0.0
 
 
 def _mark(found: Folder, config: CaptionConfig, since: float) -> None:
     """Remember that a run with --again has begun; or, with another run, that none is to be gone on with."""
-    records, unfinished = store.read_records(found.path)
-    if config.again or unfinished:
-        mark = {"since": since or time.time(), "settings": _identity(config)} if config.again else {}
-        store.write_records(found.path, records, mark)
+    if config.again or found.unfinished:
+        found.unfinished = {"since": since or time.time(), "settings": _identity(config)} if config.again else {}
+        store.write_records(found.path, store.read_records(found.path)[0], found.unfinished)
 
 
 def _unmark(found: Folder) -> None:
-    records, unfinished = store.read_records(found.path)
-    if unfinished:
-        store.write_records(found.path, records, {})
+    if found.unfinished:
+        found.unfinished = {}
+        store.write_records(found.path, store.read_records(found.path)[0], {})
 
 
 # ---- batches
 
 
 class _Clock:
-    """Pictures a second over the last batches, and what that leaves."""
+    """Pictures that are done, and how many a second over the last batches."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -134,15 +119,14 @@ class _Clock:
         """So many more have gone through the model."""
         self._seen.append((time.perf_counter(), self._seen[-1][1] + size))
 
-    def rate(self) -> tuple[float, float]:
-        """Pictures a second, and seconds left."""
+    def rate(self) -> float:
+        """Pictures a second."""
         (began, first), (now, last) = self._seen[0], self._seen[-1]
-        per_second = (last - first) / max(now - began, 1e-9)
-        return per_second, (self.total - self.done) / per_second if per_second else 0.0
+        return (last - first) / max(now - began, 1e-9)
 
 
 def _caption(found: Folder, todo: Sequence[Picture], model: Captioner, config: CaptionConfig) -> Iterator[Event]:
-    """The pictures in order. What is captioned is written, also if the iterator is closed."""
+    """The pictures in order. A batch is written as a whole, also if the iterator is closed in it."""
     writer = store.Writer(found, config, f"{config.model.type} {model.source}", tags=model.tags)
     clock, read = _Clock(len(todo)), 0
     faults: list[tuple[str, str]] = []
@@ -152,16 +136,19 @@ def _caption(found: Folder, todo: Sequence[Picture], model: Captioner, config: C
             read += len(good)
             made = iter(_made([values for _, values in good], model) if good else [])
             clock.batch(len(batch))
+            told: list[Event] = []  # at last: whoever closes the iterator at one of them has the others written
             for picture, values in batch:
                 if isinstance(values, str):
                     faults.append((picture.name, values))
-                    yield _left(picture, values, clock)
+                    told.append(_left(picture, values, clock))
                 elif not (text := finish(next(made), config, tags=model.tags)):
-                    yield _left(picture, NOTHING_LEFT, clock)
+                    told.append(_left(picture, NOTHING_LEFT, clock))
                 elif config.dry_run:
-                    yield _told(picture, store.combined(picture, text, config, tags=model.tags)[0], clock)
+                    captions = store.combined(picture, text, config, tags=model.tags)[0]
+                    told.append(_told(picture, captions, clock))
                 else:
-                    yield from (_told(*pair, clock) for pair in writer.put(picture, text))
+                    told += [_told(*pair, clock) for pair in writer.put(picture, text)]
+            yield from told
         yield from (_told(*pair, clock) for pair in writer.flush())
     finally:
         writer.flush()
@@ -178,15 +165,17 @@ def _told(picture: Picture, outcome: Captions | str, clock: _Clock) -> Event:
     if isinstance(outcome, str):
         return _left(picture, outcome, clock)
     clock.done += 1
-    return Captioned(store.shown_name(picture.name), outcome, clock.done, clock.total, *clock.rate())
+    return Captioned(store.shown_name(picture.name), outcome, clock.done, clock.total, clock.rate())
 
 
 def _made(pictures: Sequence[Pixels], model: Captioner) -> list[str]:
-    import torch
-
     try:
         return model.caption(pictures)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        import torch  # which a tagger does without
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ModelError(
             f"{model.source}: not enough memory for {len(pictures)} pictures at once; give a smaller --batch-size"
         ) from None

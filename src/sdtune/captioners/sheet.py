@@ -52,8 +52,7 @@ def write_sheet(pairs: Sequence[tuple[Path, Sequence[str], str]], root: Path, pa
 
     Pictures that cannot be read are left out. Raises DataError for a file that is there and no such page.
     """
-    if path.exists() and not path.read_bytes().startswith(MARK.encode()):
-        raise DataError(f"{path}: exists and is no page of captions; move it away")
+    check_page(path)
     taken = pairs[:MOST]
     cells = []
     for i, (image, captions, by) in enumerate(taken, 1):
@@ -65,7 +64,22 @@ def write_sheet(pairs: Sequence[tuple[Path, Sequence[str], str]], root: Path, pa
         yield i, len(taken)
     note = f"{len(cells)} pictures" + (f", the first of {len(pairs)}" if len(pairs) > MOST else "")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    write_text(path, environment.from_string(PAGE).render(title=shown(root), note=note, cells=cells))
+    write_text(
+        path, environment.from_string(PAGE).render(title=shown(Path(root.resolve().name)), note=note, cells=cells)
+    )
+
+
+def check_page(path: Path) -> None:
+    """Refuse a file that is there and no such page. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            ours = file.read(len(MARK)) == MARK.encode()
+    except FileNotFoundError:
+        return
+    except OSError:
+        ours = False
+    if not ours:
+        raise DataError(f"{path}: exists and is no page of captions; move it away")
 
 
 def _thumb(path: Path) -> str:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -19,8 +18,19 @@ from sdtune.captioners import text
 from sdtune.captioners.config import CaptionConfig
 from sdtune.data import layouts, masks
 from sdtune.data.images import FOREIGN_SUFFIXES
-from sdtune.data.layouts import Found, captions_of, is_picture, leads_into, listed, outside, plural, shown, walk
-from sdtune.data.readers import READERS, imagefolder
+from sdtune.data.layouts import (
+    Found,
+    captions_of,
+    is_picture,
+    leads_into,
+    listed,
+    outside,
+    plural,
+    shown,
+    text_of,
+    walk,
+)
+from sdtune.data.readers import READERS, imagefolder, tables
 from sdtune.data.readers.sidecar import TEXTS
 from sdtune.errors import DataError
 from sdtune.files import atomic_write, write_json, write_text
@@ -80,6 +90,8 @@ class Folder:
     left: list[tuple[str, str]] = field(default_factory=list)
     """What cannot be captioned, and why."""
     notes: list[str] = field(default_factory=list)
+    unfinished: dict[str, Any] = field(default_factory=dict)
+    """What is remembered of a run with --again that was stopped."""
 
 
 def read(path: str | Path, config: CaptionConfig) -> Folder:
@@ -91,9 +103,12 @@ def read(path: str | Path, config: CaptionConfig) -> Folder:
     found = Found()
     files = list(walk(root, (), found))
     folder = Folder(root, _form(root, files, config), config.column, notes=found.notes)
-    images = _pictures(folder, files)
-    records = read_records(root)[0]
-    rows = _rows(folder)
+    lines = _lines(folder)
+    images = _pictures(folder, files, lines or ())
+    records, folder.unfinished = read_records(root)
+    rows = None if lines is None else _captions_in(folder, lines)
+    missing = [name for name in rows or () if not _exists(folder, name)]
+    folder.left += [(name, f"in {METADATA}, but not there; remove the row or add it") for name in missing]
     for image in images:
         name = image.relative_to(root).as_posix()
         try:
@@ -132,7 +147,7 @@ def _form(root: Path, files: list[Path], config: CaptionConfig) -> Write:
         if (root / name).is_file():
             raise DataError(f"{root / name}: captions are written to .txt files or {METADATA}; save it as {METADATA}")
     there = (root / METADATA).is_file()
-    if not there and (inner := next(_metadata_below(root), None)):
+    if not there and (inner := next((p for p in files if p.name in imagefolder.METADATA and p.parent != root), None)):
         raise DataError(f"{inner}: has the captions of its folder; caption that folder by itself: {inner.parent}")
     if there and config.write == "sidecar":
         raise DataError(
@@ -142,15 +157,10 @@ def _form(root: Path, files: list[Path], config: CaptionConfig) -> Write:
     return config.write or ("metadata" if there else "sidecar")
 
 
-def _metadata_below(root: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(parent) / n for n in (METADATA, *OTHER_METADATA) if n in names and Path(parent) != root)
-
-
-def _pictures(folder: Folder, files: list[Path]) -> list[Path]:
+def _pictures(folder: Folder, files: list[Path], rows: Sequence[tables.Row]) -> list[Path]:
     """The pictures of `folder` in a fixed order, without masks; what is in the way of one goes to `folder.left`."""
-    hidden = {mask.file for mask, _ in masks.by_name(files, folder.path)} | _masks_of_rows(folder.path)
+    hidden = {mask.file for mask, _ in masks.by_name(files, folder.path)}
+    hidden |= {folder.path / str(row[c]) for _, row in rows for c in masks.COLUMNS if row.get(c)}
     found = [p for p in files if is_picture(p) and p not in hidden]
     sharing: dict[Path, list[Path]] = defaultdict(list)
     for image in found:
@@ -187,16 +197,12 @@ def _writable(name: Path) -> bool:
 def sidecar_of(image: Path) -> tuple[Path, Captions]:
     """The text file of a picture, there or not, and its lines. Raises DataError."""
     path = next((p for p in (image.with_suffix(s) for s in TEXTS) if p.is_file()), image.with_suffix(TEXTS[0]))
-    try:
-        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        lines = raw.decode("utf-8").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return path, ()
-    except UnicodeDecodeError:
-        raise DataError(f"{shown(Path(path.name))} is not UTF-8; save it as UTF-8 text") from None
-    except OSError as error:
-        raise DataError(f"{shown(Path(path.name))}: {(error.strerror or 'cannot be read').lower()}") from None
-    return path, tuple(line.strip() for line in lines if line.strip())
+    text = text_of(path, shown(Path(path.name)), found := Found())
+    if text is None:
+        raise DataError(str(found.faults[0]))
+    return path, tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _with_record(picture: Picture, record: Record | None) -> Picture:
@@ -215,31 +221,40 @@ def digest(captions: Captions) -> str:
 # ---- metadata.jsonl
 
 
-def _rows(folder: Folder) -> dict[str, Captions] | None:
-    """The captions of each picture by its name; None where there is no metadata. Raises DataError that lists all faults."""
-    path = folder.path / METADATA
-    if not path.is_file():
+def _lines(folder: Folder) -> list[tables.Row] | None:
+    """The rows of metadata.jsonl, each of which names a file; None where there is none. Raises DataError that lists all faults."""
+    if not (folder.path / METADATA).is_file():
         return None
-    found: dict[str, Captions] = {}
-    faults = []
-    for number, _, row in _lines(path):
-        where = f"{path}:{number}"
-        if row is None:
-            faults.append(f'{where}: not a row such as {{"file_name": "a.png"}}; mend or remove the line')
-            continue
+    found = Found()
+    rows = list(tables.jsonl(folder.path / METADATA, found))
+    for number, row in rows:
+        if not isinstance(row.get("file_name"), str):
+            found.fault(f"{METADATA}:{number}", "no file_name; mend or remove the line")
+    _refuse(folder, found)
+    return rows
+
+
+def _captions_in(folder: Folder, rows: Sequence[tables.Row]) -> dict[str, Captions]:
+    """The captions of each picture by its name. Raises DataError that lists all faults."""
+    captioned: dict[str, Captions] = {}
+    found = Found()
+    for number, row in rows:
         name, captions = _name_of(row), captions_of(row.get(folder.column))
+        where = f"{METADATA}:{number}"
         if captions is None:
-            faults.append(f"{where}: {folder.column!r} is no text or list of texts: {row.get(folder.column)!a:.60}")
-        elif name in found:
-            faults.append(f"{where}: {name} is in another line, too; put its captions into one row, as a list")
+            found.fault(where, f"{folder.column!r} is no text or list of texts: {row.get(folder.column)!a:.60}")
+        elif name in captioned:
+            found.fault(where, f"{name} is in another line, too; put its captions into one row, as a list")
         else:
-            found[name] = captions
-    if faults:
-        raise DataError("\n".join([f"{path}: cannot be written to as it is", *faults[:20]]))
-    folder.left += [
-        (n, f"in {METADATA}, but not there; remove the row or add it") for n in found if not _exists(folder, n)
-    ]
-    return found
+            captioned[name] = captions
+    _refuse(folder, found)
+    return captioned
+
+
+def _refuse(folder: Folder, found: Found) -> None:
+    if found.faults:
+        faults = [f"{folder.path / fault.where}: {fault.what}" for fault in found.faults[:20]]
+        raise DataError("\n".join([f"{folder.path / METADATA}: cannot be written to as it is", *faults]))
 
 
 def _exists(folder: Folder, name: str) -> bool:
@@ -247,25 +262,6 @@ def _exists(folder: Folder, name: str) -> bool:
         return (folder.path / name).is_file()
     except (OSError, ValueError):
         return False
-
-
-def _masks_of_rows(root: Path) -> set[Path]:
-    """Pictures that a column of metadata.jsonl names as masks."""
-    if not (root / METADATA).is_file():
-        return set()
-    rows = [row for _, _, row in _lines(root / METADATA) if row]
-    return {root / str(row[column]) for row in rows for column in masks.COLUMNS if row.get(column)}
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
-    """Number, bytes and row of each line that is not blank; None for what is no row with a file_name. Raises DataError."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if line.strip():
-            yield number, line, _row(line.removeprefix(b"\xef\xbb\xbf"))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -281,7 +277,7 @@ def _name_of(row: Mapping[str, Any]) -> str:
 
 
 def _write_rows(folder: Folder, new: Mapping[str, Captions]) -> None:
-    """Put `new` into metadata.jsonl; other keys of the rows, and other lines, stay as they are."""
+    """Put `new` into metadata.jsonl; other keys of the rows, and other lines, stay byte for byte as they are."""
     path = folder.path / METADATA
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     left = dict(new)
@@ -365,7 +361,8 @@ class Writer:
             return []
         began = time.monotonic()
         waiting, self._waiting = self._waiting, []
-        current = _rows(self.folder) if self.folder.write == "metadata" else None
+        lines = _lines(self.folder) if self.folder.write == "metadata" else None
+        current = None if lines is None else _captions_in(self.folder, lines)
         outcome: list[tuple[Picture, Captions | str]] = []
         new: list[tuple[Picture, Captions, Captions]] = []
         for picture, made in waiting:

@@ -6,15 +6,13 @@ import re
 from collections.abc import Sequence
 
 from sdtune.captioners.config import CaptionConfig
-from sdtune.data.caption import decorate
-from sdtune.data.config import DataConfig
+from sdtune.data.caption import between
 
 
 def finish(made: str, config: CaptionConfig, *, tags: bool) -> str:
     """The caption in one line, without the phrases of the blacklist, between prefix and suffix; "" if nothing is left."""
     text = without_tags(made, config.blacklist) if tags else without_phrases(made, config.blacklist)
-    around = DataConfig(caption_prefix=_line(config.prefix), caption_suffix=_line(config.suffix))
-    return decorate(text, around) if text else ""
+    return between(text, _line(config.prefix), _line(config.suffix)) if text else ""
 
 
 def without_phrases(text: str, phrases: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from sdtune.captioners import places
@@ -84,31 +83,29 @@ def shown(tag: str) -> str:
     return tag if tag in FACES else tag.replace("_", " ")
 
 
-def load(config: Wd14, device: torch.device, dtype: torch.dtype) -> Captioner:
-    """`dtype` is not looked at: the file says it."""
+def load(config: Wd14, device: str) -> Captioner:
+    """auto: CUDA where onnxruntime has it, else CPU. Raises ConfigError and ModelError."""
     onnxruntime = _runtime()
+    providers = _providers(device, onnxruntime.get_available_providers())
     folder, name = places.locate(config, (MODEL, TAGS), ((MODEL,), (TAGS,)))
     names = read_tags(places.needed(folder, name, TAGS), name)
-    wanted = ["CPUExecutionProvider"]
-    if device.type == "cuda":
-        wanted = ["CUDAExecutionProvider", *wanted]
-    present = [provider for provider in wanted if provider in onnxruntime.get_available_providers()]
     try:
-        session = onnxruntime.InferenceSession(str(places.needed(folder, name, MODEL)), providers=present)
+        session = onnxruntime.InferenceSession(str(places.needed(folder, name, MODEL)), providers=providers)
     except Exception as error:  # onnxruntime's own errors have no base but Exception
         raise ModelError(f"{name}: {MODEL} cannot be read: {str(error).splitlines()[0][:200]}") from error
     return Wd14Captioner(config, name, session, names)
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that onnxruntime has not. Raises ConfigError, or ModelError where there is no onnxruntime."""
-    runtime = _runtime()
+def _providers(device: str, present: Sequence[str]) -> list[str]:
+    """What onnxruntime shall compute with, of what is `present`. Raises ConfigError for a device that it has not."""
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     if device == "mps":
         raise ConfigError("--device: wd14 runs on cuda or cpu")
-    if device == "cuda" and "CUDAExecutionProvider" not in runtime.get_available_providers():
+    if device == "cuda" and cuda not in present:
         raise ConfigError(
             "--device: this onnxruntime has no CUDA; install onnxruntime-gpu in its place, or use auto or cpu"
         )
+    return [cuda, cpu] if device != "cpu" and cuda in present else [cpu]
 
 
 def _runtime() -> Any:

@@ -9,8 +9,13 @@ from sdtune.data.config import DataConfig
 
 
 def decorate(caption: str, config: DataConfig) -> str:
+    """The caption between the prefix and suffix of `config`."""
+    return between(caption, config.caption_prefix, config.caption_suffix)
+
+
+def between(caption: str, prefix: str, suffix: str) -> str:
     """Prefix, caption and suffix, one blank between them (none before a suffix that starts with punctuation)."""
-    prefix, suffix = config.caption_prefix.strip(), config.caption_suffix.strip()
+    prefix, suffix = prefix.strip(), suffix.strip()
     text = " ".join(part for part in (prefix, caption.strip()) if part)
     return text + ("" if not text or not suffix or suffix[0] in ",.;:!?" else " ") + suffix
 

@@ -154,17 +154,17 @@ def snapshot(
         )
     except LocalEntryNotFoundError:
         at = f" (revision {revision})" if revision else ""
-        raise ModelError(f"{repo}{at}: {_not_there('a folder', download, remedy)}") from None
+        raise ModelError(f"{repo}{at}: {_not_there('neither a folder nor', download, remedy)}") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{repo}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
     return Path(found)
 
 
-def _not_there(kind: str, download: bool, remedy: str = "set model.download=true to fetch it") -> str:
+def _not_there(here: str, download: bool, remedy: str = "set model.download=true to fetch it") -> str:
     """What is wrong with a Hub id that the local cache does not hold, or not as a whole."""
     if download:
         return "not whole in the local Hub cache, and the Hub cannot be reached; check the network, and HF_HUB_OFFLINE"
-    return f"neither {kind} nor in the local Hub cache; {remedy} (HF_TOKEN for gated models, HF_HOME for the cache's place)"
+    return f"{here} in the local Hub cache; {remedy} (HF_TOKEN for gated models, HF_HOME for the cache's place)"
 
 
 def hub_file(name: str, *, revision: str | None = None, download: bool = False) -> tuple[Path, str]:
@@ -176,7 +176,7 @@ def hub_file(name: str, *, revision: str | None = None, download: bool = False) 
     try:
         found = Path(hf_hub_download(f"{owner}/{repo}", file, revision=revision, local_files_only=not download))
     except LocalEntryNotFoundError:
-        raise ModelError(f"{name}: {_not_there('a file', download)}") from None
+        raise ModelError(f"{name}: {_not_there('no such file, nor', download)}") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{name}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
     return found, f"{name}@{found.parts[len(found.parts) - file.count('/') - 2]}"

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdtune.data import images, layouts, likeness
 from sdtune.data.collect.sources import Found, plain
+from sdtune.data.layouts import Found as Faults
 from sdtune.data.layouts import plural
+from sdtune.data.readers import imagefolder, tables
 from sdtune.errors import ConfigError, DataError
 from sdtune.files import atomic_write, write_text
 
@@ -30,7 +33,7 @@ JOURNAL = ".collect.jsonl"
 CREDITS = "LICENSES.md"
 REMOVED = "removed by hand"
 WRITE_EVERY = 10.0
-"""Seconds after which new rows are added to metadata.jsonl, and at the end."""
+"""Seconds after which new rows are added to metadata.jsonl; and they are at the end."""
 Row = dict[str, Any]
 
 
@@ -92,7 +95,8 @@ class Folder:
         self.urls = {row.get("url") for row in self.rows} - {None, ""}
         self._digests = {row["sha256"]: _name(row) for row in self.rows if isinstance(row.get("sha256"), str)}
         self._names = [_name(row) for row in self.rows]
-        self._hashes = np.array([self._hash(name) for name in self._names], np.uint64)
+        self._hashes = np.empty(0, np.uint64)
+        """Of the first of `_names`; those of the others are seen to when they are needed."""
 
     def count(self, query: str, sources: set[str]) -> int:
         """How many pictures are there from these sources for this query."""
@@ -102,7 +106,9 @@ class Folder:
         """Which picture here is the same, or looks so: a phrase, "" for none. `distance` -1: only the very same bytes."""
         if name := self._digests.get(digest):
             return f"the same file as {name}"
-        alike = likeness.near(likeness_, self._hashes, distance)
+        if distance < 0:
+            return ""
+        alike = likeness.near(likeness_, self._all_hashes(), distance)
         return f"looks like {self._names[alike[0]]}" if len(alike) else ""
 
     def add(self, found: Found, query: str, text: str, data: bytes, suffix: str, likeness_: int) -> str:
@@ -131,7 +137,7 @@ class Folder:
         self._take(row, likeness_)
         self._new.append(row)
         if time.monotonic() - self._written > WRITE_EVERY:
-            self.write()
+            self._write_rows()
         return name
 
     def leave(self, found: Found, why: str) -> None:
@@ -141,6 +147,11 @@ class Folder:
 
     def write(self) -> None:
         """Bring metadata.jsonl and LICENSES.md up to date."""
+        self._write_rows()
+        if owed := credits(self.path):
+            write_text(self.path / CREDITS, credits_text(owed))
+
+    def _write_rows(self) -> None:
         self._written = time.monotonic()
         if self._new:
             file = self.path / METADATA
@@ -149,8 +160,6 @@ class Folder:
             with atomic_write(file) as out:
                 out.write(before + b"\n" * (bool(before) and not before.endswith(b"\n")) + lines.encode())
             self._new.clear()
-        if owed := credits(self.path):
-            write_text(self.path / CREDITS, credits_text(owed))
 
     def _take(self, row: Row, likeness_: int) -> None:
         name = _name(row)
@@ -159,13 +168,14 @@ class Folder:
         self.urls.add(row["url"])
         self._digests[row["sha256"]] = name
         self._names.append(name)
-        self._hashes = np.append(self._hashes, np.uint64(likeness_))
+        self._likeness[name] = likeness_
 
     def _check_place(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--out {self.path}: is a file; name a folder")
-        if (self.path / "metadata.csv").exists():
-            raise ConfigError(f"--out {self.path}: has a metadata.csv; choose another folder, or make it a {METADATA}")
+        for name in imagefolder.METADATA:
+            if name != METADATA and (self.path / name).exists():
+                raise ConfigError(f"--out {self.path}: has a {name}; choose another folder, or make it a {METADATA}")
         if self.rows or (self.path / METADATA).exists() or (self.path / JOURNAL).exists() or not self.path.exists():
             return
         if strange := [p.name for p in sorted(self.path.iterdir()) if p.suffix.lower() in images.SUFFIXES]:
@@ -183,6 +193,8 @@ class Folder:
                     announced[row["file_name"]] = row
                     self._likeness[row["file_name"]] = int(hexadecimal, 16)
                     self.left.pop(f"{row['source']}/{row['id']}", None)
+                case {"seen": str(name), "likeness": str(hexadecimal)}:
+                    self._likeness[name] = int(hexadecimal, 16)
                 case {"kept": str(name)}:
                     kept.add(name)
                 case {"left": str(key), "why": str(why)}:
@@ -195,13 +207,19 @@ class Folder:
             elif name not in known and name in kept:
                 self.left[f"{row['source']}/{row['id']}"] = REMOVED
 
+    def _all_hashes(self) -> NDArray[np.uint64]:
+        later = [self._hash(name) for name in self._names[len(self._hashes) :]]
+        self._hashes = np.append(self._hashes, np.array(later, np.uint64))
+        return self._hashes
+
     def _hash(self, name: str) -> int:
-        """Of a picture that came here in another way: from its file."""
+        """Of a picture that came here in another way: from its file, once."""
         if name not in self._likeness:
             try:
                 self._likeness[name] = likeness.dhash(images.load_image(self.path / name))
             except DataError:
-                self._likeness[name] = 0
+                return 0
+            self._note({"seen": name, "likeness": f"{self._likeness[name]:016x}"})
         return self._likeness[name]
 
     def _note(self, line: Row) -> None:
@@ -218,26 +236,17 @@ def slug(text: str) -> str:
 
 
 def _rows(folder: Path) -> list[Row]:
-    """The rows of a folder's metadata.jsonl that name a file. Raises DataError with the line that is at fault."""
-    path = folder / METADATA
-    rows: list[Row] = []
-    if not path.exists():
-        return rows
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not valid JSON: {error}; mend or remove the line") from None
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise DataError(f"{path}:{number}: not an object with a file_name; mend or remove the line")
-        rows.append(row)
-    return rows
+    """The rows of a folder's metadata.jsonl that name a file. Raises DataError with the lines that are at fault."""
+    if not (folder / METADATA).exists():
+        return []
+    found = Faults()
+    lines = list(tables.jsonl(folder / METADATA, found))
+    for number, row in lines:
+        if not isinstance(row.get("file_name"), str):
+            found.fault(f"{METADATA}:{number}", "no file_name; mend or remove the line")
+    if found.faults:
+        raise DataError("\n".join(f"{folder / fault.where}: {fault.what}" for fault in found.faults[:20]))
+    return [row for _, row in lines]
 
 
 def _json_lines(path: Path) -> Iterator[Any]:

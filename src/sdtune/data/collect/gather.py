@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from sdtune.data.collect.fetch import Client, FetchError, Halted
 from sdtune.data.collect.folder import Folder
 from sdtune.data.collect.sources import Found, Source
 from sdtune.errors import ConfigError, DataError
+from sdtune.happened import Happened
 
 SUFFIXES = {
     "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp",
@@ -23,6 +24,8 @@ SUFFIXES = {
 MB = 2**20
 MAX_PIXELS = 89_000_000
 """More is no picture to train on, and a burden to decode."""
+USUAL = 100
+"""Pictures of a search on the network, unless told otherwise."""
 LOOKED_AT = 20
 """So many times the limit are looked at in search of pictures that can be kept."""
 
@@ -32,8 +35,8 @@ class Wish:
     """What is to be collected."""
 
     query: str = ""
-    limit: int | None = 100
-    """Pictures that the folder is to have of this query and these sources; None: all there are."""
+    limit: int | None = None
+    """Pictures that the folder is to have of this query and these sources; None: 100, but all of a file or folder."""
     min_side: int = 0
     max_bytes: int = 30 * MB
     captions: str = "query"
@@ -47,9 +50,13 @@ class Wish:
         if self.captions not in ("query", "source"):
             raise ConfigError(f"--captions {self.captions}: query or source")
 
+    def most(self, sources: Sequence[Source]) -> int | None:
+        """Pictures to be had of these sources; None: all there are."""
+        return USUAL if self.limit is None and any(s.endless for s in sources) else self.limit
+
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Happened):
     """What became of one picture, or of a source that broke off."""
 
     what: Literal["kept", "there", "left", "failed", "ended"]
@@ -62,11 +69,19 @@ class Outcome:
     """Pictures that are there now of what was wished."""
 
 
+def expected(wish: Wish, sources: Sequence[Source]) -> int:
+    """How many pictures there will be at most; 0 where nobody knows."""
+    sizes = [s.size for s in sources]
+    known = None if None in sizes else sum(filter(None, sizes))
+    return min(filter(None, (wish.most(sources), known)), default=0)
+
+
 def collect(wish: Wish, sources: Sequence[Source], out: Path, client: Client) -> Generator[Outcome, None, None]:
     """Fill `out`, taking from the sources in turn. Ends early, with all in order, when the client is told to stop.
 
-    Raises ConfigError for a folder that cannot be used, DataError for one that is damaged.
+    Raises ConfigError for a folder that cannot be used or pictures that would have no captions, DataError for a damaged folder.
     """
+    wish = _checked(wish, sources)
     folder = Folder(out)
     done = folder.count(wish.query, {s.name for s in sources})
     closed: set[str] = set()
@@ -89,8 +104,9 @@ def collect(wish: Wish, sources: Sequence[Source], out: Path, client: Client) ->
         folder.write()
 
 
-def preview(wish: Wish, sources: Sequence[Source], out: Path) -> Iterator[Outcome]:
-    """What `collect` would try to fetch, by what the sources say: nothing is written, no picture fetched."""
+def preview(wish: Wish, sources: Sequence[Source], out: Path) -> Generator[Outcome, None, None]:
+    """What `collect` would try to fetch, by what the sources say: nothing is written, no picture fetched. Raises the same."""
+    wish = _checked(wish, sources)
     folder = Folder(out)
     done = folder.count(wish.query, {s.name for s in sources})
     try:
@@ -106,6 +122,13 @@ def preview(wish: Wish, sources: Sequence[Source], out: Path) -> Iterator[Outcom
         return
 
 
+def _checked(wish: Wish, sources: Sequence[Source]) -> Wish:
+    """The wish with its limit. Raises ConfigError where pictures would have no captions."""
+    if not wish.query and wish.captions == "query" and not all(s.captioned for s in sources):
+        raise ConfigError("no QUERY: give one, or --captions source")
+    return replace(wish, limit=wish.most(sources))
+
+
 def _open(wish: Wish, done: int) -> bool:
     return wish.limit is None or done < wish.limit
 
@@ -113,24 +136,22 @@ def _open(wish: Wish, done: int) -> bool:
 def _candidates(wish: Wish, sources: Sequence[Source], closed: Collection[str] = ()) -> Iterator[Found | Outcome]:
     """What the sources find, one from each in turn, each picture once; no more from those in `closed`."""
     bound = 10**9 if wish.limit is None else LOOKED_AT * max(wish.limit, 10)
-    searches = {source.name: source.search(wish.query, bound) for source in sources}
+    searches = [(source.name, source.search(wish.query, bound)) for source in sources]  # two may have one name
     seen: set[str] = set()
     while searches:
-        for name, search in list(searches.items()):
-            if name in closed:
-                del searches[name]
-                continue
+        for turn in list(searches):
+            name, search = turn
             try:
-                found = next(search)
-            except StopIteration:
-                del searches[name]
-            except (FetchError, DataError) as error:
-                del searches[name]
+                found = None if name in closed else next(search, None)
+            except DataError as error:  # FetchError is one
+                searches.remove(turn)
                 yield Outcome("ended", name, why=str(error))
-            else:
-                if found.key not in seen and found.url and found.id:
-                    seen.add(found.key)
-                    yield found
+                continue
+            if found is None:
+                searches.remove(turn)
+            elif found.key not in seen and found.url and found.id:
+                seen.add(found.key)
+                yield found
 
 
 def _standing(found: Found, wish: Wish, folder: Folder) -> Outcome | None:
@@ -143,7 +164,14 @@ def _standing(found: Found, wish: Wish, folder: Folder) -> Outcome | None:
         return Outcome("left", found.source, found, why)
     if found.width * found.height > MAX_PIXELS:
         return Outcome("left", found.source, found, f"{found.width}x{found.height} is more than {MAX_PIXELS} pixels")
+    if not _text(found, wish):
+        return Outcome("left", found.source, found, "no caption, and no QUERY to take as one")
     return None
+
+
+def _text(found: Found, wish: Wish) -> str:
+    """The caption that a picture will have; "" for none."""
+    return found.caption if found.own else (wish.captions == "source" and (found.caption or found.title)) or wish.query
 
 
 def _fetch(found: Found, wish: Wish, folder: Folder, client: Client, done: int) -> Outcome:
@@ -157,23 +185,19 @@ def _fetch(found: Found, wish: Wish, folder: Folder, client: Client, done: int) 
     if why := _too_small(size, wish.min_side) or folder.twin(digest, hashed, wish.distance):
         folder.leave(found, why)
         return Outcome("left", found.source, found, why, done=done)
-    text = found.caption if found.own else (wish.captions == "source" and (found.caption or found.title)) or wish.query
-    if not text:
-        why = "no caption, and no QUERY to take as one"
-        return Outcome("left", found.source, found, why, done=done)
-    name = folder.add(found, wish.query, text, data, suffix, hashed)
+    name = folder.add(found, wish.query, _text(found, wish), data, suffix, hashed)
     return Outcome("kept", found.source, found, file=name, done=done + 1)
 
 
 def look(data: bytes) -> tuple[str, tuple[int, int], int]:
     """Suffix, upright size and likeness of a picture that can be read to its end. Raises DataError."""
     try:
-        checked = images.check(data, max_pixels=MAX_PIXELS)
+        image = images.decode(data, max_pixels=MAX_PIXELS)
     except DataError as error:
         raise DataError(str(error).partition(";")[0]) from None  # the rest is for those whose file it is
     with Image.open(io.BytesIO(data), formats=images.FORMATS) as im:
         suffix = SUFFIXES[im.format or ""]
-    return suffix, checked.size, likeness.dhash(images.decode(data))
+    return suffix, image.size, likeness.dhash(image)
 
 
 def _too_small(size: tuple[int, int], least: int) -> str:

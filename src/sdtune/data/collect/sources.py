@@ -58,6 +58,10 @@ class Source(Protocol):
     name: str
     size: int | None
     """How many pictures it has in all, where that is known without asking."""
+    endless: bool
+    """Whether nobody would want all of it."""
+    captioned: bool
+    """Whether each of its pictures has a caption by the user, if there is no QUERY."""
     notice: str
     """What its users should know each time."""
 
@@ -73,6 +77,8 @@ class _Service:
 
     name: str = ""
     size: int | None = None
+    endless = True
+    captioned = False
     notice: str = ""
 
     def __init__(self, client: Client, wanted: str = "any") -> None:
@@ -80,8 +86,6 @@ class _Service:
         self._codes = codes_of(wanted)
 
     def search(self, query: str, limit: int) -> Iterator[Found]:
-        if not query.strip():
-            raise ConfigError(f"--source {self.name}: needs a QUERY to search for")
         given = 0
         for found in self._results(query.strip(), limit):
             if allowed(self._wanted, found.licence.code):
@@ -333,6 +337,8 @@ class UrlList:
     """A text file with an address on each line, and optionally a tab and its caption. Lines that begin with # are notes."""
 
     name = "urls"
+    endless = False
+    captioned = True
     notice = ""
 
     def __init__(self, path: Path, query: str, wanted: str = "any") -> None:
@@ -366,6 +372,8 @@ class UnsplashLite:
     """A folder with the Unsplash Lite dataset: photos.tsv000, and keywords.tsv000 to search in."""
 
     name = "unsplash-lite"
+    endless = False
+    captioned = False
     licence = Licence("unsplash", "Unsplash Dataset terms", "https://unsplash.com/data-terms")
     notice = ""
     width = 1024
@@ -434,6 +442,8 @@ SERVICES: dict[str, type[_Service]] = {c.name: c for c in (Openverse, Commons, U
 def source(name: str, client: Client, query: str, wanted: str = "any") -> Source:
     """The source that --source names: a service, or a file or folder that is here. Raises ConfigError."""
     if name in SERVICES:
+        if not query.strip():
+            raise ConfigError(f"--source {name}: needs a QUERY to search for")
         return SERVICES[name](client, wanted)
     path = Path(name).expanduser()
     if path.is_dir():
