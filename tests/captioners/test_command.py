@@ -71,12 +71,15 @@ def test_captions_progress_and_again(fast: list[object], tmp_path: Path, monkeyp
     )
     page = (tmp_path / "p-captions.html").read_text(encoding="utf-8")
     assert page.count('<img src="data:image/jpeg;base64,') == 6
+    assert "<h1>Captions of p</h1>" in page and str(tmp_path) not in page  # it may travel
     assert "mine<br>" in page and "00 ü.png, by a person" in page and page.count("by sdtune") == 5
     more = run(folder, *fast, "--quiet", "--sheet")  # the page is made again
     assert more.returncode == 0 and more.stdout == f"{tmp_path / 'p-captions.html'}\n"
     (tmp_path / "p-captions.html").write_text("mine", encoding="utf-8")
+    (folder / "05 ü.txt").unlink()
     other = run(folder, *fast, "--sheet")
     assert other.returncode == 3 and "exists and is no page of captions" in other.stderr
+    assert not (folder / "05 ü.txt").exists()  # it is told before anything is captioned
 
 
 def test_dry_run_and_json(fast: list[object], tmp_path: Path) -> None:
@@ -86,9 +89,16 @@ def test_dry_run_and_json(fast: list[object], tmp_path: Path) -> None:
     assert re.search(r"^00 ü.png: a ", done.stdout, re.MULTILINE) and "02 ü.png" not in done.stdout
     assert "a dry run: nothing is written" in done.stdout and sorted(p.name for p in folder.iterdir()) == NAMES
     assert (tmp_path / "p-captions.html").read_text(encoding="utf-8").count("<img") == 2
-    done = run(folder, *fast, "--json", "--write", "metadata")
+    (folder / "bad.png").write_bytes(b"")
+    done = run(folder, *fast, "--json", "--write", "metadata", "--batch-size", 7)
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [e["event"] for e in events] == ["Opened", "Loaded", *["Captioned"] * 6, "Finished"]
+    assert [e["event"] for e in events] == [
+        "Opened",
+        "Loaded",
+        *["Captioned"] * 6,
+        "LeftOut",
+        "Finished",
+    ]  # and no warning beside
     assert len((folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()) == 6
 
 
@@ -141,9 +151,10 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(fast: list[objec
         while not list(folder.glob("*.txt")) and time.monotonic() < ends:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=60)
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*.txt")}
     assert process.returncode == 130 and 0 < len(before) < 60
+    assert "stopping: the batch ends and is written" in err and "stopped; what was captioned is written" in out
     assert "go on with: sdtune data caption" in err and "Traceback" not in err
     assert not [p for p in folder.iterdir() if p.suffix == ".tmp"]
     done = run(folder, *fast)

@@ -220,25 +220,38 @@ def test_faulty_metadata_is_not_written_to(line: str, said: str, quick: Blip, tm
 
 
 def test_what_cannot_be_captioned_is_listed(quick: Blip, tmp_path: Path) -> None:
-    tiny.pictures(tmp_path, ["good.png", "x.png", "same.png", "same.jpg", "latin.png", "p-masklabel.png", "p.png"])
+    tiny.pictures(
+        tmp_path, ["good.png", "x.png", "same.png", "same.jpg", "latin.png", "p-masklabel.png", "p.png", "nul.png"]
+    )
     (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:300])
     (tmp_path / "empty é.png").write_bytes(b"")
     (tmp_path / "photo.heic").write_bytes(b"heic")
     (tmp_path / "latin.txt").write_bytes("\xe9t\xe9".encode("latin-1"))
+    (tmp_path / "nul.txt").write_bytes(b"a\0b")
     (tmp_path / "link.png").symlink_to(tmp_path.parent / "elsewhere.png")
     Image.new("RGB", (8, 8)).save(tmp_path.parent / "elsewhere.png")
     events = run(tmp_path, CaptionConfig(model=quick))
     left = {event.where: event.what for event in of(LeftOut, events)}
-    assert left.keys() == {"x.png", "empty é.png", "photo.heic", "latin.png", "same.png", "same.jpg", "link.png"}
+    assert left.keys() == {
+        "x.png",
+        "empty é.png",
+        "photo.heic",
+        "latin.png",
+        "same.png",
+        "same.jpg",
+        "link.png",
+        "nul.png",
+    }
     assert "damaged or cut off" in left["x.png"] and "empty" in left["empty é.png"] and "convert" in left["photo.heic"]
+    assert "NUL character" in left["nul.png"]  # which training would not read
     assert "UTF-8" in left["latin.png"] and "would share a text file" in left["same.png"] and "link" in left["link.png"]
     assert sorted(event.picture for event in of(Captioned, events)) == ["good.png", "p.png"]
     assert (tmp_path / "latin.txt").read_bytes() == b"\xe9t\xe9" and not (tmp_path / "same.txt").exists()
-    assert of(Finished, events)[0].left_out == 7 and of(Opened, events)[0].notes == ("1 mask left alone",)
+    assert of(Finished, events)[0].left_out == 8 and of(Opened, events)[0].notes == ("1 mask left alone",)
     (end,) = of(
         Finished, run(tmp_path, CaptionConfig(model=quick, overwrite=True))
     )  # the others have captions: no error
-    assert (end.captioned, end.left_out) == (0, 7)
+    assert (end.captioned, end.left_out) == (0, 8)
     assert (tmp_path / "latin.txt").read_bytes() == b"\xe9t\xe9"
 
 
@@ -295,6 +308,29 @@ def test_a_stopped_run_goes_on(write: Write, k: int, quick: Blip, tmp_path: Path
     assert of(Opened, events)[0].ours == len(written)
     assert captions_in(parts, write) == captions_in(whole, write)
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
+
+
+@pytest.mark.parametrize("patience", [0, 1e9])
+def test_closing_keeps_the_batch(patience: float, quick: Blip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether captions are written one by one or wait for each other."""
+    monkeypatch.setattr(store, "PATIENCE", patience)
+    tiny.pictures(tmp_path, NAMES)
+    assert stopped(tmp_path, CaptionConfig(model=quick, batch_size=4), 1) == NAMES[:1]
+    assert sorted(captions_in(tmp_path, "sidecar")) == NAMES[:4]
+
+
+def test_a_fault_in_the_last_writing_is_heard(quick: Blip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 1e9)
+    tiny.pictures(tmp_path, NAMES)
+    events = caption(tmp_path, CaptionConfig(model=quick, batch_size=4))
+    assert next(e for e in events if isinstance(e, Captioned)).picture == NAMES[0]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.Writer, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        events.close()
 
 
 @pytest.mark.parametrize("write", ["sidecar", "metadata"])

@@ -17,6 +17,7 @@ from sdtune.captioners import Blip, CaptionConfig, Florence2, from_options
 from sdtune.captioners.base import Captioner
 from sdtune.captioners.config import Source
 from sdtune.errors import ConfigError, ModelError
+from sdtune.families.sd1 import Sd1
 
 
 def images(count: int = 3) -> list[Image.Image]:
@@ -160,6 +161,37 @@ def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
         load(Florence2())
     with pytest.raises(ModelError, match="no such folder; give a folder"):
         load(Blip(path=str(tmp_path / "gone")))
+
+
+@pytest.fixture
+def cached(blip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hub's local cache with the tiny BLIP as owner/name; gives its folder."""
+    cache = tmp_path / "hub" / "models--owner--name"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    return Path(shutil.copytree(blip_folder, cache / "snapshots" / ("0" * 40)))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+def test_a_part_of_a_model_in_the_cache(file: str, cached: Path) -> None:
+    """Other tools fetch only what they need."""
+    assert load(Blip(path="owner/name")).source == f"owner/name@{'0' * 40}"
+    (cached / file).unlink()
+    with pytest.raises(ModelError, match=rf"only a part of it is in the local Hub cache \(no {file}\); --download"):
+        load(Blip(path="owner/name"))
+
+
+def test_a_hub_that_cannot_be_reached() -> None:
+    with pytest.raises(ModelError) as error:
+        load(Blip(path="owner/name", download=True))
+    assert "the Hub cannot be reached; check the network" in str(error.value) and "--download" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [Blip(path="owner/-.-"), Sd1(path="owner/-.-")])
+def test_names_that_the_hub_does_not_have(config: Blip | Sd1) -> None:
+    with pytest.raises(ModelError, match=r"owner/-\.-: cannot be fetched from the Hub: Repo id must"):
+        config.load()
 
 
 # ---- options

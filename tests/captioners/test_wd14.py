@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,22 @@ def test_a_folder_is_tagged(tmp_path: Path) -> None:
     list(caption(data, config))
     assert (data / "a.txt").read_text(encoding="utf-8") == "sks, 1girl\n"
     assert (data / "b.txt").read_text(encoding="utf-8") == "mine, 1girl, sks\n"
+
+
+def test_a_tagger_needs_no_torch(tmp_path: Path) -> None:
+    """onnxruntime alone says where it computes."""
+    folder = tiny.wd14(tmp_path / "w", NOTHING, [0] * 6)
+    data = tiny.pictures(tmp_path / "p", ["a.png"])
+    code = (
+        "import sys\nfrom sdtune import captioners\n"
+        "config = captioners.CaptionConfig(model=captioners.Wd14(path=sys.argv[1]))\n"
+        "events = list(captioners.caption(sys.argv[2], config))\n"
+        "print(events[1].device, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder, data], capture_output=True, text=True, check=True)
+    have = onnxruntime.get_available_providers()
+    assert done.stdout == f"{'cuda' if 'CUDAExecutionProvider' in have else 'cpu'} False\n"
+    assert (data / "a.txt").exists()
 
 
 # ---- what cannot be used

@@ -28,11 +28,12 @@ import pytest
 from PIL import Image
 
 from sdtune import cli
-from sdtune.data.collect import fetch, gather, sources
+from sdtune.data import images
+from sdtune.data.collect import fetch, folder, gather, sources
 from sdtune.data.collect.fetch import Client, FetchError, Halted, public
 from sdtune.data.collect.folder import JOURNAL, Credit, Folder, credits_text, slug
 from sdtune.data.collect.folder import credits as credits_of
-from sdtune.data.collect.gather import Outcome, Wish, collect, look
+from sdtune.data.collect.gather import Outcome, Wish, collect, look, preview
 from sdtune.data.collect.keys import key, read_env
 from sdtune.data.collect.licences import allowed, licence
 from sdtune.data.collect.sources import (
@@ -46,6 +47,7 @@ from sdtune.data.collect.sources import (
     UrlList,
     plain,
 )
+from sdtune.data.images import load_image
 from sdtune.data.readers import read
 from sdtune.errors import ConfigError, DataError
 
@@ -699,6 +701,26 @@ def test_list_of_addresses(tmp_path: Path) -> None:
         UrlList(file, "a")
 
 
+def test_two_lists(server: Server, tmp_path: Path) -> None:
+    """Both are called "urls"."""
+    lists = list[Source]()
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text(f"{server.give(f'/{i}.png', scene(i))}\tthing {i}\n")
+        lists.append(UrlList(tmp_path / f"{i}.txt", ""))
+    assert gather.expected(Wish(), lists) == 2
+    assert whats(filled(tmp_path / "out", lists, query="")) == ["kept", "kept"]
+    assert [row["text"] for row in rows(tmp_path / "out")] == ["thing 0", "thing 1"]
+
+
+def test_how_many(server: Server, tmp_path: Path) -> None:
+    """100 of a search; all of a file or folder."""
+    (tmp_path / "urls.txt").write_text("https://a.example/1.jpg\ta\n")
+    list_, service = UrlList(tmp_path / "urls.txt", ""), Openverse(near_client())
+    assert Wish("a").most([list_]) is None and Wish("a").most([list_, service]) == 100
+    assert Wish("a", 7).most([list_]) == Wish("a", 7).most([service]) == 7
+    assert [gather.expected(Wish("a"), s) for s in ([list_], [service], [Listed([])])] == [1, 100, 0]
+
+
 PHOTOS = (
     "photo_id\tphoto_url\tphoto_image_url\tphoto_width\tphoto_height\tphoto_description\tphotographer_username\t"
     "photographer_first_name\tphotographer_last_name\tai_description\n"
@@ -731,7 +753,11 @@ def test_unsplash_lite(server: Server, tmp_path: Path) -> None:
     assert ids("green lake") == ["bbb"]  # one word a keyword, the other in the description
     outcomes = filled(tmp_path / "out", [source], query="", captions="source", limit=None)
     assert whats(outcomes) == ["kept", "kept", "left"] and outcomes[2].why.startswith("no caption")
-    assert server.asked[0][0] == "/aaa?w=1024"
+    assert [path for path, _ in server.asked] == ["/aaa?w=1024", "/bbb?w=1024"]  # what cannot be kept is not fetched
+    for begun in (collect(Wish(), [source], tmp_path / "b", near_client()), preview(Wish(), [source], tmp_path / "b")):
+        with pytest.raises(ConfigError, match=r"^no QUERY: give one, or --captions source$"):
+            next(begun)
+    assert len(server.asked) == 2 and not (tmp_path / "b").exists()
     first = next(iter(source.search("tree", 1)))
     assert (first.caption, first.author, first.width, first.height) == ('An "old" tree', "Ann Lee", 1024, 768)
     assert not list(UnsplashLite(tmp_path / "lite", "cc0").search("", 10))
@@ -957,6 +983,36 @@ def test_copies_and_look_alikes(server: Server, tmp_path: Path) -> None:
     assert whats(filled(tmp_path / "a", [Listed([*found[2:3]])])) == ["left"]
 
 
+def test_what_pictures_look_like_is_seen_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one's own pictures, and not before it is needed."""
+    (tmp_path / "mine.png").write_bytes(scene(0, size=(192, 128)))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "mine.png", "text": "mine"}\n')
+    seen: list[Path] = []
+
+    def seeing(path: Path, **options: Any) -> Image.Image:
+        seen.append(path)
+        return load_image(path, **options)
+
+    monkeypatch.setattr(images, "load_image", seeing)
+    found = listed(server, 2)
+    assert whats(list(preview(Wish("a"), [Listed(found)], tmp_path))) == ["kept", "kept"]
+    assert not (tmp_path / JOURNAL).exists()
+    assert whats(filled(tmp_path, [Listed(found[1:])], distance=-1)) == ["kept"] and not seen
+    for _ in range(2):
+        outcomes = filled(tmp_path, [Listed(found)], retry=True)
+        assert whats(outcomes) == ["left", "there"] and outcomes[0].why == "looks like mine.png"
+    assert seen == [tmp_path / "mine.png"]
+
+
+def test_rows_come_soon_and_credits_at_the_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "WRITE_EVERY", -1.0)
+    begun = collect(Wish("a thing"), [Listed(listed(server, 2))], tmp_path, near_client())
+    next(begun)
+    assert len(rows(tmp_path)) == 1 and not (tmp_path / "LICENSES.md").exists()
+    begun.close()
+    assert "1 picture." in (tmp_path / "LICENSES.md").read_text()
+
+
 def test_small_ones_are_left(server: Server, tmp_path: Path) -> None:
     told = Found("listed", "told", server.give("/told.png", scene(0)), width=96, height=64)
     unknown = Found("listed", "unknown", server.give("/unknown.png", scene(1)))
@@ -995,9 +1051,15 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
         Folder(tmp_path)
     with pytest.raises(ConfigError, match="is a file"):
         Folder(tmp_path / "a.png")
-    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "metadata.csv").rename(tmp_path / "metadata.parquet")
+    with pytest.raises(ConfigError, match=r"has a metadata\.parquet; choose another folder"):
+        Folder(tmp_path)
+    (tmp_path / "metadata.parquet").unlink()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "mine"}\n{"file_name"')
     with pytest.raises(DataError, match=r"metadata\.jsonl:2: not valid JSON"):
+        Folder(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text('{"text": "mine"}\n')
+    with pytest.raises(DataError, match=r"metadata\.jsonl:1: no file_name; mend or remove the line"):
         Folder(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "mine"}')
     assert len(Folder(tmp_path).rows) == 1  # one's own pictures are added to
@@ -1034,6 +1096,7 @@ def test_command(openverse: Server, near: Path, capsys: pytest.CaptureFixture[st
     run("red apple", "--out", "out", "--limit", "4", "--json")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line.get("what") for line in lines] == ["there", "there", "there", "kept", None]
+    assert {line.get("event") for line in lines[:4]} == {"Outcome"} and all(line["time"] > 1e9 for line in lines[:4])
     assert lines[-1] == {"folder": "out", "new": 1, "there": 3, "left": 0, "failed": 0, "dry_run": False}
 
 
@@ -1056,6 +1119,8 @@ def test_command_says_what_broke_off(
         (["apple", "--licence", "mit"], 2, "--licence mit: no such set"),
         (["apple", "--captions", "mine"], 2, "--captions mine: query or source"),
         ([], 2, "--source openverse: needs a QUERY"),
+        (["-s", "lite"], 2, "error: no QUERY: give one, or --captions source"),
+        (["-s", "lite", "--dry-run"], 2, "error: no QUERY: give one, or --captions source"),
     ],
 )
 def test_command_refuses(
@@ -1067,6 +1132,8 @@ def test_command_refuses(
     said: str,
 ) -> None:
     monkeypatch.delenv("FLICKR_API_KEY", raising=False)
+    (near / "lite").mkdir()
+    (near / "lite" / "photos.tsv000").write_text(PHOTOS)
     run(*arguments, code=code)
     assert said in capsys.readouterr().err
     assert not (near / "pictures").exists()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ def caption(folder: str | Path, config: CaptionConfig | None = None) -> Generato
         yield Loaded(model.source, model.device, model.precision)
         if not config.dry_run:
             _mark(found, config, since)
-        for event in _caption(found, todo, model, config):
-            captioned += isinstance(event, Captioned)
-            left += isinstance(event, LeftOut)
-            yield event
+        with closing(_caption(found, todo, model, config)) as events:  # so that a fault in the last writing is heard
+            for event in events:
+                captioned += isinstance(event, Captioned)
+                left += isinstance(event, LeftOut)
+                yield event
         if not config.dry_run:
             _unmark(found)
     yield Finished(captioned, left, time.perf_counter() - began)
@@ -125,7 +127,9 @@ class _Clock:
         return (last - first) / max(now - began, 1e-9)
 
 
-def _caption(found: Folder, todo: Sequence[Picture], model: Captioner, config: CaptionConfig) -> Iterator[Event]:
+def _caption(
+    found: Folder, todo: Sequence[Picture], model: Captioner, config: CaptionConfig
+) -> Generator[Event, None, None]:
     """The pictures in order. A batch is written as a whole, also if the iterator is closed in it."""
     writer = store.Writer(found, config, f"{config.model.type} {model.source}", tags=model.tags)
     clock, read = _Clock(len(todo)), 0
