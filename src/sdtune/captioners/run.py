@@ -182,11 +182,13 @@ def _told(picture: Picture, outcome: Captions | str, clock: _Clock) -> Event:
 
 
 def _made(pictures: Sequence[Pixels], model: Captioner) -> list[str]:
-    import torch
-
     try:
         return model.caption(pictures)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        from sdtune.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{model.source}: not enough memory for {len(pictures)} pictures at once; give a smaller --batch-size"
         ) from None
