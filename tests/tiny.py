@@ -21,6 +21,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -97,25 +98,46 @@ def sd1_inpainting(words: Path) -> StableDiffusionInpaintPipeline:
     )  # fmt: skip
 
 
-def sd2(words: Path) -> StableDiffusionPipeline:
+def sd2(
+    words: Path,
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction",
+    make: type[DiffusionPipeline] = StableDiffusionPipeline,
+    **settings: Any,
+) -> DiffusionPipeline:
     """v-prediction; OpenCLIP's activation and padding with "!"; Linear projections in the U-Net, upcast attention."""
     padded = tokenizer(words, pad_token="!")
-    return StableDiffusionPipeline(
+    return make(
         vae=vae(), text_encoder=text_encoder(padded, hidden_act="gelu"), tokenizer=padded,
-        unet=unet(use_linear_projection=True, upcast_attention=True),
+        unet=unet(use_linear_projection=True, upcast_attention=True, **settings),
         scheduler=DDIMScheduler(
-            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction
         ), **NO_CHECKER,
     )  # fmt: skip
 
 
-def sdxl(words: Path, *, empty_is_zeros: bool = True, **schedule: Any) -> StableDiffusionXLPipeline:
+def sd2_epsilon(words: Path) -> DiffusionPipeline:
+    """As 2-base."""
+    return sd2(words, "epsilon")
+
+
+def sd2_inpainting(words: Path) -> DiffusionPipeline:
+    return sd2(words, "epsilon", StableDiffusionInpaintPipeline, in_channels=9)
+
+
+def sdxl(
+    words: Path,
+    *,
+    empty_is_zeros: bool = True,
+    make: type[DiffusionPipeline] = StableDiffusionXLPipeline,
+    in_channels: int = 4,
+    **schedule: Any,
+) -> DiffusionPipeline:
     big = tokenizer(words.with_name(f"{words.name}-2"), pad_token="!")
-    return StableDiffusionXLPipeline(
+    return make(
         vae=vae(), text_encoder=text_encoder(tokenizer(words)), text_encoder_2=projected(big, 24, hidden_act="gelu"),
         tokenizer=tokenizer(words), tokenizer_2=big,
         unet=unet(
-            16 + 24, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+            16 + 24, in_channels=in_channels, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=24 + 6 * 8, transformer_layers_per_block=(2, 1),
         ),
         scheduler=EulerDiscreteScheduler(**{**BETAS, "steps_offset": 1, "timestep_spacing": "leading", **schedule}),
@@ -123,7 +145,11 @@ def sdxl(words: Path, *, empty_is_zeros: bool = True, **schedule: Any) -> Stable
     )  # fmt: skip
 
 
-def sdxl_v(words: Path) -> StableDiffusionXLPipeline:
+def sdxl_inpainting(words: Path) -> DiffusionPipeline:
+    return sdxl(words, make=StableDiffusionXLInpaintPipeline, in_channels=9)
+
+
+def sdxl_v(words: Path) -> DiffusionPipeline:
     """v-prediction with zero terminal SNR."""
     return sdxl(
         words,
@@ -171,7 +197,8 @@ def flux(words: Path, *, told_guidance: bool = True, **schedule: Any) -> FluxPip
 
 
 KINDS: dict[str, Callable[[Path], DiffusionPipeline]] = {
-    "sd1-inpainting": sd1_inpainting, "sd2": sd2, "sdxl": sdxl, "sdxl-v": sdxl_v, "sd3": sd3, "sd3-t5": sd3_t5,
+    "sd1-inpainting": sd1_inpainting, "sd2": sd2, "sd2-epsilon": sd2_epsilon, "sd2-inpainting": sd2_inpainting,
+    "sdxl": sdxl, "sdxl-inpainting": sdxl_inpainting, "sdxl-v": sdxl_v, "sd3": sd3, "sd3-t5": sd3_t5,
 }  # fmt: skip
 
 

@@ -117,10 +117,12 @@ class FlatOptimizer(Fp32Updater):
         return norm
 
     def step(self) -> None:
+        self.whole = False
         for optimizer in self.optimizers:
             optimizer.step()
         self.gradient.zero_()
         self.publish()
+        self.whole = True
 
     def publish(self) -> None:
         for s in self._segments:

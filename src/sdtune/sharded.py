@@ -79,8 +79,10 @@ class ShardedOptimizer(Fp32Updater):
         return norm
 
     def step(self) -> None:
+        self.whole = False
         for optimizer in self.optimizers:
             optimizer.step()
+        self.whole = True
         for p, row in zip(self.parameters.values(), self.masters, strict=True):
             p.grad = row.grad = None
 

@@ -18,7 +18,7 @@ from sdtune.config import RunConfig, TrainConfig
 from sdtune.data.batch import Batch, batches
 from sdtune.data.cache import Cache
 from sdtune.data.layouts import listed, shown
-from sdtune.devices import choose, peak_memory_mb, set_up_cpu
+from sdtune.devices import choose, is_out_of_memory, peak_memory_mb, set_up_cpu
 from sdtune.errors import ConfigError, Diverged, SdtuneError, TrainingError
 from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, Stopped, Validated, Warned
 from sdtune.memory import activations_elsewhere
@@ -117,11 +117,13 @@ def train(config: RunConfig, run: Run) -> Iterator[Event]:
             if ready is not None and not finished:
                 together = distributed.any_of(True)  # the others stop where they ask next
             raise
-        except (SdtuneError, torch.OutOfMemoryError) as error:
-            together = isinstance(error, Diverged)
-            error = _explain_memory(config) if isinstance(error, torch.OutOfMemoryError) else error
-            run.log(Failed(ready.state.step if ready else 0, str(error)))
-            raise error from None
+        except Exception as error:
+            told = _explain_memory(config) if is_out_of_memory(error) else error
+            if not isinstance(told, SdtuneError):
+                raise
+            together = isinstance(told, Diverged)
+            run.log(Failed(ready.state.step if ready else 0, str(told)))
+            raise told from None
         finally:
             if ready is not None and not finished:
                 _save_unsaved(ready.state, saved, together, config, run)

@@ -1,9 +1,13 @@
 """Several processes train what one trains, stop together, and notice when one of them dies."""
 
+import json
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -96,16 +100,101 @@ def assert_same_but_for_rounding(run: Run, alone: Run) -> None:
         torch.testing.assert_close(mine[name], weight, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_train_what_one_trains(recipe: Path, alone: Run, tmp_path: Path, devices: int) -> None:
-    """Five pictures on two or four processes: their shares are unequal, and count as in the whole batch."""
-    run = Run(tmp_path / "run")
-    with start(recipe, run, devices) as process:
+@pytest.fixture(scope="module")
+def pair(recipe: Path) -> Run:
+    """The run in two processes."""
+    run = Run(recipe.parent / "pair")
+    with start(recipe, run, 2) as process:
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert out.count("result") == 1, "one process draws the progress"
+    return run
+
+
+def test_two_processes_train_what_one_trains(pair: Run, alone: Run) -> None:
+    """Five pictures on two processes: their shares are unequal, and count as in the whole batch."""
+    assert_same_but_for_rounding(pair, alone)
+    assert not pair.lock_file.exists()
+
+
+@pytest.mark.slow
+def test_four_processes_train_what_one_trains(recipe: Path, alone: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with start(recipe, run, 4) as process:
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
     assert_same_but_for_rounding(run, alone)
-    assert not run.lock_file.exists()
+
+
+def back_at_step_3(run: Run, to: Path) -> Run:
+    """The run as it was when it had saved step 3."""
+    shutil.copytree(run.path, to)
+    for path in ("final", "checkpoints/step-000006"):
+        shutil.rmtree(to / path)
+    state = json.loads((to / "checkpoints/step-000003/state.json").read_text(encoding="utf-8"))
+    if state["best_step"] is None or state["best_step"] > 3:
+        shutil.rmtree(to / "checkpoints/best")
+    return Run(to)
+
+
+def test_one_process_goes_on_with_what_two_have_trained(recipe: Path, pair: Run, alone: Run, tmp_path: Path) -> None:
+    run = back_at_step_3(pair, tmp_path / "run")
+    events = list(train(configs.load(recipe), run))
+    assert next(e.step for e in events if isinstance(e, Started)) == 3
+    assert losses(run)[:3] == losses(pair)[:3]
+    assert_same_but_for_rounding(run, alone)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_what_one_has_trained(recipe: Path, alone: Run, tmp_path: Path) -> None:
+    run = back_at_step_3(alone, tmp_path / "run")
+    with start(recipe, run, 2) as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "from step 3" in out and losses(run)[:3] == losses(alone)[:3]
+    assert_same_but_for_rounding(run, alone)
+
+
+# ---- torchrun
+
+
+def torchrun(options: Sequence[str], recipe: Path, run: Run) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "sdtune", "train", str(recipe)]
+    return subprocess.Popen(
+        [*command, "--out", str(run.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_starts_what_devices_starts(recipe: Path, alone: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with torchrun(["--standalone", "--nproc-per-node", "2"], recipe, run) as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.count("result") == 1
+    assert_same_but_for_rounding(run, alone)
+
+
+@pytest.mark.slow
+def test_torchrun_on_several_machines(recipe: Path, alone: Run, tmp_path: Path) -> None:
+    """Two agents that meet at a port, each with two processes: number 1 of each machine is not number 1 of the run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run, meet = Run(tmp_path / "run"), ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    agents = [
+        torchrun(["--nnodes", "2", "--node-rank", str(n), "--nproc-per-node", "2", *meet], recipe, run)
+        for n in range(2)
+    ]
+    try:
+        told = [agent.communicate(timeout=250) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert [out.count("result") for out, _ in told] == [1, 0], "the first machine draws the progress"
+    assert_same_but_for_rounding(run, alone)
 
 
 @pytest.mark.parametrize("validate_every", [1, 2])

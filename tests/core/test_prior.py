@@ -4,16 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sdtune import config as configs
 from sdtune.config import RunConfig
 from sdtune.errors import DataError
-from sdtune.events import Encoding, Finished, Started, Step
+from sdtune.events import Encoding, Finished, Started, Step, Warned
 from sdtune.runs import Run
 from sdtune.sample import sample
 from sdtune.train import train
 from tests import tiny
+from tests.core.test_distributed import start
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,49 @@ def test_without_a_class_prompt_nothing_changes(world: Path, tmp_path: Path) -> 
     )
     events = list(train(plain, Run(tmp_path / "a")))
     assert isinstance(events[-1], Finished) and next(e.pictures for e in events if isinstance(e, Started)) == 4
+
+
+def losses(run: Run) -> list[float]:
+    return [e.loss for e in run.events() if isinstance(e, Step)]
+
+
+def result(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(next(run.final.glob("*.safetensors")))
+
+
+def test_it_goes_on_bit_by_bit(world: Path, tmp_path: Path) -> None:
+    """Also where the class pictures that were drawn at the beginning are gone: they are drawn again."""
+    config = config_of(world, "train.steps=4", "data.prior_weight=0.7", "optimizer.lr=1e-2")
+    straight, stopped = Run(tmp_path / "straight"), Run(tmp_path / "stopped")
+    list(train(config, straight))
+    first = train(config, stopped)
+    next(e for e in first if isinstance(e, Step) and e.step == 2)
+    first.close()  # type: ignore[attr-defined]
+    (folder,) = (world / "cache").glob("class-*")
+    (folder / "00002.png").unlink()
+    again = list(train(config, stopped))
+    assert next(e.step for e in again if isinstance(e, Started)) == 2
+    assert not [e for e in again if isinstance(e, Warned)], "the pictures are the same ones"
+    assert losses(stopped) == losses(straight)
+    assert all(torch.equal(value, result(straight)[name]) for name, value in result(stopped).items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(world: Path, tmp_path: Path) -> None:
+    """The first draws the class pictures, and encodes; the second waits for them. Batches are shared unevenly."""
+    own = (f"data.cache={tmp_path / 'cache'}", "train.batch_size=3", "optimizer.lr=1e-2", "data.prior_weight=0.7")
+    config, together, alone = config_of(world, *own), Run(tmp_path / "together"), Run(tmp_path / "alone")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(configs.to_toml(config), encoding="utf-8")
+    with start(recipe, together, 2) as process:
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    (folder,) = (tmp_path / "cache").glob("class-*")
+    assert len(list(folder.glob("*.png"))) == 3
+    list(train(config_of(world, *own, f"data.cache={tmp_path / 'another'}"), alone))
+    (again,) = (tmp_path / "another").glob("class-*")
+    for one, other in zip(sorted(folder.glob("*.png")), sorted(again.glob("*.png")), strict=True):
+        assert np.array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(other)))
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
+    for name, weight in result(alone).items():
+        torch.testing.assert_close(result(together)[name], weight, rtol=1e-3, atol=1e-5)

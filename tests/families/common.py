@@ -64,7 +64,7 @@ def one(
     if kind not in OWN_SCHEDULER:
         pipe.scheduler = build_scheduler(model, config.scheduler)
     more: dict[str, Any] = {}
-    if kind == "sd1-inpainting":  # a white mask; what is left of the picture is grey, its latents without chance
+    if kind.endswith("-inpainting"):  # a white mask; what is left of the picture is grey, its latents without chance
         grey = model.encode_images(torch.zeros(1, 3, 32, 32)).mean_BCHW
         more = {"image": Image.new("RGB", (32, 32)), "mask_image": Image.new("L", (32, 32), 255), "strength": 1.0}
         more["masked_image_latents"] = grey

@@ -32,6 +32,9 @@ LAYOUTS = {
     "sd3": "sd3",
     "sd3-t5": "sd3-t5",
     "sd1-inpainting": "sd1",
+    "sd2-epsilon": "sd2",
+    "sd2-inpainting": "sd2",
+    "sdxl-inpainting": "sdxl",
     "sdxl-v": "sdxl",
 }
 

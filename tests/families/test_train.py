@@ -18,6 +18,8 @@ from sdtune.train import train
 from tests.families.common import by_diffusers, drawn, load, pictures, pipeline
 
 KINDS = ("sd1-inpainting", "sd2", "sdxl", "sdxl-v", "sd3")
+VARIANTS = ("sd2-epsilon", "sd2-inpainting", "sdxl-inpainting")
+"""One method is enough for a run of `make test`: what they add is in the families, not in the methods."""
 METHODS = {"lora": ("method.rank=2", "method.alpha=4"), "full": ("method.type=full",)}
 SETTINGS = (
     "train.steps=4", "train.batch_size=2", "train.validate_every=0", "train.sample_every=0", "train.precision=fp32",
@@ -31,8 +33,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pictures(tmp_path_factory.mktemp("data") / "pictures", ["a red dog", "a photo of a cat", "a blue house"])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *((kind, method) for kind in KINDS for method in METHODS),
+        *((kind, "lora") for kind in VARIANTS),
+        *(pytest.param(kind, "full", marks=pytest.mark.slow) for kind in VARIANTS),
+    ],
+)
 def test_it_trains_resumes_and_travels(
     folder_of: Callable[[str], Path], data: Path, tmp_path: Path, kind: str, method: str
 ) -> None:

@@ -25,6 +25,7 @@ from sdtune.sample import sample
 from sdtune.state import State
 from sdtune.train import train
 from tests import tiny
+from tests.families import common
 
 SETTINGS = (
     "train.steps=4", "train.batch_size=2", "train.save_every=100", "train.validate_every=0", "train.sample_every=0",
@@ -109,6 +110,23 @@ def test_a_method_from_end_to_end(name: str, world: Path, tmp_path: Path, monkey
     assert np.array_equal(drawn(model), base)
     tuned.of_run(model, straight, "step-000004")
     assert np.array_equal(drawn(model), expected), "the checkpoint is what the file is"
+
+
+def test_diffusers_draws_with_a_fully_trained_text_encoder(world: Path, tmp_path: Path) -> None:
+    """The folders of the U-Net and of the text encoder, each put into the pipeline of the base."""
+    run = Run(tmp_path / "run")
+    list(train(config_of(world, *METHODS["full-text"], "train.steps=2", "optimizer.lr=1e-2"), run))
+    config = SampleConfig(
+        prompts=("a red dog",), seeds=(1,), steps=3, scheduler="euler", guidance=3.0, negative="a cat"
+    )
+    model, pipe = config_of(world).model.load(), common.pipeline(world / "model")
+    tuned.of_run(model, run)
+    expected = common.drawn(model, config)
+    pipe.unet = type(pipe.unet).from_pretrained(run.final / "unet").eval()
+    half = common.by_diffusers(pipe, "sd1", model, config, "a cat")
+    pipe.text_encoder = type(pipe.text_encoder).from_pretrained(run.final / "text_encoder").eval()
+    whole = common.by_diffusers(pipe, "sd1", model, config, "a cat")
+    assert abs(whole - expected).max() <= 1 and abs(half - whole).max() > 2, "the text encoder counts for the picture"
 
 
 def test_in_bf16_text_encoders_stay_fp32_and_train(world: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from sdtune.runs import Run
 from sdtune.sample import sample
 from sdtune.train import train
 from tests import tiny
+from tests.families import common
+from tests.families.common import by_diffusers, pipeline
 
 
 def unet(**settings: object) -> UNet2DConditionModel:
@@ -163,6 +165,24 @@ def config_of(world: Path, *overrides: str) -> RunConfig:
 def drawn(model: Model) -> NDArray[np.int16]:
     (picture,) = sample(model, SampleConfig(prompts=("a red dog",), seeds=(1,), steps=2))
     return np.asarray(picture.image, np.int16)
+
+
+def test_diffusers_draws_with_the_students_folder(world: Path, tmp_path: Path) -> None:
+    """Put into the pipeline of the model that it was made from, as the docs show."""
+    run = Run(tmp_path / "run")
+    settings = ("train.steps=2", "train.validate_every=0", "train.sample_every=0")
+    list(train(config_of(world, *settings), run))
+    config = SampleConfig(
+        prompts=("a red dog",), seeds=(1,), steps=3, scheduler="euler", guidance=3.0, negative="a cat"
+    )
+    model, pipe = config_of(world).model.load(), pipeline(world / "model")
+    base = common.drawn(model, config)
+    tuned.of_run(model, run)
+    expected = common.drawn(model, config)
+    pipe.unet = UNet2DConditionModel.from_pretrained(run.final / "unet").eval()
+    assert pipe.unet.mid_block is None
+    assert abs(by_diffusers(pipe, "sd1", model, config, "a cat") - expected).max() <= 1
+    assert abs(expected - base).max() > 8
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -175,10 +175,10 @@ def _told(picture: Picture, outcome: Captions | str, clock: _Clock) -> Event:
 def _made(pictures: Sequence[Pixels], model: Captioner) -> list[str]:
     try:
         return model.caption(pictures)
-    except RuntimeError as error:
-        import torch  # which a tagger does without
+    except (RuntimeError, MemoryError) as error:
+        from sdtune.devices import is_out_of_memory  # with torch, which a tagger does without
 
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
         raise ModelError(
             f"{model.source}: not enough memory for {len(pictures)} pictures at once; give a smaller --batch-size"
