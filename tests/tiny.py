@@ -37,6 +37,9 @@ from transformers import (
     T5Tokenizer,
 )
 
+from sdtune.data.cache import Cache
+from sdtune.data.plan import Plan
+
 WORDS = ("a", "photo", "of", "red", "blue", "green", "apple", "dog", "cat", "sun", "house", "sks")
 MAX_TOKENS = 16
 
@@ -299,3 +302,9 @@ def imagefolder(folder: Path, captions: Sequence[str | list[str]], *, seed: int 
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
+
+
+def planned(cache: Cache) -> Plan:
+    """What a cache that was opened is to hold."""
+    assert cache._plan
+    return cache._plan

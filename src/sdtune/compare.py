@@ -413,7 +413,7 @@ def square(example: Example, config: DataConfig, side: int) -> Image.Image:
     im = images.load_image(example.image, background=config.background, max_pixels=config.max_pixels)
     crop = "center" if config.crop == "random" else config.crop
     box = images.crop_boxes(im.size, crop, 1, "")[0]
-    return Image.fromarray(images.to_square(im, side, box=box, pad=crop == "pad", background=config.background))
+    return Image.fromarray(images.to_frame(im, (side, side), box=box, pad=crop == "pad", background=config.background))
 
 
 def read_validation(run: Run, checkpoint: str = "final") -> Validation:

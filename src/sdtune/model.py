@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
@@ -196,9 +197,19 @@ class Model(ABC):
         """Latents to pixels in [-1, 1], (B, 3, H, W)."""
 
     @property
-    @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the weights that pictures and captions pass through (VAE, text encoders, tokenizers): keys the cache."""
+        """A hash of all that pictures and captions pass through."""
+        return hashlib.sha256((self.vae_fingerprint + self.text_fingerprint).encode()).hexdigest()
+
+    @property
+    @abstractmethod
+    def vae_fingerprint(self) -> str:
+        """A hash of the weights and settings that pictures pass through: keys the cache."""
+
+    @property
+    @abstractmethod
+    def text_fingerprint(self) -> str:
+        """A hash of the text encoders' weights and settings, and of the tokenizers: keys the cache."""
 
     @abstractmethod
     def unload(self, keep: Collection[str]) -> None:

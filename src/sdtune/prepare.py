@@ -15,7 +15,7 @@ from torch import nn
 from sdtune import config as configs
 from sdtune import distributed
 from sdtune.config import RunConfig
-from sdtune.data.batch import Batch, validation_batch
+from sdtune.data.batch import Batch, validation_batches
 from sdtune.data.cache import Cache
 from sdtune.data.dataset import Splits, resolve, root_of, scan, scan_class
 from sdtune.data.record import changes, record
@@ -41,7 +41,8 @@ class Ready:
     state: State
     objective: Loss
     cache: Cache
-    held_out: Batch | None
+    held_out: list[Batch]
+    """A batch for each frame."""
     prompts: tuple[str, ...]
     started: Started
 
@@ -58,14 +59,9 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
     caches = []
     for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
-        resolution = config.data.resolution or model.resolution
-        cache = Cache.open(examples, model, config.data, resolution=resolution, augment=not what)
-        if not distributed.primary():
-            distributed.wait()  # the first process encodes, the others read
+        cache = Cache.open(examples, model, config.data, augment=not what)
         for name, done, total in cache.fill():
             yield Encoding(what + name, done, total)
-        if distributed.primary():
-            distributed.wait()
         for note in cache.notes:
             yield run.logged(Warned(note))
         caches.append(cache)
@@ -86,7 +82,7 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     if found:
         resume(state, found)
     yield Ready(
-        state, objective, caches[0], validation_batch(caches[1]) if len(caches[1]) else None,
+        state, objective, caches[0], validation_batches(caches[1]),
         config.sample.prompts or _captions(splits), Started(
             step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
             precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,

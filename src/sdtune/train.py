@@ -213,15 +213,15 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
 
 def _pictures(parts: Sequence[Batch], cache: Cache) -> str:
     """The pictures of a step by name, each once."""
-    images = dict.fromkeys(cache.examples[i].image for part in parts for i in part.indices_B.tolist())
-    return listed([shown(Path(image.name)) for image in images], 16)
+    names = dict.fromkeys(cache.name(item) for part in parts for item in part.indices_B.tolist())
+    return listed([shown(Path(name)) for name in names], 16)
 
 
 def _look(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     """Validation loss and previews, where this step has them."""
     state, options = ready.state, config.train
     state.train_mode(False)
-    if ready.held_out is not None and options.validate_every and _due(state, options, options.validate_every):
+    if ready.held_out and options.validate_every and _due(state, options, options.validate_every):
         _agree_to_go_on()
         yield _validate(ready, ready.held_out, config, run)
     if options.sample_every and _due(state, options, options.sample_every):
@@ -240,12 +240,12 @@ def _at_end(state: State, options: TrainConfig) -> bool:
     return state.step >= options.steps or bool(options.patience and since >= options.patience * options.validate_every)
 
 
-def _validate(ready: Ready, held_out: Batch, config: RunConfig, run: Run) -> Validated:
+def _validate(ready: Ready, held_out: Sequence[Batch], config: RunConfig, run: Run) -> Validated:
     """The validation loss, with the best weights kept if it is the lowest so far."""
     state, K = ready.state, config.train.validation_timesteps
-    raw = float(validation.losses(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
+    raw = float(validation.of_all(state.model, ready.objective, held_out, timesteps=K).mean()) if state.ema else None
     with state.shown():
-        losses_NK = validation.losses(state.model, ready.objective, held_out, timesteps=K)
+        losses_NK = validation.of_all(state.model, ready.objective, held_out, timesteps=K)
     found = validation.event(state.step, losses_NK, validation.fixed_timesteps(ready.objective, K), raw)
     if state.step and found.loss < state.best_loss:
         state.best_loss, state.best_step = found.loss, state.step

@@ -48,6 +48,13 @@ def losses(model: Model, objective: Loss, held_out: Batch, *, timesteps: int, ch
     return losses_NK
 
 
+def of_all(model: Model, objective: Loss, held_out: Sequence[Batch], *, timesteps: int) -> Tensor:
+    """`losses` of the held-out pictures of all frames, a batch for each frame, in the order of the pictures."""
+    parts = [losses(model, objective, batch, timesteps=timesteps) for batch in held_out]
+    order_N = torch.cat([batch.indices_B for batch in held_out]).argsort()
+    return torch.cat(parts)[order_N]
+
+
 def fixed_timesteps(objective: Loss, count: int) -> tuple[int, ...]:
     """`count` timesteps spread over the schedule, clean first: the middles of `count` equal parts of it."""
     return tuple(int((k + 0.5) * len(objective.alphas_T) / count) for k in range(count))

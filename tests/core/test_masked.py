@@ -18,7 +18,7 @@ from torch import Tensor
 from sdtune import config as configs
 from sdtune import validation
 from sdtune.config import RunConfig
-from sdtune.data.batch import validation_batch
+from sdtune.data.batch import validation_batches
 from sdtune.data.cache import Cache
 from sdtune.data.dataset import scan
 from sdtune.events import Event, Noted, Step, Validated, Warned
@@ -194,7 +194,7 @@ def errors_of(model: Model, pictures: Path, world: Path) -> tuple[float, float]:
     config = config_of(world, f"data.path={pictures}", "data.mask=none", "data.validation_share=0", "data.crop=center")
     cache = Cache.open(scan(config.data).train, model, config.data, resolution=32, augment=False)
     list(cache.fill())
-    batch, objective = validation_batch(cache), config.objective.build(model)
+    batch, objective = validation_batches(cache)[0], config.objective.build(model)
     right_B1HW = (torch.arange(16) >= 8).float().expand(4, 1, 16, 16)
     errors = []
     for part in (right_B1HW, 1 - right_B1HW):

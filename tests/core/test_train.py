@@ -21,7 +21,7 @@ from torch import Tensor
 from sdtune import checkpoint, prepare, tuned, validation
 from sdtune import config as configs
 from sdtune.config import RunConfig
-from sdtune.data.batch import _order, validation_batch
+from sdtune.data.batch import _order, validation_batches
 from sdtune.data.cache import Cache
 from sdtune.data.dataset import scan
 from sdtune.ema import Ema
@@ -247,7 +247,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best_weights_beside_them(world:
     held_out = Cache.open(scan(config.data).validation, model, config.data, resolution=32, augment=False)
     list(held_out.fill())
     tuned.of_run(model, run, "best")
-    again = validation.losses(model, config.objective.build(model), validation_batch(held_out), timesteps=2)
+    again = validation.losses(model, config.objective.build(model), validation_batches(held_out)[0], timesteps=2)
     assert float(again.mean()) == pytest.approx(losses[best], rel=1e-5), "the weights are those that had this loss"
 
 

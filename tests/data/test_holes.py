@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from sdtune import config as configs
-from sdtune.data.batch import batches, validation_batch
+from sdtune.data.batch import batches, validation_batches
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import scan_folder
 from sdtune.data.holes import hole
-from sdtune.data.images import crop_boxes, load_image, pixels_from, to_square
+from sdtune.data.images import crop_boxes, load_image, pixels_from, to_frame
 from sdtune.events import Encoding, Step
 from sdtune.model import Model
 from sdtune.runs import Run
@@ -21,13 +21,13 @@ from tests import tiny
 
 
 def test_holes_are_varied_and_always_the_same() -> None:
-    assert hole(16, "a", 0).all() and hole(16, "a", 4).all()
-    shapes = [hole(32, key, n) for key in "abcdefgh" for n in (1, 2, 3, 5, 6, 7)]
+    assert hole((16, 16), "a", 0).all() and hole((16, 16), "a", 4).all()
+    shapes = [hole((32, 32), key, n) for key in "abcdefgh" for n in (1, 2, 3, 5, 6, 7)]
     shares = [float(s.mean()) for s in shapes]
     assert all(0.03 < share < 0.75 for share in shares) and max(shares) > 2 * min(shares)
     assert len({s.tobytes() for s in shapes}) == len(shapes)
     assert all(set(np.unique(s)) == {0.0, 1.0} and s.dtype == np.float32 for s in shapes)
-    assert np.array_equal(hole(32, "a", 3), hole(32, "a", 3))
+    assert np.array_equal(hole((32, 32), "a", 3), hole((32, 32), "a", 3))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_what_is_given_is_the_hole_and_the_rest_of_the_picture(folder: Path, mod
     given = cache.with_given(cache.cond(torch.zeros(2).long()), picture, variant, torch.tensor([0.4, 0.9])).given_BCHW
     assert given is not None and given.shape == (2, 1 + 4, 16, 16)
     image = load_image(cache.examples[1].image)
-    square = to_square(image, 32, box=crop_boxes(image.size, "center", 1, "")[0])
+    square = to_frame(image, (32, 32), box=crop_boxes(image.size, "center", 1, "")[0])
     for n, (number, pixels) in enumerate(((1, square), (2, square[:, ::-1].copy()))):
-        mask = torch.from_numpy(hole(16, cache._views_NV[1][n].key, number))
+        mask = torch.from_numpy(hole((16, 16), tiny.planned(cache).views_NV[1][n].key, number))
         assert torch.equal(given[n, 0], mask)
         left = pixels_from([pixels]) * (1 - torch.nn.functional.interpolate(mask[None, None], scale_factor=2))
         torch.testing.assert_close(given[n, 1:], model.encode_images(left).mean_BCHW[0])
@@ -84,10 +84,10 @@ def test_every_visit_draws_a_hole_and_validation_always_the_same(folder: Path, m
     stream = batches(cache, config, batch_size=3, seed=0, start=0)
     seen = {tuple(m.tolist()) for _ in range(12) for m in next(stream).cond.given_BCHW[:, 0].flatten(1)}  # type: ignore[index]
     assert len(seen) == 1 + 3 * 3, "the whole, and three holes of each of three pictures"
-    held_out = validation_batch(cache).cond.given_BCHW
+    held_out = validation_batches(cache)[0].cond.given_BCHW
     assert held_out is not None
-    keys = [row[0].key for row in cache._views_NV]
-    assert torch.equal(held_out[:, 0], torch.stack([torch.from_numpy(hole(16, key, 1)) for key in keys]))
+    keys = [row[0].key for row in tiny.planned(cache).views_NV]
+    assert torch.equal(held_out[:, 0], torch.stack([torch.from_numpy(hole((16, 16), key, 1)) for key in keys]))
 
 
 def test_other_models_are_told_nothing(folder: Path) -> None:

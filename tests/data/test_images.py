@@ -225,7 +225,7 @@ def test_center_crop_takes_the_middle() -> None:
     assert images.crop_boxes((100, 60), "center", 4, "x") == [(20, 0, 80, 60)]
     assert images.crop_boxes((60, 101), "center", 4, "x") == [(0, 20, 60, 80)]
     stripes = Image.fromarray(np.repeat(np.arange(9, dtype=np.uint8)[None, :, None] * 20, 3, 2).repeat(3, 0))
-    square = images.to_square(stripes, 3, box=(3, 0, 6, 3))
+    square = images.to_frame(stripes, (3, 3), box=(3, 0, 6, 3))
     assert square[:, :, 0].tolist() == [[60, 80, 100]] * 3
 
 
@@ -243,15 +243,15 @@ def test_squash_changes_proportions_and_pad_adds_background() -> None:
     box = (0, 0, 40, 20)
     white = flat("RGB", "white", (40, 20))
     assert images.crop_boxes((40, 20), "squash", 4, "x") == images.crop_boxes((40, 20), "pad", 4, "x") == [box]
-    assert images.to_square(white, 8, box=box).min() == 255
-    padded = images.to_square(white, 8, box=box, pad=True, background="#010203")
+    assert images.to_frame(white, (8, 8), box=box).min() == 255
+    padded = images.to_frame(white, (8, 8), box=box, pad=True, background="#010203")
     assert padded.shape == (8, 8, 3)
     assert padded[:, 0].tolist() == [[1, 2, 3]] * 2 + [[255] * 3] * 4 + [[1, 2, 3]] * 2
 
 
 def test_a_large_picture_is_averaged_not_picked_from() -> None:
     checks = np.indices((512, 512)).sum(0) % 2 * 255
-    square = images.to_square(Image.fromarray(checks.astype(np.uint8)).convert("RGB"), 16, box=(0, 0, 512, 512))
+    square = images.to_frame(Image.fromarray(checks.astype(np.uint8)).convert("RGB"), (16, 16), box=(0, 0, 512, 512))
     assert square.min() >= 126
     assert square.max() <= 129
 

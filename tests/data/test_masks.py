@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdtune.data import cache as cache_module
 from sdtune.data import dataset, images, masks
-from sdtune.data.batch import batches, validation_batch
+from sdtune.data.batch import batches, validation_batches
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Splits, scan_class, scan_folder
@@ -398,7 +398,7 @@ def test_opacity_of_a_file(tmp_path: Path) -> None:
 
 def by_brute_force(values: images.Pixels, side: int, cell: int, box: images.Box, pad: bool, fine: int = 48) -> Any:
     """Each of the `side` pixels is cut into `fine` x `fine` parts, and the mask is looked up in the middle of each."""
-    size, corner = images.placed(box, side, pad=pad)
+    size, corner = images.placed(box, (side, side), pad=pad)
     at = (np.arange(side * fine) + 0.5) / fine
     x, y = (box[i] + (at - corner[i]) * ((box[i + 2] - box[i]) / size[i]) for i in (0, 1))
     inside = ((y >= box[1]) & (y < box[3]))[:, None] & ((x >= box[0]) & (x < box[2]))[None]
@@ -423,7 +423,7 @@ def by_brute_force(values: images.Pixels, side: int, cell: int, box: images.Box,
 )
 def test_a_latent_counts_what_of_it_is_white(size: tuple[int, int], box: images.Box, pad: bool) -> None:
     values = np.random.default_rng(0).integers(0, 256, size[::-1], np.uint8)
-    got = masks.to_latents(values, 16, 4, box=box, pad=pad)
+    got = masks.to_latents(values, (16, 16), 4, box=box, pad=pad)
     assert got.shape == (1, 4, 4) and got.dtype == np.float32
     np.testing.assert_allclose(got[0], by_brute_force(values, 16, 4, box, pad), atol=1e-6)
 
@@ -433,24 +433,21 @@ def test_white_is_one_to_the_last_bit() -> None:
     for width, height in rng.integers(3, 200, (20, 2)).tolist():
         for crop in ("center", "squash"):
             (box,) = images.crop_boxes((width, height), crop, 1, "")
-            got = masks.to_latents(np.full((height, width), 255, np.uint8), 64, 8, box=box, pad=False)
+            got = masks.to_latents(np.full((height, width), 255, np.uint8), (64, 64), 8, box=box, pad=False)
             assert (got == 1).all(), (width, height, crop)
 
 
 def test_floor_and_mean() -> None:
     mask_V1HW = torch.tensor([[0.0, 1.0], [0.5, 1.0], [0.0, 0.0]]).view(3, 1, 1, 2)
-    plain = masks.weights(mask_V1HW, 0.1, normalize=False)
+    plain = masks.weights(mask_V1HW, 0.1)
     assert plain.flatten().tolist() == pytest.approx([0.1, 1, 0.55, 1, 0.1, 0.1])
-    normal = masks.weights(mask_V1HW, 0.1, normalize=True)
-    assert float(normal.mean()) == pytest.approx(1)
-    torch.testing.assert_close(normal / normal.max(), plain)
+    assert masks.mean_weight(mask_V1HW, 0.1, normalize=True) == pytest.approx(float(plain.mean()))
+    assert masks.mean_weight(mask_V1HW, 0.1, normalize=False) == 1
     nothing = torch.zeros(2, 1, 4, 4)
+    assert torch.equal(masks.weights(torch.ones(2, 1, 4, 4), 0.3), torch.ones(2, 1, 4, 4))
     for normalize in (False, True):
-        assert torch.equal(masks.weights(torch.ones(2, 1, 4, 4), 0.3, normalize=normalize), torch.ones(2, 1, 4, 4))
-        assert torch.equal(masks.weights(nothing, 0.3, normalize=normalize), nothing + 0.3), (
-            "not raised to a whole picture"
-        )
-        assert torch.equal(masks.weights(nothing, 0.0, normalize=normalize), nothing), "and never divided by nothing"
+        assert masks.mean_weight(nothing, 0.3, normalize=normalize) == 1, "not raised to a whole picture"
+        assert masks.mean_weight(nothing, 0.0, normalize=normalize) == 1, "and never divided by nothing"
 
 
 # ---- in the cache
@@ -542,7 +539,7 @@ def test_cut_as_the_picture_is(folder: Path, model: Model) -> None:
 
 def test_mirrored_and_cut_anywhere(folder: Path, model: Model) -> None:
     cache = filled(folder, model, mask_normalize=False, crop="random", crops=3, flip=True)
-    lefts = [view.box[0] for view in cache._views_NV[0][:3]]
+    lefts = [view.box[0] for view in tiny.planned(cache).views_NV[0][:3]]
     for v, left in enumerate(lefts):
         expected = [min(max((12 - left - 2 * i) / 2, 0), 1) for i in range(16)]
         assert columns(masks_of(cache, v)[0]) == pytest.approx(expected, abs=1e-6)
@@ -573,7 +570,7 @@ def test_without_masks_there_is_nothing(folder: Path, model: Model) -> None:
     cache = Cache.open(examples, model, config, resolution=32)
     assert [what for what, *_ in cache.fill()] == ["pictures", "pictures", "captions", "captions"]
     assert cache.masks(torch.arange(3), torch.zeros(3, dtype=torch.long)) is None
-    assert validation_batch(cache).mask_B1HW is None
+    assert validation_batches(cache)[0].mask_B1HW is None
     assert not read
 
 
@@ -622,13 +619,11 @@ def test_a_cut_that_loses_the_mask_is_told(folder: Path, model: Model) -> None:
     assert filled(folder, model, crop="squash").notes == []
 
 
-def test_batches_have_the_masks_of_their_pictures(folder: Path, model: Model) -> None:
+def test_batches_have_the_masks_of_their_pictures(folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(folder, crop="random", crops=2, flip=True)
     cache = filled(folder, model, crop="random", crops=2, flip=True)
     means = [cache.latents(torch.arange(3), torch.full((3,), v)).mean_BCHW for v in range(4)]
-    latents = cache._latents
-    assert latents is not None
-    cache._latents = Latents(latents.mean_BCHW, torch.full_like(latents.mean_BCHW, -60))  # next to no noise
+    monkeypatch.setattr(Latents, "sample", lambda latents, _: latents.mean_BCHW)
     met = set()
     for batch in islice(batches(cache, config, batch_size=4, seed=3, start=0), 20):
         assert batch.mask_B1HW is not None
@@ -638,7 +633,7 @@ def test_batches_have_the_masks_of_their_pictures(folder: Path, model: Model) ->
             met.add((i, variant))
     assert len(met) == 12
     held_out = filled(folder, model, augment=False, crop="random", crops=2, flip=True)
-    batch = validation_batch(held_out)
+    batch = validation_batches(held_out)[0]
     assert batch.mask_B1HW is not None and torch.equal(batch.mask_B1HW, masks_of(filled(folder, model)))
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdtune.data.cache import Cache
@@ -43,24 +45,30 @@ def batches(cache: Cache, config: DataConfig, *, batch_size: int, seed: int, sta
 
     With several groups of pictures the stream takes from them in turn, each at its own pace.
     A batch may hold the end of one epoch and the beginning of the next: nothing is dropped or doubled.
+    Where there are several frames a batch is of one frame (and group): see `turns`.
     """
     for k in count(start):
         yield _batch(cache, config, batch_size, seed, k)
 
 
-def validation_batch(cache: Cache) -> Batch:
-    """All pictures in order: the latents' mean, the first caption, nothing left to chance."""
-    indices_B = torch.arange(len(cache))
-    zeros_B = torch.zeros(len(cache))
-    latents = cache.latents(indices_B, zeros_B.long())
-    cond = cache.sized(cache.cond(cache.caption_rows(indices_B, zeros_B)), indices_B, zeros_B.long())
-    cond = cache.with_given(cond, indices_B, zeros_B.long(), zeros_B + 0.25)  # the second of four holes
-    return Batch(latents.mean_BCHW, cond, cache.weights_N, indices_B, cache.masks(indices_B, zeros_B.long()))
+def validation_batches(cache: Cache) -> list[Batch]:
+    """All pictures in order, those of one frame together: the latents' mean, the first caption, nothing left to chance."""
+    frame_N = cache.frame_N
+    return [_validation_batch(cache, (frame_N == frame).nonzero().flatten()) for frame in frame_N.unique().tolist()]
+
+
+def _validation_batch(cache: Cache, indices_B: Tensor) -> Batch:
+    zeros_B = torch.zeros(len(indices_B))
+    variant_B = zeros_B.long()
+    latents = cache.latents(indices_B, variant_B)
+    cond = cache.sized(cache.cond(cache.caption_rows(indices_B, zeros_B)), indices_B, variant_B)
+    cond = cache.with_given(cond, indices_B, variant_B, zeros_B + 0.25)  # the second of four holes
+    return Batch(latents.mean_BCHW, cond, cache.weights_N[indices_B], indices_B, cache.masks(indices_B, variant_B))
 
 
 def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int) -> Batch:
     rng = _generator("batch", seed, k)
-    indices_B = _in_turn(cache.groups, seed, k * batch_size, batch_size)
+    indices_B = _chosen(cache.groups, seed, k, batch_size)
     # Always the same draws, used or not: a changed setting does not shift the others.
     caption_B, dropout_B, crop_B, flip_B = torch.rand(4, batch_size, generator=rng)
     rows_B = cache.caption_rows(indices_B, caption_B)
@@ -74,8 +82,40 @@ def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int)
     return Batch(latents_BCHW, cond, cache.weights_N[indices_B], indices_B, cache.masks(indices_B, variant_B))
 
 
+def _chosen(groups: Sequence[Sequence[Tensor]], seed: int, k: int, batch_size: int) -> Tensor:
+    """The items of batch `k`. `groups` holds, of each group and frame, the items as often as an epoch shows them."""
+    if len(groups[0]) == 1:
+        return _in_turn([frames[0] for frames in groups], seed, k * batch_size, batch_size)
+    k, g = divmod(k, len(groups))
+    sizes, seed = tuple(map(len, groups[g])), seed + g * 7919
+    round_, at = divmod(k, sum(sizes))
+    frames_R, nths_R = turns(sizes, batch_size, seed, round_)
+    frame, nth = int(frames_R[at]), int(nths_R[at])
+    return groups[g][frame][_indices(sizes[frame], seed + frame * 104_729, nth * batch_size, batch_size)]
+
+
+@lru_cache(maxsize=4)
+def turns(
+    sizes: tuple[int, ...], batch_size: int, seed: int, round_: int
+) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """For each batch of a round, whose frame it is, and the how manieth batch of that frame, counted from the beginning of all.
+
+    A round is as many batches as there are visits in an epoch, `sizes` of them in each frame, and has one batch of a frame for each
+    visit: so over a round every picture is shown `batch_size` times, whatever frame it has and however few share it. The round is
+    `batch_size` epochs, each with its share of every frame's batches, to one more or less, in random order.
+    """
+    labels_R = np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)
+    rng = np.random.default_rng(int.from_bytes(_digest("turns", seed, round_)))
+    # every batch_size-th label has each frame's share of an epoch, since they are sorted
+    frames_R = np.concatenate([rng.permutation(labels_R[epoch::batch_size]) for epoch in range(batch_size)])
+    order_R = np.argsort(frames_R, kind="stable")
+    nths_R = np.empty(len(frames_R), np.int64)
+    nths_R[order_R] = np.concatenate([np.arange(size) + round_ * size for size in sizes])
+    return frames_R, nths_R
+
+
 def _in_turn(groups: Sequence[Tensor], seed: int, start: int, length: int) -> Tensor:
-    """Positions start .. start + length of a stream that takes from each group (indices of its pictures) in turn."""
+    """Positions start .. start + length of a stream that takes from each group (items of its pictures) in turn."""
     positions_B = torch.arange(start, start + length)
     indices_B = torch.empty(length, dtype=torch.long)
     for g, group in enumerate(groups):
@@ -95,12 +135,15 @@ def _indices(total: int, seed: int, start: int, length: int) -> Tensor:
     return torch.cat(parts)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _order(total: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(total, generator=_generator("epoch", seed, epoch))
 
 
 def _generator(purpose: str, seed: int, k: int) -> torch.Generator:
     """A stream of its own for each purpose, seed and k: neighbouring seeds have nothing in common."""
-    digest = hashlib.sha256(f"{purpose}/{seed}/{k}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+    return torch.Generator().manual_seed(int.from_bytes(_digest(purpose, seed, k)[:7]))
+
+
+def _digest(purpose: str, seed: int, k: int) -> bytes:
+    return hashlib.sha256(f"{purpose}/{seed}/{k}".encode()).digest()

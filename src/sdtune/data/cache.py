@@ -1,30 +1,37 @@
-"""Pictures and captions, encoded once and kept: in memory while training, on disk between runs."""
+"""Pictures and captions, encoded once and kept on disk; read from there while training."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from sdtune import distributed
 from sdtune.data import archives, masks
-from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
+from sdtune.data.frames import Frame
 from sdtune.data.holes import hole
-from sdtune.data.images import Box, Pixels, crop_boxes, decode, pixels_from, read_mask, to_square
+from sdtune.data.images import Pixels, decode, pixels_from, read_mask, to_frame
+from sdtune.data.index import Index, strings
 from sdtune.data.layouts import listed, plural, shown
-from sdtune.data.shards import Row, Shards
+from sdtune.data.plan import Plan, View, key_of, long_captions, plan, told_size
+from sdtune.data.shards import MISSING, Row, Shards
 from sdtune.errors import DataError
 from sdtune.model import Cond, Latents, Model
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every key. To be changed with anything that changes what is cached for the same picture and settings."""
 ENCODE_BATCH = 8
 """Encoded at once, always: a short batch is filled up, since the last bits of a result depend on the batch's size.
@@ -34,56 +41,29 @@ ENCODE_PIXELS = 2**19
 SHARD_ENTRIES = 256
 SHARD_SECONDS = 20.0
 """A slow encoder loses no more work than this to a crash."""
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
-Encode = Callable[[Sequence[str]], list[Row]]
-
-
-class View(NamedTuple):
-    """One picture as it is encoded: which part of it, mirrored or not."""
-
-    example: int
-    box: Box
-    mirrored: bool
-    key: str
+Progress = tuple[str, int, int]
+"""What is encoded, how many are done, of how many."""
+E = TypeVar("E")
+T = TypeVar("T")
+Encode = Callable[[Sequence[E], Sequence[T]], list[Row]]
+"""Some entries, and what was prepared of them (in threads, ahead of the model) -> their rows."""
 
 
 class Cache:
     """The latents of all pictures and the text states of all captions, ready to be indexed.
 
-    Keys are hashes of content: bytes of the picture, what is done to it, the encoders' weights and dtype. An edited
-    picture is encoded again alone; another VAE finds nothing of this one. Text row 0 is the empty caption.
+    Keys are hashes of content: bytes of the picture, what is done to it, the encoder's weights and dtype. An edited picture is
+    encoded again alone; another VAE finds nothing of this one. Caption row 0 is the empty caption. What is indexed are items: a
+    picture in a frame.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        model: Model,
-        config: DataConfig,
-        resolution: int,
-        augment: bool,
-    ) -> None:
-        self.examples, self.resolution, self.notes = list(examples), resolution, list[str]()
-        self.weights_N = torch.tensor([e.weight for e in self.examples])
-        group_N = torch.tensor([e.group for e in self.examples])
-        repeats_N = torch.tensor([e.repeats for e in self.examples])
-        places = [(group_N == g).nonzero().flatten() for g in sorted(set(group_N.tolist()))]
-        self.groups = [at.repeat_interleave(repeats_N[at]) for at in places]
-        """The pictures of each group by their place, as often as an epoch shows them."""
-        self._model, self._config = model, config
-        self._crop = config.crop if augment or config.crop != "random" else "center"
-        self._flip = config.flip and augment
-        self._views_NV, self._texts = self._plan_views(), self._plan_texts()
-        encoder = _key(FORMAT, model.family, str(model.max_tokens), model.fingerprint)[:24]
-        self._at_once = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // resolution**2))
-        folder = config.cache_folder()
-        self._pictures = Shards(folder / f"pictures-{resolution}-{encoder}")
-        self._captions = Shards(folder / f"captions-{encoder}")
-        self._mask_means = Shards(folder / f"masks-{resolution}-{model.downscale}")
-        self._masks_M1HW: Tensor | None = None
-        self._left = Shards(folder / f"left-{resolution}-{encoder}")
-        self._given_RHCHW: Tensor | None = None
-        self._latents: Latents | None = None
-        self._cond: Cond | None = None
+    def __init__(self, model: Model, config: DataConfig, *, planned: Plan | None = None) -> None:
+        self.notes = list(planned.notes) if planned else []
+        self.examples = planned.examples if planned else []
+        self._model, self._config, self._plan = model, config, planned
+        self._tokens: Callable[[int], Tensor] | None = None
 
     @classmethod
     def open(
@@ -92,281 +72,426 @@ class Cache:
         model: Model,
         config: DataConfig,
         *,
-        resolution: int,
+        resolution: int | None = None,
         augment: bool = True,
     ) -> Cache:
         """Plan the cache of `examples`; nothing is encoded before `fill`. Raises DataError.
 
-        Without `augment` (validation) each picture has one view: not mirrored, cut in its centre instead of anywhere.
+        `resolution` is for configurations that name none; unset, it is the model's. `augment`: as `plan` has it.
         """
-        if resolution % model.grid:
-            unit = "latent" if model.patch == 1 else "patch"
-            raise DataError(f"data.resolution: {resolution} is no multiple of {model.grid}, the pixels per {unit}")
-        cache = cls(examples, model, config, resolution, augment)
-        cache.notes += [*cache._small_notes(), *cache._long_notes()]
+        usual = resolution or model.resolution
+        cache = cls(model, config, planned=plan(examples, config, usual=usual, grid=model.grid, augment=augment))
+        assert cache._plan
+        cache.notes += long_captions(cache._plan.texts, model.token_counts, model.max_tokens)
         return cache
 
-    def fill(self) -> Generator[tuple[str, int, int], None, None]:
-        """Encode what is missing; yields (what, done, total). Stopped anywhere, it goes on there the next time."""
-        views = {view.key: view for row in self._views_NV for view in row}
-        rows = yield from self._complete(
-            "pictures", self._pictures, list(views), self._encode_views(views), self._at_once
-        )
-        if views:
-            mean_BCHW, logvar_BCHW = (torch.stack([rows[k][name] for k in views]) for name in ("mean", "logvar"))
-            self._latents = Latents(mean_BCHW, logvar_BCHW)
-        if self._model.inpaints:
-            yield from self._fill_given(views)
-        if any(example.mask for example in self.examples):
-            yield from self._fill_masks()
-        texts = {_key("caption", text): text for text in self._texts}
-        rows = yield from self._complete(
-            "captions", self._captions, list(texts), self._encode_texts(texts), ENCODE_BATCH
-        )
-        names = rows[next(iter(texts))].keys()
-        self._cond = Cond(**{name: torch.stack([rows[k][name] for k in texts]) for name in names})
+    @classmethod
+    def load(cls, path: Path, model: Model, config: DataConfig) -> Cache | None:
+        """What `save` wrote, if it is there and all that it names is sound."""
+        if (index := Index.load(path)) is None:
+            return None
+        cache = cls(model, config)
+        cache._use(index, cache._tables(index.frames, index.tables))
+        if not all(table.is_whole() for table in cache._shards.values()):
+            return None
+        cache.notes = list(index.facts["notes"])
+        return cache
+
+    def save(self, path: Path) -> None:
+        """Keep what `fill` has found, so that the next start need not look for it. A cache that cannot be written stays as it is."""
+        try:
+            self._index.save(path)
+        except OSError:
+            return
+
+    def fill(self) -> Generator[Progress, None, None]:
+        """Encode what is missing; yields (what, done, total). Stopped anywhere, it goes on there the next time.
+
+        Several processes encode a share each; all have to call it.
+        """
+        assert self._plan
+        index = yield from _Encoding(self._plan, self._model, self._config, self._tables(self._plan.frames), self.notes)
+        self._use(index, self._tables(index.frames, index.tables))
+
+    def _tables(self, frames: Sequence[Frame], files: dict[str, list[str]] | None = None) -> dict[str, Shards]:
+        return {
+            name: Shards(folder, (files or {}).get(name, ()))
+            for name, folder in tables(self._model, self._config, frames).items()
+        }
+
+    def _use(self, index: Index, shards: dict[str, Shards]) -> None:
+        self._index, self._shards = index, shards
+        self.frames = index.frames
+        self.weights_N, self.frame_N = index["weight_N"], index["frame_N"]
+        self.groups = _visits(index)
+        """Of each group, for each frame, its items, as often as an epoch shows them."""
+        self.crops, self.flips = int(index.facts["crops"]), bool(index.facts["flips"])
+        """Different cuts of each picture, and whether mirrored ones are there. Variant v is cut v % crops, mirrored if v >= crops."""
 
     def tokenize(self) -> None:
         """Put the captions' token ids beside their states, for text encoders that are trained. After `fill`, and after a method has
         taught the model new words."""
-        assert self._cond is not None, "fill the cache first"
-        self._cond = replace(self._cond, tokens_BEL=self._model.tokenize(self._texts))
+        self._tokens = lru_cache(2**16)(lambda row: self._model.tokenize([self._index.text(row)])[0])
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.weights_N)
 
-    @property
-    def crops(self) -> int:
-        """Different cuts of each picture. Variant v of a picture is its cut v % crops, mirrored if v >= crops."""
-        return len(self._views_NV[0]) // (1 + self._flip) if self._views_NV else 1
+    def name(self, item: int) -> str:
+        """The name of an item's file."""
+        return Path(self._index.name(int(self._index["example_N"][item]))).name
 
-    @property
-    def flips(self) -> bool:
-        """Whether mirrored pictures are there."""
-        return self._flip
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self.examples[index].captions
+    def captions(self, item: int) -> tuple[str, ...]:
+        start, end = self._index["first_E1"][int(self._index["example_N"][item]) :][:2].tolist()
+        return tuple(self._index.text(row) for row in self._index["caption_K"][start:end].tolist())
 
     def latents(self, indices_B: Tensor, variant_B: Tensor) -> Latents:
-        """The distributions of pictures `indices_B`, each in its variant. After `fill`."""
-        assert self._latents is not None, "fill the cache first"
-        rows_B = self._view_rows_NV[indices_B, variant_B]
-        return Latents(self._latents.mean_BCHW[rows_B], self._latents.logvar_BCHW[rows_B])
+        """The distributions of items `indices_B`, all of one frame, each in its variant. After `fill`."""
+        row = self._pictures(indices_B).read(self._index["views_NV"][indices_B, variant_B].tolist())
+        return Latents(row["mean"].float(), row["logvar"].float())
 
     def masks(self, indices_B: Tensor, variant_B: Tensor) -> Tensor | None:
-        """What each latent of pictures `indices_B` counts, each in its variant, (B, 1, H, W); None if all count 1. After `fill`."""
-        return None if self._masks_M1HW is None else self._masks_M1HW[self._mask_rows_NV[indices_B, variant_B]]
+        """What each latent of items `indices_B` counts, each in its variant, (B, 1, H, W); None if all count 1. After `fill`.
+
+        Of a picture without a mask all counts 1.
+        """
+        if "masks_NV" not in self._index:
+            return None
+        frame, floor = self.frames[self._frame(indices_B)], self._config.mask_floor
+        cell, places_B = self._model.downscale, self._index["masks_NV"][indices_B, variant_B]
+        out_B1HW = torch.ones(len(indices_B), 1, frame.height // cell, frame.width // cell)
+        masked_B = places_B != MISSING
+        if masked_B.any():
+            mean_B1HW = self._shards[f"masks {frame}"].read(places_B[masked_B].tolist())["mean"]
+            mirrored_B = (variant_B[masked_B] >= self.crops).view(-1, 1, 1, 1)
+            mean_B1HW = torch.where(mirrored_B, mean_B1HW.flip(-1), mean_B1HW)
+            mean_B = self._index["mask_mean_N"][indices_B][masked_B].view(-1, 1, 1, 1)
+            out_B1HW[masked_B] = masks.weights(mean_B1HW, floor) / mean_B
+        return out_B1HW
 
     def with_given(self, cond: Cond, indices_B: Tensor, variant_B: Tensor, share_B: Tensor) -> Cond:
         """`cond` with a hole and what is left of each picture, for inpainting models; `share_B` in [0, 1) chooses among the holes."""
-        if self._given_RHCHW is None:
+        if "left_NVH" not in self._index:
             return cond
-        rows_B, hole_B = self._view_rows_NV[indices_B, variant_B], (share_B * self._config.holes).long()
-        return replace(cond, given_BCHW=self._given_RHCHW[rows_B, hole_B])
-
-    def cond(self, rows_B: Tensor) -> Cond:
-        """The text states of rows that `caption_rows` gave; row 0 is the empty caption. After `fill`."""
-        assert self._cond is not None, "fill the cache first"
-        return self._cond[rows_B]
+        places_BH = self._index["left_NVH"][indices_B, variant_B]
+        places_B = places_BH.gather(1, (share_B.double() * places_BH.shape[1]).long()[:, None])[:, 0]
+        frame = self.frames[self._frame(indices_B)]
+        return replace(cond, given_BCHW=self._shards[f"left {frame}"].read(places_B.tolist())["given"].float())
 
     def sized(self, cond: Cond, indices_B: Tensor, variant_B: Tensor) -> Cond:
-        """`cond` with the size and the cut of each picture, where the model is told them."""
-        return replace(cond, size_BK=self._sizes_NVK[indices_B, variant_B]) if self._model.sized else cond
+        """`cond` with the sizes and cuts of items `indices_B`, each in its variant, where the model is told them."""
+        if "sizes_NV6" not in self._index:
+            return cond
+        return replace(cond, size_BK=self._index["sizes_NV6"][indices_B, variant_B])
 
     def caption_rows(self, indices_B: Tensor, share_B: Tensor) -> Tensor:
-        """Rows of one caption for each picture: `share_B` in [0, 1) chooses among several."""
-        choice_B = (share_B * self._caption_counts_N[indices_B]).long()
-        return self._caption_rows_NK[indices_B, choice_B]
+        """The text row of one caption for each of items `indices_B`; `share_B` in [0, 1) chooses among its captions."""
+        examples_B = self._index["example_N"][indices_B].long()
+        first_B, end_B = self._index["first_E1"][examples_B], self._index["first_E1"][examples_B + 1]
+        chosen_B = first_B + (share_B.double() * (end_B - first_B)).long()
+        return self._index["caption_K"][chosen_B].long()
+
+    def cond(self, rows_B: Tensor) -> Cond:
+        """The text states of caption rows; row 0 is the empty caption. After `fill`."""
+        row = self._shards["captions"].read(self._index["texts_T"][rows_B].tolist())
+        cond = Cond(**{name: tensor.float() for name, tensor in row.items()})
+        if self._tokens is None:
+            return cond
+        return replace(cond, tokens_BEL=torch.stack([self._tokens(row) for row in rows_B.tolist()]))
 
     @property
     def empty_cond(self) -> Cond:
         """The text states of the empty caption, one row."""
         return self.cond(torch.zeros(1, dtype=torch.long))
 
-    # ---- what is to be encoded
+    def has_word(self, word: str) -> bool:
+        """Whether a caption holds `word`, in whatever case."""
+        return word.lower() in bytes(self._index["text"].numpy()).decode("utf-8", "replace").lower()
 
-    def _plan_views(self) -> list[list[View]]:
-        views_NV = []
-        for i, example in enumerate(self.examples):
-            digest = example.digest or _digest(_bytes(example.image))
-            boxes = crop_boxes(example.size, self._crop, self._config.crops, digest)
-            how = f"{self.resolution}/{self._crop == 'pad'}/{self._config.background}"
-            views_NV.append(
-                [
-                    View(i, box, mirrored, _key(digest, how, *map(str, box), str(mirrored)))
-                    for mirrored in ((False, True) if self._flip else (False,))
-                    for box in boxes
-                ]
-            )
-        self._sizes_NVK = torch.tensor([[self._size(v) for v in row] for row in views_NV], dtype=torch.float32)
-        rows = {key: n for n, key in enumerate(dict.fromkeys(v.key for row in views_NV for v in row))}
-        self._view_rows_NV = torch.tensor([[rows[v.key] for v in row] for row in views_NV], dtype=torch.long)
-        return views_NV
+    def _frame(self, indices_B: Tensor) -> int:
+        return int(self._index["frame_N"][indices_B[0]])
 
-    def _size(self, view: View) -> tuple[float, ...]:
-        """Height, width before; top, left of the cut after scaling; height, width after: what SDXL is told (arXiv:2307.01952, 2.2)."""
-        (width, height), (left, top, right, _) = self.examples[view.example].size, view.box
-        scale = self.resolution / (right - left)
-        cut_left = width - right if view.mirrored else left
-        return (height, width, round(top * scale), round(cut_left * scale), self.resolution, self.resolution)
+    def _pictures(self, indices_B: Tensor) -> Shards:
+        return self._shards[f"pictures {self.frames[self._frame(indices_B)]}"]
 
-    def _plan_texts(self) -> list[str]:
-        texts = list(dict.fromkeys(["", *(c for e in self.examples for c in e.captions)]))
-        rows = {text: n for n, text in enumerate(texts)}
-        most = max((len(e.captions) for e in self.examples), default=0)
-        padded = [[rows[c] for c in e.captions] + [0] * (most - len(e.captions)) for e in self.examples]
-        self._caption_rows_NK = torch.tensor(padded, dtype=torch.long)
-        self._caption_counts_N = torch.tensor([len(e.captions) for e in self.examples], dtype=torch.float64)
-        return texts
 
-    def _small_notes(self) -> Iterator[str]:
-        if small := [shown(Path(e.image.name)) for e in self.examples if min(e.size) < self.resolution]:
-            yield f"{plural(len(small), 'picture')} smaller than {self.resolution} pixels, enlarged: {listed(small)}"
-        if long := [shown(Path(e.image.name)) for e in self.examples if max(e.size) > 3 * min(e.size)]:
-            lost = {"squash": "squashed", "pad": "mostly background"}.get(self._crop, "mostly cut away")
-            yield f"{plural(len(long), 'picture')} more than three times as long as wide, {lost}: {listed(long)}"
+def tables(model: Model, config: DataConfig, frames: Sequence[Frame]) -> dict[str, Path]:
+    """Name -> folder of all that is kept: rows of one shape, made by the same encoder, lie in one folder."""
+    root, kind = config.cache_folder(), "" if config.cache_dtype == "fp32" else f"-{config.cache_dtype}"
+    vae, text = (key_of(FORMAT, model.family, p)[:24] for p in (model.vae_fingerprint, model.text_fingerprint))
+    out = {"captions": root / f"captions-{text}{kind}"}
+    for frame in frames:
+        out[f"pictures {frame}"] = root / f"pictures-{frame}-{vae}{kind}"
+        out[f"left {frame}"] = root / f"left-{frame}-{vae}{kind}"
+        out[f"masks {frame}"] = root / f"masks-{frame}-{model.downscale}"
+    return out
 
-    def _long_notes(self) -> Iterator[str]:
-        count, limit = self._model.token_counts, self._model.max_tokens
-        if long := [t for t, n in zip(self._texts, count(self._texts), strict=True) if n > limit]:
-            yield (
-                f"{plural(len(long), 'caption')} of more than the {limit} tokens that the text encoder reads; "
-                f"of the first, this is cut off: {cut_off(long[0], count, limit)!r}"
-            )
 
-    # ---- encoding
+def _visits(index: Index) -> list[list[Tensor]]:
+    group_N, frame_N, repeats_N = index["group_N"], index["frame_N"], index["repeats_N"].long()
+    out = []
+    for group in group_N.unique().tolist():
+        at = [((group_N == group) & (frame_N == frame)).nonzero().flatten() for frame in range(len(index.frames))]
+        out.append([items.repeat_interleave(repeats_N[items]) for items in at])
+    return out
 
-    def _complete(
-        self, what: str, shards: Shards, keys: list[str], encode: Encode, size: int
-    ) -> Generator[tuple[str, int, int], None, dict[str, Row]]:
-        """The rows of `keys`: read what is there, encode and keep the rest."""
-        rows, notes = shards.read(keys)
-        self.notes += notes
-        missing, fresh, kept_at = [k for k in keys if k not in rows], dict[str, Row](), time.monotonic()
-        yield what, len(rows), len(keys)
-        try:
-            for at in range(0, len(missing), size):
-                chunk = missing[at : at + size]
-                fresh |= zip(chunk, encode(chunk), strict=True)
-                if len(fresh) >= SHARD_ENTRIES or time.monotonic() - kept_at > SHARD_SECONDS:
-                    shards.write(fresh)
-                    rows.update(fresh)
-                    fresh, kept_at = {}, time.monotonic()
-                yield what, len(rows) + len(fresh), len(keys)
-        finally:  # also when the caller stops here
-            shards.write(fresh)
-        return rows | fresh
 
-    def _encode_views(self, views: Mapping[str, View]) -> Encode:
-        def encode(keys: Sequence[str]) -> list[Row]:
-            squares = [self._square(views[k]) for k in keys]
-            latents = self._model.encode_images(pixels_from(squares + squares[-1:] * (self._at_once - len(squares))))
-            means, logvars = latents.mean_BCHW[: len(keys)].cpu(), latents.logvar_BCHW[: len(keys)].cpu()
-            for key, mean, logvar in zip(keys, means, logvars, strict=True):
-                if not (mean + logvar).isfinite().all():
-                    bad = self.examples[views[key].example].image
-                    raise DataError(
-                        f"{shown(bad)}: the VAE makes NaN or infinity of it; take one that is made for fp32"
-                    )
-            return [{"mean": m, "logvar": v} for m, v in zip(means, logvars, strict=True)]
+class _Entry(NamedTuple):
+    """One entry to be encoded: a view of a picture, for inpainting models with one of its holes."""
 
-        return encode
+    key: str
+    view: View
+    hole: int = 0
 
-    def _fill_given(self, views: Mapping[str, View]) -> Generator[tuple[str, int, int], None, None]:
-        """Holes of all views, and the latents of what they leave: (views, holes, 1 + C, H, W)."""
-        side, count = self.resolution // self._model.downscale, self._config.holes
-        shapes = {_key("hole", key, str(n)): hole(side, key, n) for key in views for n in range(count)}
-        owners = {_key("hole", key, str(n)): key for key in views for n in range(count)}
 
-        def encode(keys: Sequence[str]) -> list[Row]:
-            squares = pixels_from([self._square(views[owners[k]]) for k in keys])
-            cells = torch.from_numpy(np.stack([shapes[k] for k in keys]))[:, None]
-            holes = cells.repeat_interleave(self._model.downscale, 2).repeat_interleave(self._model.downscale, 3)
-            grey = squares * (1 - holes)
-            filled = torch.cat([grey, grey[-1:].expand(self._at_once - len(keys), -1, -1, -1)])
-            return [{"mean": m} for m in self._model.encode_images(filled).mean_BCHW[: len(keys)].cpu()]
+class _Encoding:
+    """The work of `Cache.fill`: iterating over it encodes, and its end gives the index."""
 
-        rows = yield from self._complete("holes", self._left, list(shapes), encode, self._at_once)
-        if shapes:
-            given = [torch.cat([torch.from_numpy(shape)[None], rows[key]["mean"]]) for key, shape in shapes.items()]
-            self._given_RHCHW = torch.stack(given).unflatten(0, (len(views), count))
+    def __init__(
+        self, planned: Plan, model: Model, config: DataConfig, shards: dict[str, Shards], notes: list[str]
+    ) -> None:
+        self._plan, self._model, self._config, self._shards, self._notes = planned, model, config, shards, notes
+        self._views_NV, self._pad = planned.views_NV, config.crop == "pad"
+        self._image = lru_cache(2)(self._decoded)  # views of one picture come one after the other
 
-    def _fill_masks(self) -> Generator[tuple[str, int, int], None, None]:
-        """The weights of all masked views, a row each; row 0 is for pictures without a mask."""
-        views = {self._mask_key(v): v for row in self._views_NV for v in row if self.examples[v.example].mask}
-        rows = yield from self._complete(
-            "masks", self._mask_means, list(views), self._encode_masks(views), ENCODE_BATCH
-        )
-        side, config, lost = self.resolution // self._model.downscale, self._config, list[str]()
-        weights, count = [torch.ones(1, 1, side, side)], 1
-        self._mask_rows_NV = torch.zeros(len(self), len(self._views_NV[0]), dtype=torch.long)
-        for n, views_V in enumerate(self._views_NV):
-            if self.examples[n].mask:
-                means = [rows[self._mask_key(v)]["mean"] for v in views_V]
-                masks_V1HW = torch.stack([m.flip(-1) if v.mirrored else m for m, v in zip(means, views_V, strict=True)])
-                self._mask_rows_NV[n] = torch.arange(count, count := count + len(views_V))
-                weights.append(masks.weights(masks_V1HW, config.mask_floor, normalize=config.mask_normalize))
-                lost += [] if masks_V1HW.any() else [shown(Path(self.examples[n].image.name))]
-        self._masks_M1HW = torch.cat(weights)
+    def __iter__(self) -> Generator[Progress, None, Index]:
+        planned = self._plan
+        columns = {
+            "weight_N": self._of_items([e.weight for e in planned.examples], torch.float32),
+            "repeats_N": self._of_items([e.repeats for e in planned.examples], torch.int32),
+            "group_N": self._of_items([e.group for e in planned.examples], torch.int8),
+            "frame_N": torch.tensor([row[0].frame for row in self._views_NV], dtype=torch.int16),
+            "example_N": torch.tensor([row[0].example for row in self._views_NV], dtype=torch.int32),
+            "first_E1": torch.tensor([0, *map(len, planned.captions_N)]).cumsum(0),
+            "caption_K": torch.tensor([row for rows in planned.captions_N for row in rows], dtype=torch.int32),
+            **strings("text", planned.texts), **strings("name", [str(e.image) for e in planned.examples]),
+        }  # fmt: skip
+        columns["views_NV"] = yield from self._pictures()
+        if self._model.inpaints:
+            columns["left_NVH"] = yield from self._holes()
+        if any(example.mask for example in planned.examples):
+            columns["masks_NV"] = yield from self._masks()
+            columns["mask_mean_N"] = self._mask_means(columns["masks_NV"])
+        if self._model.sized:
+            columns["sizes_NV6"] = self._columns(lambda view: told_size(planned, view), torch.float32)
+        columns["texts_T"] = yield from self._captions()
+        facts = {"crops": planned.crops, "flips": planned.flips, "notes": self._notes}
+        return Index(columns, planned.frames, {name: shards.files for name, shards in self._shards.items()}, facts)
+
+    def _of_items(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """What holds for an example, for each of its items."""
+        return torch.tensor([values[row[0].example] for row in self._views_NV], dtype=dtype)
+
+    def _columns(self, value: Callable[[View], Any], dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor([[value(view) for view in row] for row in self._views_NV], dtype=dtype)
+
+    # ---- what each table holds
+
+    def _pictures(self) -> Generator[Progress, None, Tensor]:
+        entries = [_Entry(view.key, view) for view in self._plan.views]
+        places = yield from self._by_frame("pictures", "pictures", entries, self._pixels, self._encode_pictures)
+        return self._columns(lambda view: places[view.key])
+
+    def _encode_pictures(self, entries: Sequence[_Entry], pictures: Sequence[Pixels]) -> list[Row]:
+        latents = self._encoded(entries, pixels_from(pictures))
+        for entry, mean, logvar in zip(entries, latents.mean_BCHW, latents.logvar_BCHW, strict=False):
+            if not (mean + logvar).isfinite().all():
+                bad = self._plan.examples[entry.view.example].image
+                raise DataError(f"{shown(bad)}: the VAE makes NaN or infinity of it; take one that is made for fp32")
+        pairs = zip(latents.mean_BCHW, latents.logvar_BCHW, strict=True)
+        return [{"mean": self._kept(mean), "logvar": self._kept(logvar)} for mean, logvar in pairs]
+
+    def _encoded(self, entries: Sequence[_Entry], pixels_BCHW: Tensor) -> Latents:
+        """The latents of a batch, filled up with copies of its last picture while it is encoded."""
+        more = self._at_once(entries[0].view) - len(entries)
+        latents = self._model.encode_images(torch.cat([pixels_BCHW, pixels_BCHW[-1:].expand(more, -1, -1, -1)]))
+        return Latents(latents.mean_BCHW[: len(entries)].cpu(), latents.logvar_BCHW[: len(entries)].cpu())
+
+    def _holes(self) -> Generator[Progress, None, Tensor]:
+        """Holes of all views, and the latents of what they leave: 1 + C channels."""
+        count = self._config.holes
+        entries = [_Entry(_hole_key(view, n), view, n) for view in self._plan.views for n in range(count)]
+        places = yield from self._by_frame("holes", "left", entries, self._pixels, self._encode_holes)
+        return self._columns(lambda view: [places[_hole_key(view, n)] for n in range(count)])
+
+    def _encode_holes(self, entries: Sequence[_Entry], pictures: Sequence[Pixels]) -> list[Row]:
+        frame, cell = self._plan.frames[entries[0].view.frame], self._model.downscale
+        shape = frame.height // cell, frame.width // cell
+        shapes_B1hw = torch.from_numpy(np.stack([hole(shape, e.view.key, e.hole) for e in entries]))[:, None]
+        holes_B1HW = shapes_B1hw.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+        left = self._encoded(entries, pixels_from(pictures) * (1 - holes_B1HW)).mean_BCHW
+        return [{"given": self._kept(torch.cat(pair))} for pair in zip(shapes_B1hw, left, strict=True)]
+
+    def _masks(self) -> Generator[Progress, None, Tensor]:
+        masked = (view for view in self._plan.views if self._plan.examples[view.example].mask)
+        entries = [_Entry(self._mask_key(view), view) for view in masked]
+        places = yield from self._by_frame("masks", "masks", entries, self._mask_mean, _encode_masks)
+        return self._columns(lambda view: places.get(self._mask_key(view), MISSING))
+
+    def _mask_means(self, places_NV: Tensor) -> Tensor:
+        """What the weights of each item are divided by, (N,)."""
+        means, lost = torch.ones(len(places_NV)), list[str]()
+        for n, row in enumerate(self._views_NV):
+            example = self._plan.examples[row[0].example]
+            if not example.mask:
+                continue
+            frame = self._plan.frames[row[0].frame]
+            mask_V1HW = self._shards[f"masks {frame}"].read(places_NV[n].tolist())["mean"]
+            means[n] = masks.mean_weight(mask_V1HW, self._config.mask_floor, normalize=self._config.mask_normalize)
+            lost += [] if mask_V1HW.any() else [shown(Path(example.image.name))]
         if lost:
-            self.notes.append(
+            self._notes.append(
                 f"{plural(len(lost), 'picture')} cut so that nothing is left of what its mask lets count: {listed(lost)}"
             )
+        return means
 
-    def _encode_masks(self, views: Mapping[str, View]) -> Encode:
-        return lambda keys: [{"mean": self._mask_mean(views[k])} for k in keys]
+    def _captions(self) -> Generator[Progress, None, Tensor]:
+        texts = {key_of("caption", text): text for text in self._plan.texts}
+
+        def encode(keys: Sequence[str], _: Sequence[None]) -> list[Row]:
+            cond = self._model.encode_prompts([texts[key] for key in keys] + [""] * (ENCODE_BATCH - len(keys)))
+            states = {name: tensor[: len(keys)].cpu() for name, tensor in cond.tensors().items()}
+            return [{name: self._kept(tensor[i]) for name, tensor in states.items()} for i in range(len(keys))]
+
+        keys = list(texts)
+        done = _Done("captions", len(keys))
+        places = yield from self._complete(
+            done, self._shards["captions"], {key: key for key in keys}, lambda _: None, encode, ENCODE_BATCH
+        )
+        return torch.tensor([places[key] for key in keys])
+
+    # ---- how it is filled
+
+    def _by_frame(
+        self, what: str, table: str, entries: Sequence[_Entry], prepare: Callable[[View], T], encode: Encode[_Entry, T]
+    ) -> Generator[Progress, None, dict[str, int]]:
+        """The place of each entry; those of one frame are encoded together."""
+        of_frame: dict[int, dict[str, _Entry]] = {}
+        for entry in entries:
+            of_frame.setdefault(entry.view.frame, {})[entry.key] = entry
+        done, places = _Done(what, sum(map(len, of_frame.values()))), dict[str, int]()
+        for number, mine in of_frame.items():
+            shards, size = (
+                self._shards[f"{table} {self._plan.frames[number]}"],
+                self._at_once(next(iter(mine.values())).view),
+            )
+            places |= yield from self._complete(done, shards, mine, lambda entry: prepare(entry.view), encode, size)
+        return places
+
+    def _complete(
+        self,
+        done: _Done,
+        shards: Shards,
+        entries: Mapping[str, E],
+        prepare: Callable[[E], T],
+        encode: Encode[E, T],
+        size: int,
+    ) -> Generator[Progress, None, dict[str, int]]:
+        """The place of each entry: find what is there, encode the rest and keep it."""
+        keys = list(entries)
+        found, notes = shards.locate(keys)
+        self._notes += notes
+        places = {key: place for key, place in zip(keys, found, strict=True) if place != MISSING}
+        missing, fresh, kept_at = [key for key in keys if key not in places], dict[str, Row](), time.monotonic()
+        distributed.wait()  # until all have looked: each then encodes its share of the same list
+        yield done.more(len(places))
+        shares = [missing[at : at + size] for at in range(0, len(missing), size)][
+            distributed.rank() :: distributed.size()
+        ]
+        try:
+            for chunk, prepared in _ahead(shares, lambda key: prepare(entries[key])):
+                fresh |= zip(chunk, encode([entries[key] for key in chunk], prepared), strict=True)
+                if len(fresh) >= SHARD_ENTRIES or time.monotonic() - kept_at > SHARD_SECONDS:
+                    places |= zip(fresh, shards.write(fresh), strict=True)
+                    fresh, kept_at = {}, time.monotonic()
+                yield done.more(len(chunk))
+        finally:  # also when the caller stops here
+            places |= zip(fresh, shards.write(fresh), strict=True)
+        distributed.wait()
+        if len(places) < len(keys):  # the others' share
+            places = dict(zip(keys, shards.locate(keys)[0], strict=True))
+            yield done.more(len(missing) - sum(map(len, shares)))
+        return places
+
+    def _at_once(self, view: View) -> int:
+        return max(1, min(ENCODE_BATCH, ENCODE_PIXELS // self._plan.frames[view.frame].pixels))
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """As it is kept. Raises DataError for what `data.cache_dtype` cannot hold."""
+        kept = value.to(DTYPES[self._config.cache_dtype]) if value.is_floating_point() else value
+        if kept.is_floating_point() and not kept.isfinite().all() and value.isfinite().all():
+            raise DataError('data.cache_dtype: "fp16" cannot hold what this model\'s encoder gives; use "fp32"')
+        return kept
+
+    # ---- pictures
+
+    def _decoded(self, example: int) -> Image.Image:
+        image, config = self._plan.examples[example].image, self._config
+        data = _unchanged(image, self._plan.examples[example].digest)
+        try:
+            return decode(data, background=config.background, max_pixels=config.max_pixels)
+        except DataError as error:
+            raise DataError(f"{shown(image)}: {error}") from None
+
+    def _pixels(self, view: View) -> Pixels:
+        frame = self._plan.frames[view.frame]
+        pixels = to_frame(
+            self._image(view.example), frame, box=view.box, pad=self._pad, background=self._config.background
+        )
+        return np.ascontiguousarray(pixels[:, ::-1]) if view.mirrored else pixels
 
     def _mask_mean(self, view: View) -> Tensor:
-        example = self.examples[view.example]
+        example = self._plan.examples[view.example]
         assert example.mask
         data = _unchanged(example.mask, example.mask_digest)
         mask_HW = read_mask(data, opacity=example.mask == example.image, max_pixels=self._config.max_pixels)
-        cell, pad = self._model.downscale, self._crop == "pad"
-        return torch.from_numpy(masks.to_latents(mask_HW, self.resolution, cell, box=view.box, pad=pad))
+        frame, cell = self._plan.frames[view.frame], self._model.downscale
+        return torch.from_numpy(masks.to_latents(mask_HW, frame, cell, box=view.box, pad=self._pad))
 
     def _mask_key(self, view: View) -> str:
-        example = self.examples[view.example]
-        how = f"{self.resolution}/{self._model.downscale}/{self._crop == 'pad'}/{example.mask == example.image}"
-        return _key("mask", FORMAT, example.mask_digest, how, *map(str, view.box))
+        """Mirrored or not: it is mirrored when it is read."""
+        example = self._plan.examples[view.example]
+        how = f"{self._plan.frames[view.frame]}/{self._model.downscale}/{self._pad}/{example.mask == example.image}"
+        return key_of("mask", FORMAT, example.mask_digest, how, *map(str, view.box))
 
-    def _encode_texts(self, texts: Mapping[str, str]) -> Encode:
-        def encode(keys: Sequence[str]) -> list[Row]:
-            cond = self._model.encode_prompts([texts[k] for k in keys] + [""] * (ENCODE_BATCH - len(keys)))
-            tensors = {name: tensor.cpu() for name, tensor in cond.tensors().items()}
-            return [{name: tensor[i] for name, tensor in tensors.items()} for i in range(len(keys))]
 
-        return encode
+class _Done:
+    """Counts what is done of a table's entries."""
 
-    def _square(self, view: View) -> Pixels:
-        example, config = self.examples[view.example], self._config
-        data = _unchanged(example.image, example.digest)
-        try:
-            im = decode(data, background=config.background, max_pixels=config.max_pixels)
-        except DataError as error:
-            raise DataError(f"{shown(example.image)}: {error}") from None
-        square = to_square(im, self.resolution, box=view.box, pad=self._crop == "pad", background=config.background)
-        return np.ascontiguousarray(square[:, ::-1]) if view.mirrored else square
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._done, self._total = what, 0, total
+
+    def more(self, count: int) -> Progress:
+        self._done += count
+        return self._what, self._done, self._total
+
+
+def _encode_masks(entries: Sequence[_Entry], means: Sequence[Tensor]) -> list[Row]:
+    return [{"mean": mean} for mean in means]
+
+
+def _hole_key(view: View, number: int) -> str:
+    return key_of("hole", view.key, str(number))
+
+
+def _ahead(chunks: Sequence[list[str]], prepare: Callable[[str], T]) -> Iterator[tuple[list[str], list[T]]]:
+    """Each chunk with what `prepare` makes of its keys; several threads prepare the next chunk meanwhile."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        begun = [pool.submit(prepare, key) for key in chunks[0]] if chunks else []
+        for n, chunk in enumerate(chunks):
+            now, begun = begun, [pool.submit(prepare, key) for key in (chunks[n + 1] if n + 1 < len(chunks) else ())]
+            try:
+                yield chunk, [future.result() for future in now]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _unchanged(path: Path, digest: str) -> bytes:
     """The bytes of a file that had `digest` when it was checked."""
-    data = _bytes(path)
-    if digest and _digest(data) != digest:
-        raise DataError(f"{shown(path)}: changed while it was being read; start again")
-    return data
-
-
-def _bytes(path: Path) -> bytes:
     try:
-        return archives.read_bytes(path)
+        data = archives.read_bytes(path)
     except OSError as error:
         raise DataError(f"{shown(path)}: {(error.strerror or 'cannot be read').lower()}") from None
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise DataError(f"{shown(path)}: changed while it was being read; start again")
+    return data

@@ -1,4 +1,4 @@
-"""Any picture file to upright 8-bit sRGB, and to the square that is trained on. Imports torch in `pixels_from` only."""
+"""Any picture file to upright 8-bit sRGB, and to the size that is trained at. Imports torch in `pixels_from` only."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ FOREIGN_SUFFIXES = frozenset(
 
 Crop = Literal["center", "random", "squash", "pad"]
 Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+"""Width and height in pixels."""
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 MAX_PIXELS = 178_956_970
@@ -115,49 +117,54 @@ def colour(name: str) -> tuple[int, int, int]:
         raise DataError(f'data.background: {name!r} is no colour; use a name such as "white" or #rrggbb') from None
 
 
-def crop_boxes(size: tuple[int, int], crop: Crop, crops: int, key: str) -> list[Box]:
+def crop_boxes(size: Size, crop: Crop, crops: int, key: str, frame: Size = (1, 1)) -> list[Box]:
     """The part (left, top, right, bottom) that each variant shows of a picture of `size` (width, height).
 
-    Random cuts are squares along the longer side, one in each of `crops` equal stretches, placed by a hash of `key`.
+    It has the proportions of `frame`, to a pixel, and is as large as can be. Random cuts are one in each of `crops` equal stretches,
+    placed by a hash of `key`.
     """
-    (width, height), side = size, min(size)
+    width, height = size
     if crop in ("squash", "pad"):
         return [(0, 0, width, height)]
-    slack = max(size) - side
+    wide = width * frame[1] > height * frame[0]
+    if wide:
+        width = max(1, round(height * frame[0] / frame[1]))
+    else:
+        height = max(1, round(width * frame[1] / frame[0]))
+    slack = size[0] - width if wide else size[1] - height
     offsets = [slack // 2]
     if crop == "random":
         offsets = [int((slack + 1) * (j + _uniform(f"{key}/{j}")) / crops) for j in range(crops)]
-    wide = width > height
-    return [(o, 0, o + side, side) if wide else (0, o, side, o + side) for o in offsets]
+    return [(o, 0, o + width, height) if wide else (0, o, width, o + height) for o in offsets]
 
 
-def placed(box: Box, side: int, *, pad: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where the part `box` of a picture lies on a square of `side` pixels: (width, height), (left, top)."""
+def placed(box: Box, frame: Size, *, pad: bool) -> tuple[Size, tuple[int, int]]:
+    """Where the part `box` of a picture lies in the frame: (width, height), (left, top)."""
     width, height = box[2] - box[0], box[3] - box[1]
     if not pad:
-        return (side, side), (0, 0)
-    scale = side / max(width, height)
+        return (frame[0], frame[1]), (0, 0)
+    scale = min(frame[0] / width, frame[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return size, ((side - size[0]) // 2, (side - size[1]) // 2)
+    return size, ((frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2)
 
 
-def to_square(im: Image.Image, side: int, *, box: Box, pad: bool = False, background: str = "white") -> Pixels:
-    """The part `box` of `im` as (side, side, 3); proportions change unless the box is square or `pad` is set."""
-    size, corner = placed(box, side, pad=pad)
+def to_frame(im: Image.Image, frame: Size, *, box: Box, pad: bool = False, background: str = "white") -> Pixels:
+    """The part `box` of `im` as (height, width, 3); its proportions change unless they are the frame's or `pad` is set."""
+    size, corner = placed(box, frame, pad=pad)
     # reducing_gap: large pictures are first averaged over whole blocks, then resampled; the eye sees no difference
     im = im.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    if size != (side, side):
-        canvas = Image.new("RGB", (side, side), colour(background))
+    if size != tuple(frame):
+        canvas = Image.new("RGB", (frame[0], frame[1]), colour(background))
         canvas.paste(im, corner)
         im = canvas
     return np.asarray(im)
 
 
-def pixels_from(squares: Sequence[Pixels]) -> Tensor:
+def pixels_from(pictures: Sequence[Pixels]) -> Tensor:
     """Arrays (H, W, 3) of 0..255 to one tensor (B, 3, H, W) in [-1, 1]."""
     import torch
 
-    pixels_BHWC = torch.from_numpy(np.stack(squares))
+    pixels_BHWC = torch.from_numpy(np.stack(pictures))
     return pixels_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 

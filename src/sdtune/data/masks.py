@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdtune.data.images import SUFFIXES, Box, Pixels, placed
+from sdtune.data.images import SUFFIXES, Box, Pixels, Size, placed
 from sdtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ def check(mask_HW: Pixels, size: tuple[int, int]) -> float:
     return float(mask_HW.mean()) / 255
 
 
-def to_latents(mask_HW: Pixels, side: int, cell: int, *, box: Box, pad: bool) -> NDArray[np.float32]:
+def to_latents(mask_HW: Pixels, frame: Size, cell: int, *, box: Box, pad: bool) -> NDArray[np.float32]:
     """The mean of a mask over what each latent shows of the part `box`: (1, h, w), 0 to 1. Beside the picture it is 0.
 
-    A latent shows `cell` x `cell` of the `side` x `side` pixels that the part becomes.
+    A latent shows `cell` x `cell` of the pixels that the part becomes, those of `frame` (width, height).
     """
-    size, corner = placed(box, side, pad=pad)
+    size, corner = placed(box, frame, pad=pad)
     across, down = (
-        box[axis] + (np.arange(0, side + 1, cell) - corner[axis]) * ((box[axis + 2] - box[axis]) / size[axis])
+        box[axis] + (np.arange(0, frame[axis] + 1, cell) - corner[axis]) * ((box[axis + 2] - box[axis]) / size[axis])
         for axis in (0, 1)
     )
     means_hw = _means(_means(mask_HW, down).T, across).T
@@ -104,11 +104,15 @@ def _means(values_NW: NDArray[Any], edges: NDArray[Any]) -> NDArray[np.float64]:
     return out
 
 
-def weights(mask_V1HW: Tensor, floor: float, *, normalize: bool) -> Tensor:
-    """What each place of a picture's views counts, (V, 1, h, w): from `floor` to 1; with `normalize` divided by their mean.
+def weights(mask_B1HW: Tensor, floor: float) -> Tensor:
+    """What each place counts, (B, 1, h, w): from `floor` to 1."""
+    return mask_B1HW + floor * (1 - mask_B1HW)  # in this form 1 stays 1 to the last bit
+
+
+def mean_weight(mask_V1HW: Tensor, floor: float, *, normalize: bool) -> float:
+    """What the weights of a picture's views are divided by: with `normalize` their mean, else 1.
 
     The mean is that of all views, so that a cut counts by how much of the mask it shows. If no view shows any of it, they are
     not raised to a whole picture.
     """
-    weight_V1HW = mask_V1HW + floor * (1 - mask_V1HW)  # in this form 1 stays 1 to the last bit
-    return weight_V1HW / weight_V1HW.double().mean().float() if normalize and mask_V1HW.any() else weight_V1HW
+    return float(weights(mask_V1HW, floor).double().mean()) if normalize and mask_V1HW.any() else 1.0

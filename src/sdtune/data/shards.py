@@ -1,4 +1,4 @@
-"""Rows of tensors on disk, each found by a key of its content."""
+"""Rows of tensors on disk, each found by a key of its content, and read where it lies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,51 +21,118 @@ from sdtune.files import atomic_write
 
 Row = dict[str, Tensor]
 """Named tensors of one entry, for example mean and logvar of a picture."""
+MISSING = -1
+CHECKED_BYTES = 2**30
+"""A smaller table is checked to the last byte whenever it is opened; of a larger one each row when it is first read."""
+_DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class Shards:
-    """A folder of safetensors files, each with the stacked rows of up to some hundred entries.
+    """A table: a folder of safetensors files, each with the stacked rows of up to some hundred entries.
 
-    One file per entry would need an open, a header and an inode for each of some ten thousand pictures; files of 256
-    are read at disk speed. A shard is never changed after it was written, so that two runs may fill one folder at the
-    same time. Each row has a checksum: damage costs the row, not the file.
+    One file per entry would need an open, a header and an inode for each of a million pictures. A shard is never changed after it
+    was written, so that several processes and runs may fill one folder at the same time. Each row has a checksum: damage costs the
+    row, not the file. A place is a number: which file, which row of it. Files are mapped into memory when they are first read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    ROW_BITS = 20
 
-    def read(self, wanted: Iterable[str]) -> tuple[dict[str, Row], list[str]]:
-        """The rows that are there, and notes on what was damaged. Damaged rows and files are removed."""
-        missing, rows, notes = set(wanted), dict[str, Row](), list[str]()
-        self._sweep()
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if not missing:
-                break
+    def __init__(self, folder: Path, files: Sequence[str] = ()) -> None:
+        """`files`: their names as the places that are known already count them."""
+        self.folder, self.files = folder, list(files)
+        self._numbers = {name: n for n, name in enumerate(files)}
+        self._open: dict[int, _Mapped] = {}
+
+    def locate(self, keys: Sequence[str]) -> tuple[list[int], list[str]]:
+        """The place of each key, `MISSING` if it is nowhere, and notes on what was damaged. Damaged rows and files are removed."""
+        wanted, places, notes = {key: i for i, key in enumerate(keys)}, [MISSING] * len(keys), list[str]()
+        _sweep(self.folder)
+        paths = sorted(self.folder.glob("*.safetensors"))
+        small = _bytes(paths) <= CHECKED_BYTES
+        while paths:
+            path = paths.pop(0)
             try:
-                found, bad = _load(path, missing)
+                mapped = _Mapped(path)
+                if wanted.keys().isdisjoint(mapped.keys):
+                    continue
+                sound = [not small or mapped.is_sound(row) for row in range(len(mapped.keys))]
             except FileNotFoundError:
                 continue  # another run has just mended it
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except _DAMAGE as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 notes.append(f"cache: {path.name}: damaged ({reason:.80}); what was in it is encoded again")
                 _remove(path)
                 continue
-            if bad:
-                notes.append(f"cache: {path.name}: {len(bad)} damaged, encoded again")
-                self.write(found)
-                _remove(path)
-            rows |= {key: row for key, row in found.items() if key in missing}
-            missing -= found.keys()
-        return rows, notes
+            if not all(sound):
+                notes.append(f"cache: {path.name}: {sound.count(False)} damaged, encoded again")
+                paths += [mended] if (mended := self._mend(path, mapped, sound)) else []
+                continue
+            number = self._number(path.name, mapped)
+            for row, key in enumerate(mapped.keys):
+                if (i := wanted.get(key)) is not None and places[i] == MISSING:
+                    places[i] = number << self.ROW_BITS | row
+        return places, notes
 
-    def write(self, rows: dict[str, Row]) -> None:
-        """Keep `rows`, all of one shape, as one more file. Raises DataError where that is impossible."""
+    def write(self, rows: Mapping[str, Row]) -> list[int]:
+        """Keep `rows`, all of one shape, as one more file; returns their places. Raises DataError where that is impossible."""
         if not rows:
-            return
-        stacked = {
-            name: torch.stack([row[name] for row in rows.values()]).contiguous() for name in next(iter(rows.values()))
-        }
-        header = {"keys": json.dumps(list(rows)), "crc32": json.dumps(_checksums(stacked))}
+            return []
+        names = next(iter(rows.values()))
+        path = self._write(list(rows), {name: torch.stack([row[name] for row in rows.values()]) for name in names})
+        number = self._number(path.name)
+        return [number << self.ROW_BITS | row for row in range(len(rows))]
+
+    def read(self, places: Sequence[int]) -> Row:
+        """The rows at `places`, stacked. Raises DataError for one that is damaged, after taking it away."""
+        of_file: dict[int, tuple[list[int], list[int]]] = {}
+        for i, place in enumerate(places):
+            at, rows = of_file.setdefault(place >> self.ROW_BITS, ([], []))
+            at.append(i)
+            rows.append(place & (1 << self.ROW_BITS) - 1)
+        parts = [self._rows(number, rows) for number, (_, rows) in of_file.items()]
+        if len(parts) == 1:
+            return parts[0]
+        order_B = torch.tensor([i for at, _ in of_file.values() for i in at]).argsort()
+        return {name: torch.cat([part[name] for part in parts])[order_B] for name in parts[0]}
+
+    def is_whole(self) -> bool:
+        """Whether all `files` are there, and sound as far as is checked at a start."""
+        paths = [self.folder / name for name in self.files]
+        if not all(path.is_file() for path in paths):
+            return False
+        try:
+            mapped = [self._map(n) for n in range(len(paths))] if _bytes(paths) <= CHECKED_BYTES else []
+            return all(m.is_sound(row) for m in mapped for row in range(len(m.keys)))
+        except _DAMAGE:
+            return False
+
+    def _rows(self, number: int, rows: Sequence[int]) -> Row:
+        """Copies of some rows of a file, stacked."""
+        path = self.folder / self.files[number]
+        try:
+            mapped = self._map(number)
+            if all(map(mapped.is_sound, rows)):
+                return mapped.rows(rows)
+        except _DAMAGE:
+            _remove(path)
+        else:
+            self._mend(path, mapped, [mapped.is_sound(row) for row in range(len(mapped.keys))])
+        raise DataError(f"{path}: a cached entry is damaged and has been taken away; the same command encodes it again")
+
+    def _map(self, number: int) -> _Mapped:
+        if number not in self._open:
+            self._open[number] = _Mapped(self.folder / self.files[number])
+        return self._open[number]
+
+    def _number(self, name: str, mapped: _Mapped | None = None) -> int:
+        if (number := self._numbers.setdefault(name, len(self.files))) == len(self.files):
+            self.files.append(name)
+        if mapped:
+            self._open[number] = mapped
+        return number
+
+    def _write(self, keys: list[str], stacked: Row) -> Path:
+        header = {"keys": json.dumps(keys), "crc32": json.dumps(_checksums(stacked))}
         data = save(stacked, header)
         # named by content: a damaged file of the same keys has another name than its replacement
         path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
@@ -77,31 +144,44 @@ class Shards:
             raise DataError(
                 f"{self.folder}: the cache cannot be written ({reason}); set data.cache to another folder"
             ) from None
+        return path
 
-    def _sweep(self) -> None:
-        """Remove what writers that were killed left behind."""
-        for part in self.folder.glob(".*.tmp"):
-            with suppress(OSError):
-                if time.time() - part.stat().st_mtime > 3600:
-                    _remove(part)
-
-
-def _load(path: Path, wanted: set[str]) -> tuple[dict[str, Row], list[str]]:
-    """The sound rows of one file, and the keys of the others. Nothing is read if no key is wanted."""
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata()
-        keys, checksums = json.loads(header["keys"]), json.loads(header["crc32"])
-        if wanted.isdisjoint(keys):
-            return {}, []
-        stacked = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    sound = {key for key, was, now in zip(keys, checksums, _checksums(stacked), strict=True) if was == now}
-    rows = {key: {name: t[i] for name, t in stacked.items()} for i, key in enumerate(keys) if key in sound}
-    return rows, [key for key in keys if key not in sound]
+    def _mend(self, path: Path, mapped: _Mapped, sound: Sequence[bool]) -> Path | None:
+        """Put the sound rows of a file into a new one, if there are any, and remove it."""
+        stacked = mapped.rows([row for row in range(len(sound)) if sound[row]])
+        keys = [key for key, is_sound in zip(mapped.keys, sound, strict=True) if is_sound]
+        mended = self._write(keys, stacked) if keys else None
+        _remove(path)
+        return mended
 
 
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # a folder that may not be changed: the next write says so
-        path.unlink()
+class _Mapped:
+    """A file mapped into memory: its rows are read where they lie, when they are looked at."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises what `_DAMAGE` lists for a file that is none of ours."""
+        with safe_open(
+            path, framework="pt"
+        ) as file:  # its tensors are views of the mapped file, which stays when it is closed
+            said = file.metadata()
+            self._tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        self.keys: list[str] = json.loads(said["keys"])
+        self._sums: list[int] = json.loads(said["crc32"])
+        if {len(t) for t in self._tensors.values()} != {len(self.keys)} or len(self._sums) != len(self.keys):
+            raise ValueError("its header contradicts itself")
+        self._seen = bytearray(len(self.keys))
+
+    def rows(self, rows: Sequence[int]) -> Row:
+        """Copies, stacked."""
+        return {name: tensor[list(rows)] for name, tensor in self._tensors.items()}
+
+    def is_sound(self, row: int) -> bool:
+        """Whether its bytes are what was written; looked at once."""
+        if not self._seen[row]:
+            self._seen[row] = _checksums({name: t[row : row + 1] for name, t in self._tensors.items()}) == [
+                self._sums[row]
+            ]
+        return bool(self._seen[row])
 
 
 def _checksums(stacked: Row) -> list[int]:
@@ -111,6 +191,27 @@ def _checksums(stacked: Row) -> list[int]:
         rows = stacked[name].contiguous().flatten(1).view(torch.uint8).numpy()
         sums = [zlib.crc32(row, before) for row, before in zip(rows, sums or [0] * len(rows), strict=True)]
     return list(sums)
+
+
+def _bytes(paths: Collection[Path]) -> int:
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):  # mended by another run
+            total += path.stat().st_size
+    return total
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers that were killed left behind."""
+    for part in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > 3600:
+                _remove(part)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder that may not be changed: the next write says so
+        path.unlink()
 
 
 def _space(folder: Path, needed: int) -> str:

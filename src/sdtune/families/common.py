@@ -166,20 +166,15 @@ class LatentModel(Model):
         return float(self.vae.config.get("shift_factor") or 0)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def vae_fingerprint(self) -> str:
+        return _fingerprint([_settings(dict(self.vae.config))], [self.vae])
+
+    @cached_property
+    def text_fingerprint(self) -> str:
         encoders: tuple[Any, ...] = self.text_encoders
-        settings = [
-            {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
-            for config in (*(e.config.to_dict() for e in encoders), dict(self.vae.config))
-        ]
         words = [tokenizer.backend_tokenizer.to_str() for tokenizer in self.tokenizers]
-        text = json.dumps([*words, self.max_tokens, settings, *self._reading()], sort_keys=True, default=str)
-        digest = hashlib.sha256(text.encode())
-        for part in (self.vae, *encoders):
-            for name, value in part.state_dict().items():
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        settings = [_settings(encoder.config.to_dict()) for encoder in encoders]
+        return _fingerprint([*words, self.max_tokens, settings, *self._reading()], encoders)
 
     def _reading(self) -> tuple[Any, ...]:
         """What else `encode_prompts` depends on."""
@@ -187,6 +182,20 @@ class LatentModel(Model):
 
     def save_denoiser(self, folder: object) -> None:
         self.denoiser.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a part's settings its output depends on."""
+    return {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
+
+
+def _fingerprint(said: Sequence[Any], parts: Sequence[nn.Module]) -> str:
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    for part in parts:
+        for name, value in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class UnetModel(LatentModel):
