@@ -45,6 +45,8 @@ class Step(Happened):
     grad_norm: float
     lr: float
     seconds: float
+    waited: float = 0.0
+    """Of them, those in which the step waited for its pictures."""
 
 
 @dataclass(frozen=True)

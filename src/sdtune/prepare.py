@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from sdtune import distributed
 from sdtune.config import RunConfig
 from sdtune.data.batch import Batch, validation_batches
 from sdtune.data.cache import Cache
-from sdtune.data.dataset import Splits, resolve, root_of, scan, scan_class
-from sdtune.data.record import changes, record
+from sdtune.data.dataset import Splits, resolve, scan, scan_class
+from sdtune.data.record import changes
+from sdtune.data.sets import KnownSet
 from sdtune.ema import Ema
 from sdtune.environment import environment
 from sdtune.errors import ConfigError, RunError
@@ -50,27 +51,24 @@ class Ready:
 def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | Ready]:
     config.optimizer.check()
     found = yield from take_up(run)
-    splits = scan(config.data, seed=config.train.seed)
+    known = KnownSet(config.data, config.train.seed)
+    splits = None if known.scanned else _scan(known, config)
     model = config.model.load(device=device, dtype=dtype)
     run.write(run.environment_file, as_json(environment(device)))
-    for note in splits.notes:
+    for note in known.notes:
         yield run.logged(Noted(note))
-    splits = yield from _with_class_pictures(splits, model, config, run)
-    yield from _note_changed_pictures(splits, config, run, found.step if found else 0)
-    caches = []
-    for examples, what in ((splits.train, ""), (splits.validation, "validation ")):
-        cache = Cache.open(examples, model, config.data, augment=not what)
-        for name, done, total in cache.fill():
-            yield Encoding(what + name, done, total)
+    yield from _note_changed_pictures(known, run, found.step if found else 0)
+    caches = yield from encoded(known, splits, model, config, run)
+    splits = None  # of a large set they take more memory than all that follows
+    for cache in caches:
         for note in cache.notes:
             yield run.logged(Warned(note))
-        caches.append(cache)
     total = sum(p.numel() for p in model.denoiser.parameters())
     parameters = config.method.attach(model, seed=config.train.seed)
     if config.method.trains_text:
         for cache in caches:
             cache.tokenize()
-    _check_words(model, splits)
+    _check_words(model, caches[0])
     objective = config.objective.build(model, config.method.teacher(model) if config.objective.needs_teacher else None)
     yield from _save_memory(model, config, run, trained={name.partition(".")[0] for name in parameters})
     optimizer = _updater(config, model, parameters)
@@ -83,13 +81,56 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
         resume(state, found)
     yield Ready(
         state, objective, caches[0], validation_batches(caches[1]),
-        config.sample.prompts or _captions(splits), Started(
+        config.sample.prompts or _captions(caches), Started(
             step=state.step, steps=config.train.steps, run=str(run.path), device=str(device),
             precision=str(dtype).removeprefix("torch."), trainable=optimizer.count, total=total,
-            pictures=len(splits.train), validation_pictures=len(splits.validation),
+            pictures=caches[0].pictures, validation_pictures=caches[1].pictures,
             batch_size=config.train.batch_size * config.train.accumulate,
         ),
     )  # fmt: skip
+
+
+def _scan(known: KnownSet, config: RunConfig) -> Splits:
+    """The pictures, looked at one by one. The first process does it before the others, which then find what it found out."""
+    if not distributed.primary():
+        distributed.wait()
+    splits = _look_at_pictures(config)
+    known.remember(splits)
+    if distributed.primary():
+        distributed.wait()
+    return splits
+
+
+def _look_at_pictures(config: RunConfig) -> Splits:
+    """Those of the sources, and the class pictures that are given."""
+    splits, data = scan(config.data, seed=config.train.seed), config.data
+    if not data.class_prompt or not data.class_path:
+        return splits
+    return replace(splits, train=[*splits.train, *scan_class(resolve(data.class_path), data)])
+
+
+def encoded(
+    known: KnownSet, splits: Splits | None, model: Model, config: RunConfig, run: Run
+) -> Generator[Event, None, tuple[Cache, Cache]]:
+    """The filled caches of training and validation: as they were, or encoded now. `splits`: what a scan found, if there was one."""
+    class_pictures = yield from _class_pictures(model, config, run)
+    caches = known.caches(model, class_pictures)
+    if not distributed.any_of(caches is None):
+        assert caches
+        return caches
+    splits, data = splits or _look_at_pictures(config), config.data
+    drawn = [example for folder in class_pictures for example in scan_class(folder, data)[: data.class_count]]
+    caches = (
+        Cache.open([*splits.train, *drawn], model, data),
+        Cache.open(splits.validation, model, data, augment=False),
+    )
+    for cache, what in zip(caches, ("", "validation "), strict=True):
+        for name, done, total in cache.fill():
+            yield Encoding(what + name, done, total)
+        cache.let_go()
+    if distributed.primary():
+        known.keep(caches, model, class_pictures)
+    return caches
 
 
 def _updater(config: RunConfig, model: Model, parameters: Mapping[str, nn.Parameter]) -> Updater:
@@ -114,23 +155,23 @@ def _save_memory(model: Model, config: RunConfig, run: Run, trained: set[str]) -
         model.unload(keep=trained)
 
 
-def _check_words(model: Model, splits: Splits) -> None:
+def _check_words(model: Model, cache: Cache) -> None:
     """Raises ConfigError for a new word that no caption has, and that would learn nothing."""
     for word in model.new_words.words if model.new_words else ():
-        if not any(word.lower() in caption.lower() for example in splits.train for caption in example.captions):
+        if not cache.has_word(word):
             raise ConfigError(
                 f"method.tokens: no caption has the word {word!r}, so it would learn nothing; write it there, or set "
                 f'data.caption_prefix="{word}"'
             )
 
 
-def _with_class_pictures(splits: Splits, model: Model, config: RunConfig, run: Run) -> Generator[Event, None, Splits]:
-    """`splits` with the class pictures of prior preservation; the base model draws those that are missing."""
+def _class_pictures(model: Model, config: RunConfig, run: Run) -> Generator[Event, None, tuple[Path, ...]]:
+    """The folder of the class pictures that the base model draws for prior preservation, if it does; those that are missing are drawn."""
     data = config.data
-    if not data.class_prompt:
-        return splits
-    folder = resolve(data.class_path) if data.class_path else _class_folder(model, config)
-    if not data.class_path and distributed.primary():
+    if not data.class_prompt or data.class_path:
+        return ()
+    folder = _class_folder(model, config)
+    if distributed.primary():
         options = replace(config.sample, prompts=(data.class_prompt,), seeds=tuple(range(data.class_count)))
         missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
         for picture in sample(model, options, seeds=missing):
@@ -141,9 +182,7 @@ def _with_class_pictures(splits: Splits, model: Model, config: RunConfig, run: R
                 "class pictures", data.class_count - len(missing) + missing.index(picture.seed) + 1, data.class_count
             )
     distributed.wait()
-    return replace(
-        splits, train=[*splits.train, *scan_class(folder, data)[: None if data.class_path else data.class_count]]
-    )
+    return (folder,)
 
 
 def _class_folder(model: Model, config: RunConfig) -> Path:
@@ -153,9 +192,10 @@ def _class_folder(model: Model, config: RunConfig) -> Path:
     return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _note_changed_pictures(splits: Splits, config: RunConfig, run: Run, step: int) -> Iterator[Event]:
+def _note_changed_pictures(known: KnownSet, run: Run, step: int) -> Iterator[Event]:
     """Say which pictures or captions are no longer what this run began with, and remember them as they are now."""
-    now = record(splits, root_of(config.data))
+    assert known.record is not None
+    now = known.record
     if run.data_file.exists() and (text := changes(json.loads(run.data_file.read_text(encoding="utf-8")), now)):
         message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
         yield run.logged(Warned(message, step))
@@ -215,7 +255,12 @@ def finished_run(config: RunConfig, run: Run) -> Finished | None:
     )
 
 
-def _captions(splits: Splits, count: int = 4) -> tuple[str, ...]:
+def _captions(caches: Sequence[Cache], count: int = 4) -> tuple[str, ...]:
     """Prompts for previews without any: captions of held-out pictures, else of the training pictures."""
-    captions = dict.fromkeys(example.captions[0] for example in splits.validation or splits.train)
-    return tuple(captions)[:count]
+    cache = next((cache for cache in reversed(caches) if len(cache)), caches[0])
+    captions = dict[str, None]()
+    for item in range(len(cache)):
+        captions[cache.captions(item)[0]] = None
+        if len(captions) == count:
+            break
+    return tuple(captions)

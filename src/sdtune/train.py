@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sdtune import distributed, validation
 from sdtune.config import RunConfig, TrainConfig
-from sdtune.data.batch import Batch, batches
+from sdtune.data.batch import Batch, ahead, batches
 from sdtune.data.cache import Cache
 from sdtune.data.layouts import listed, shown
 from sdtune.devices import choose, is_out_of_memory, peak_memory_mb, set_up_cpu
@@ -167,19 +168,42 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         mean = state.ema.held()  # at step 0 it is the weights
     if not state.looked:
         yield from _look(ready, config, run)
-    stream = batches(
+    made = batches(
         ready.cache,
         config.data,
         batch_size=options.batch_size,
         seed=options.seed,
         start=state.step * options.accumulate,
     )
+    with closing(ahead(made, 2 * options.accumulate)) as stream:
+        yield from _steps(stream, ready, config, run, initial, mean)
+    if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
+        yield Noted(text, state.step)
+    _agree_to_go_on()
+    result = write_final(state, config, run)
+    yield Finished(
+        state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
+        peak_memory_mb(state.model.device), early=state.step < options.steps,
+    )  # fmt: skip
+
+
+def _steps(
+    stream: Iterator[Batch],
+    ready: Ready,
+    config: RunConfig,
+    run: Run,
+    initial: Mapping[str, Tensor],
+    mean: Mapping[str, Tensor],
+) -> Iterator[Event]:
+    """Step after step, with what is due after each. `initial` and `mean` are what `_did_it_train` compares with."""
+    state, options = ready.state, config.train
     while not _at_end(state, options):
         _agree_to_go_on()
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
         state.train_mode(True)
         parts = list(islice(stream, options.accumulate))
+        waited = time.time() - began
         try:
             loss, grad_norm = train_step(
                 state, parts, ready.objective, lr=lr, max_grad_norm=options.max_grad_norm, seed=options.seed
@@ -191,7 +215,7 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
         if state.taken >= CHECK_STEP:
             initial = mean = {}  # copies of all weights: let them go
         if math.isfinite(loss + grad_norm):
-            yield Step(state.step, loss, grad_norm, lr, seconds)
+            yield Step(state.step, loss, grad_norm, lr, seconds, waited)
         elif state.scale:
             message = f"the gradient is too large for fp16: step given up, loss scale halved to {state.scale.value:g}"
             yield Warned(message, state.step)
@@ -201,14 +225,6 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
             _agree_to_go_on()
             path = save(state, config, run)
             yield Saved(state.step, str(path.relative_to(run.path)), best=state.best_step == state.step)
-    if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
-        yield Noted(text, state.step)
-    _agree_to_go_on()
-    result = write_final(state, config, run)
-    yield Finished(
-        state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
-        peak_memory_mb(state.model.device), early=state.step < options.steps,
-    )  # fmt: skip
 
 
 def _pictures(parts: Sequence[Batch], cache: Cache) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.model import Cond
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,19 @@ def batches(cache: Cache, config: DataConfig, *, batch_size: int, seed: int, sta
     """
     for k in count(start):
         yield _batch(cache, config, batch_size, seed, k)
+
+
+def ahead(stream: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """The same items; a thread of its own makes the next `depth` meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        begun = deque(pool.submit(next, stream) for _ in range(depth))
+        try:
+            while True:
+                item = begun.popleft().result()
+                begun.append(pool.submit(next, stream))
+                yield item
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def validation_batches(cache: Cache) -> list[Batch]:

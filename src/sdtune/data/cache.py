@@ -63,6 +63,7 @@ class Cache:
         self.notes = list(planned.notes) if planned else []
         self.examples = planned.examples if planned else []
         self._model, self._config, self._plan = model, config, planned
+        self._damage = list[str]()
         self._tokens: Callable[[int], Tensor] | None = None
 
     @classmethod
@@ -110,8 +111,15 @@ class Cache:
         Several processes encode a share each; all have to call it.
         """
         assert self._plan
-        index = yield from _Encoding(self._plan, self._model, self._config, self._tables(self._plan.frames), self.notes)
+        index = yield from _Encoding(
+            self._plan, self._model, self._config, self._tables(self._plan.frames), self.notes, self._damage
+        )
         self._use(index, self._tables(index.frames, index.tables))
+        self.notes = self.notes + self._damage
+
+    def let_go(self) -> None:
+        """Forget the examples and their plan, which take more memory than all else, and are of no use after `fill`."""
+        self.examples, self._plan = [], None
 
     def _tables(self, frames: Sequence[Frame], files: dict[str, list[str]] | None = None) -> dict[str, Shards]:
         return {
@@ -135,6 +143,11 @@ class Cache:
 
     def __len__(self) -> int:
         return len(self.weights_N)
+
+    @property
+    def pictures(self) -> int:
+        """How many there are, in however many frames each."""
+        return len(self._index["first_E1"]) - 1
 
     def name(self, item: int) -> str:
         """The name of an item's file."""
@@ -247,9 +260,17 @@ class _Encoding:
     """The work of `Cache.fill`: iterating over it encodes, and its end gives the index."""
 
     def __init__(
-        self, planned: Plan, model: Model, config: DataConfig, shards: dict[str, Shards], notes: list[str]
+        self,
+        planned: Plan,
+        model: Model,
+        config: DataConfig,
+        shards: dict[str, Shards],
+        notes: list[str],
+        damage: list[str],
     ) -> None:
-        self._plan, self._model, self._config, self._shards, self._notes = planned, model, config, shards, notes
+        """What is found out is put into `notes`; what was damaged, and is not any more, into `damage`."""
+        self._plan, self._model, self._config, self._shards = planned, model, config, shards
+        self._notes, self._damage = notes, damage
         self._views_NV, self._pad = planned.views_NV, config.crop == "pad"
         self._image = lru_cache(2)(self._decoded)  # views of one picture come one after the other
 
@@ -389,7 +410,7 @@ class _Encoding:
         """The place of each entry: find what is there, encode the rest and keep it."""
         keys = list(entries)
         found, notes = shards.locate(keys)
-        self._notes += notes
+        self._damage += notes
         places = {key: place for key, place in zip(keys, found, strict=True) if place != MISSING}
         missing, fresh, kept_at = [key for key in keys if key not in places], dict[str, Row](), time.monotonic()
         distributed.wait()  # until all have looked: each then encodes its share of the same list

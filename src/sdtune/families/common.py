@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from sdtune.families.loading import Loaded, Parts, alphas_cumprod, load_parts, p
 from sdtune.families.places import Source, UnetSource
 from sdtune.families.single_file import Place
 from sdtune.model import Cond, Latents, Model
+
+_TOKENIZERS = threading.Lock()
+"""A tokenizer cannot be used by two threads at once: batches are made in one, previews drawn in another."""
 
 
 class LatentModel(Model):
@@ -119,15 +123,17 @@ class LatentModel(Model):
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         tokenizers, texts = self._reader(prompts)
-        rows = [
-            tokenizer(texts, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
-            for tokenizer, n in zip(tokenizers, self.lengths, strict=True)
-        ]
+        with _TOKENIZERS:
+            rows = [
+                tokenizer(texts, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
+                for tokenizer, n in zip(tokenizers, self.lengths, strict=True)
+            ]
         return torch.stack([F.pad(ids_BL, (0, max(self.lengths) - ids_BL.shape[1])) for ids_BL in rows], 1)
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         tokenizers, texts = self._reader(prompts)
-        return [len(ids) for ids in tokenizers[0](texts, truncation=False, verbose=False).input_ids]
+        with _TOKENIZERS:
+            return [len(ids) for ids in tokenizers[0](texts, truncation=False, verbose=False).input_ids]
 
     def _reader(self, prompts: Sequence[str]) -> tuple[tuple[Any, ...], list[str]]:
         """The tokenizers, and `prompts` as they read them: with the words that a method has taught them."""

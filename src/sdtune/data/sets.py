@@ -1,0 +1,91 @@
+"""What is known of a set of pictures from an earlier start: an unchanged set is neither scanned nor planned again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from sdtune.data.cache import FORMAT, Cache
+from sdtune.data.config import DataConfig
+from sdtune.data.dataset import Splits, locate, resolve, root_of
+from sdtune.data.listing import listing
+from sdtune.data.plan import key_of
+from sdtune.data.record import Record, record
+from sdtune.files import write_json
+from sdtune.model import Model
+
+KEPT = 20
+"""So many sets are remembered, the last ones."""
+PARTS = ("train", "validation")
+
+
+class KnownSet:
+    """Remembers, by the settings and by the names, sizes and times of all files, what a scan found, and the indices of its caches.
+
+    It only saves time: where nothing is remembered, or nothing can be written, everything is looked at again.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        """Lists the files. Raises DataError for a place that is not there."""
+        self._config = config
+        places = [locate(place.path) for place in config.places()]
+        others = (config.validation, config.mask_path, config.class_path, *config.roots)
+        found = listing([*places, *(resolve(other) for other in others if other)])
+        settings = json.dumps({**asdict(config), "cache": ""}, sort_keys=True)
+        self._settled = found.settled
+        self._folder = config.cache_folder() / "sets" / key_of(FORMAT, settings, str(seed), found.fingerprint)
+        self.notes, self.record = self._read()
+
+    @property
+    def scanned(self) -> bool:
+        """Whether a scan of just these files found nothing against them; `notes` and `record` are what it gave."""
+        return self.record is not None
+
+    def remember(self, splits: Splits) -> None:
+        """Keep what a scan gave, unless a file has changed so lately that another change would not show."""
+        self.notes, self.record = splits.notes, record(splits, root_of(self._config))
+        if self._settled:
+            with suppress(OSError):
+                write_json(self._folder / "scan.json", {"notes": self.notes, "record": self.record})
+                self._sweep()
+
+    def caches(self, model: Model, class_pictures: Sequence[Path] = ()) -> tuple[Cache, Cache] | None:
+        """The filled caches of training and validation, if both are known and whole."""
+        if not self.scanned:
+            return None
+        train, validation = (Cache.load(path, model, self._config) for path in self._files(model, class_pictures))
+        return (train, validation) if train is not None and validation is not None else None
+
+    def keep(self, caches: Iterable[Cache], model: Model, class_pictures: Sequence[Path] = ()) -> None:
+        """Keep the indices of filled caches."""
+        if self._settled:
+            for cache, path in zip(caches, self._files(model, class_pictures), strict=True):
+                cache.save(path)
+
+    def _files(self, model: Model, class_pictures: Sequence[Path]) -> list[Path]:
+        asked = (
+            model.family,
+            model.vae_fingerprint,
+            model.text_fingerprint,
+            str(model.resolution),
+            str(model.inpaints),
+        )
+        key = key_of(*asked, listing(class_pictures).fingerprint)[:24]
+        return [self._folder / f"{key}-{part}.safetensors" for part in PARTS]
+
+    def _read(self) -> tuple[list[str], Record | None]:
+        try:
+            said = json.loads((self._folder / "scan.json").read_text(encoding="utf-8"))
+            self._folder.touch()
+            return said["notes"], said["record"]
+        except (OSError, ValueError, KeyError):
+            return [], None
+
+    def _sweep(self) -> None:
+        folders = sorted(self._folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for folder in folders[KEPT:]:
+            shutil.rmtree(folder, ignore_errors=True)
