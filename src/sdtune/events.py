@@ -37,6 +37,16 @@ class Encoding(Happened):
 
 
 @dataclass(frozen=True)
+class Encoded(Happened):
+    """All is encoded: `pictures` to train on, `validation_pictures`, the cache's folder."""
+
+    pictures: int
+    validation_pictures: int
+    cache: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Step(Happened):
     """One optimiser step was taken. `loss` is the mean of its pictures, `grad_norm` before clipping."""
 
@@ -130,10 +140,10 @@ class Failed(Happened):
     message: str
 
 
-Event = Started | Encoding | Step | Validated | Sampled | Saved | Noted | Warned | Finished | Stopped | Failed
+Event = Started | Encoding | Encoded | Step | Validated | Sampled | Saved | Noted | Warned | Finished | Stopped | Failed
 _KINDS: dict[str, type[Any]] = {
     c.__name__: c
-    for c in (Started, Encoding, Step, Validated, Sampled, Saved, Noted, Warned, Finished, Stopped, Failed)
+    for c in (Started, Encoding, Encoded, Step, Validated, Sampled, Saved, Noted, Warned, Finished, Stopped, Failed)
 }
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,10 +15,10 @@ from sdtune import distributed
 from sdtune.config import RunConfig
 from sdtune.data.batch import Batch, validation_batches
 from sdtune.data.cache import Cache
-from sdtune.data.dataset import Splits, resolve, scan, scan_class
 from sdtune.data.record import changes
 from sdtune.data.sets import KnownSet
 from sdtune.ema import Ema
+from sdtune.encode import encoded, look
 from sdtune.environment import environment
 from sdtune.errors import ConfigError, RunError
 from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
@@ -29,10 +27,11 @@ from sdtune.memory import Swap, compute_again
 from sdtune.model import Model
 from sdtune.objective import Loss
 from sdtune.runs import Run
-from sdtune.sample import sample, save_png
 from sdtune.scaling import LossScale
 from sdtune.state import State, resume, take_up
 from sdtune.updater import Fp32Updater, Updater
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -51,18 +50,14 @@ class Ready:
 def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | Ready]:
     config.optimizer.check()
     found = yield from take_up(run)
-    known = KnownSet(config.data, config.train.seed)
-    splits = None if known.scanned else _scan(known, config)
+    known, splits = look(config)
     model = config.model.load(device=device, dtype=dtype)
     run.write(run.environment_file, as_json(environment(device)))
     for note in known.notes:
         yield run.logged(Noted(note))
     yield from _note_changed_pictures(known, run, found.step if found else 0)
-    caches = yield from encoded(known, splits, model, config, run)
+    caches = yield from _logged(encoded(known, splits, model, config), run)
     splits = None  # of a large set they take more memory than all that follows
-    for cache in caches:
-        for note in cache.notes:
-            yield run.logged(Warned(note))
     total = sum(p.numel() for p in model.denoiser.parameters())
     parameters = config.method.attach(model, seed=config.train.seed)
     if config.method.trains_text:
@@ -90,47 +85,15 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     )  # fmt: skip
 
 
-def _scan(known: KnownSet, config: RunConfig) -> Splits:
-    """The pictures, looked at one by one. The first process does it before the others, which then find what it found out."""
-    if not distributed.primary():
-        distributed.wait()
-    splits = _look_at_pictures(config)
-    known.remember(splits)
-    if distributed.primary():
-        distributed.wait()
-    return splits
-
-
-def _look_at_pictures(config: RunConfig) -> Splits:
-    """Those of the sources, and the class pictures that are given."""
-    splits, data = scan(config.data, seed=config.train.seed), config.data
-    if not data.class_prompt or not data.class_path:
-        return splits
-    return replace(splits, train=[*splits.train, *scan_class(resolve(data.class_path), data)])
-
-
-def encoded(
-    known: KnownSet, splits: Splits | None, model: Model, config: RunConfig, run: Run
-) -> Generator[Event, None, tuple[Cache, Cache]]:
-    """The filled caches of training and validation: as they were, or encoded now. `splits`: what a scan found, if there was one."""
-    class_pictures = yield from _class_pictures(model, config, run)
-    caches = known.caches(model, class_pictures)
-    if not distributed.any_of(caches is None):
-        assert caches
-        return caches
-    splits, data = splits or _look_at_pictures(config), config.data
-    drawn = [example for folder in class_pictures for example in scan_class(folder, data)[: data.class_count]]
-    caches = (
-        Cache.open([*splits.train, *drawn], model, data),
-        Cache.open(splits.validation, model, data, augment=False),
-    )
-    for cache, what in zip(caches, ("", "validation "), strict=True):
-        for name, done, total in cache.fill():
-            yield Encoding(what + name, done, total)
-        cache.let_go()
-    if distributed.primary():
-        known.keep(caches, model, class_pictures)
-    return caches
+def _logged(events: Generator[Event, None, T], run: Run) -> Generator[Event, None, T]:
+    """The same events, those that tell something kept in the run's log; gives what they end with."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        yield event if isinstance(event, Encoding) else run.logged(event)
 
 
 def _updater(config: RunConfig, model: Model, parameters: Mapping[str, nn.Parameter]) -> Updater:
@@ -163,33 +126,6 @@ def _check_words(model: Model, cache: Cache) -> None:
                 f"method.tokens: no caption has the word {word!r}, so it would learn nothing; write it there, or set "
                 f'data.caption_prefix="{word}"'
             )
-
-
-def _class_pictures(model: Model, config: RunConfig, run: Run) -> Generator[Event, None, tuple[Path, ...]]:
-    """The folder of the class pictures that the base model draws for prior preservation, if it does; those that are missing are drawn."""
-    data = config.data
-    if not data.class_prompt or data.class_path:
-        return ()
-    folder = _class_folder(model, config)
-    if distributed.primary():
-        options = replace(config.sample, prompts=(data.class_prompt,), seeds=tuple(range(data.class_count)))
-        missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
-        for picture in sample(model, options, seeds=missing):
-            save_png(picture, folder / f"{picture.seed:05d}.png")
-            if picture.flaw:
-                yield run.logged(Warned(f"class picture {folder / f'{picture.seed:05d}.png'}: {picture.flaw}"))
-            yield Encoding(
-                "class pictures", data.class_count - len(missing) + missing.index(picture.seed) + 1, data.class_count
-            )
-    distributed.wait()
-    return (folder,)
-
-
-def _class_folder(model: Model, config: RunConfig) -> Path:
-    """Where the class pictures of this model, prompt and way of sampling are kept."""
-    asked = {k: v for k, v in vars(config.sample).items() if k not in ("prompts", "seeds", "batch_size", "strength")}
-    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked], sort_keys=True)
-    return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _note_changed_pictures(known: KnownSet, run: Run, step: int) -> Iterator[Event]:

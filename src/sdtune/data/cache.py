@@ -105,17 +105,26 @@ class Cache:
         except OSError:
             return
 
-    def fill(self) -> Generator[Progress, None, None]:
+    def missing(self) -> list[tuple[str, int, int]]:
+        """What is to be encoded (picture, hole, mask, caption), how many of it, and the bytes that each takes."""
+        return list(self._encoding().missing())
+
+    def fill(self, *, verify: bool = False) -> Generator[Progress, None, None]:
         """Encode what is missing; yields (what, done, total). Stopped anywhere, it goes on there the next time.
 
-        Several processes encode a share each; all have to call it.
+        Several processes encode a share each; all have to call it. `verify`: large tables, too, are checked to the last byte.
         """
-        assert self._plan
-        index = yield from _Encoding(
-            self._plan, self._model, self._config, self._tables(self._plan.frames), self.notes, self._damage
-        )
+        encoding = self._encoding()
+        for shards in encoding.shards.values():
+            shards.checked = verify
+        index = yield from encoding
         self._use(index, self._tables(index.frames, index.tables))
         self.notes = self.notes + self._damage
+
+    def _encoding(self) -> _Encoding:
+        assert self._plan
+        shards = self._tables(self._plan.frames)
+        return _Encoding(self._plan, self._model, self._config, shards, self.notes, self._damage)
 
     def let_go(self) -> None:
         """Forget the examples and their plan, which take more memory than all else, and are of no use after `fill`."""
@@ -269,7 +278,7 @@ class _Encoding:
         damage: list[str],
     ) -> None:
         """What is found out is put into `notes`; what was damaged, and is not any more, into `damage`."""
-        self._plan, self._model, self._config, self._shards = planned, model, config, shards
+        self._plan, self._model, self._config, self.shards = planned, model, config, shards
         self._notes, self._damage = notes, damage
         self._views_NV, self._pad = planned.views_NV, config.crop == "pad"
         self._image = lru_cache(2)(self._decoded)  # views of one picture come one after the other
@@ -296,7 +305,23 @@ class _Encoding:
             columns["sizes_NV6"] = self._columns(lambda view: told_size(planned, view), torch.float32)
         columns["texts_T"] = yield from self._captions()
         facts = {"crops": planned.crops, "flips": planned.flips, "notes": self._notes}
-        return Index(columns, planned.frames, {name: shards.files for name, shards in self._shards.items()}, facts)
+        return Index(columns, planned.frames, {name: shards.files for name, shards in self.shards.items()}, facts)
+
+    def missing(self) -> Iterator[tuple[str, int, int]]:
+        """As `Cache.missing`."""
+        width, channels = torch.finfo(DTYPES[self._config.cache_dtype]).bits // 8, self._model.latent_channels
+        kinds = [("picture", "pictures", self._picture_entries(), 2 * channels * width)]
+        kinds += [("hole", "left", self._hole_entries(), (1 + channels) * width)] if self._model.inpaints else []
+        kinds += [("mask", "masks", self._mask_entries(), 4)]
+        for what, table, entries, cell in kinds:
+            for number, mine in _of_frame(entries).items():
+                frame = self._plan.frames[number]
+                count = self.shards[f"{table} {frame}"].locate(list(mine))[0].count(MISSING)
+                yield what, count, cell * frame.pixels // self._model.downscale**2
+        texts = [key_of("caption", text) for text in self._plan.texts]
+        if count := self.shards["captions"].locate(texts)[0].count(MISSING):
+            states = self._model.encode_prompts([""]).tensors().values()
+            yield "caption", count, width * sum(tensor[0].numel() for tensor in states)
 
     def _of_items(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
         """What holds for an example, for each of its items."""
@@ -308,9 +333,12 @@ class _Encoding:
     # ---- what each table holds
 
     def _pictures(self) -> Generator[Progress, None, Tensor]:
-        entries = [_Entry(view.key, view) for view in self._plan.views]
+        entries = self._picture_entries()
         places = yield from self._by_frame("pictures", "pictures", entries, self._pixels, self._encode_pictures)
         return self._columns(lambda view: places[view.key])
+
+    def _picture_entries(self) -> list[_Entry]:
+        return [_Entry(view.key, view) for view in self._plan.views]
 
     def _encode_pictures(self, entries: Sequence[_Entry], pictures: Sequence[Pixels]) -> list[Row]:
         latents = self._encoded(entries, pixels_from(pictures))
@@ -329,10 +357,11 @@ class _Encoding:
 
     def _holes(self) -> Generator[Progress, None, Tensor]:
         """Holes of all views, and the latents of what they leave: 1 + C channels."""
-        count = self._config.holes
-        entries = [_Entry(_hole_key(view, n), view, n) for view in self._plan.views for n in range(count)]
-        places = yield from self._by_frame("holes", "left", entries, self._pixels, self._encode_holes)
-        return self._columns(lambda view: [places[_hole_key(view, n)] for n in range(count)])
+        places = yield from self._by_frame("holes", "left", self._hole_entries(), self._pixels, self._encode_holes)
+        return self._columns(lambda view: [places[_hole_key(view, n)] for n in range(self._config.holes)])
+
+    def _hole_entries(self) -> list[_Entry]:
+        return [_Entry(_hole_key(view, n), view, n) for view in self._plan.views for n in range(self._config.holes)]
 
     def _encode_holes(self, entries: Sequence[_Entry], pictures: Sequence[Pixels]) -> list[Row]:
         frame, cell = self._plan.frames[entries[0].view.frame], self._model.downscale
@@ -343,10 +372,12 @@ class _Encoding:
         return [{"given": self._kept(torch.cat(pair))} for pair in zip(shapes_B1hw, left, strict=True)]
 
     def _masks(self) -> Generator[Progress, None, Tensor]:
-        masked = (view for view in self._plan.views if self._plan.examples[view.example].mask)
-        entries = [_Entry(self._mask_key(view), view) for view in masked]
-        places = yield from self._by_frame("masks", "masks", entries, self._mask_mean, _encode_masks)
+        places = yield from self._by_frame("masks", "masks", self._mask_entries(), self._mask_mean, _encode_masks)
         return self._columns(lambda view: places.get(self._mask_key(view), MISSING))
+
+    def _mask_entries(self) -> list[_Entry]:
+        masked = (view for view in self._plan.views if self._plan.examples[view.example].mask)
+        return [_Entry(self._mask_key(view), view) for view in masked]
 
     def _mask_means(self, places_NV: Tensor) -> Tensor:
         """What the weights of each item are divided by, (N,)."""
@@ -356,7 +387,7 @@ class _Encoding:
             if not example.mask:
                 continue
             frame = self._plan.frames[row[0].frame]
-            mask_V1HW = self._shards[f"masks {frame}"].read(places_NV[n].tolist())["mean"]
+            mask_V1HW = self.shards[f"masks {frame}"].read(places_NV[n].tolist())["mean"]
             means[n] = masks.mean_weight(mask_V1HW, self._config.mask_floor, normalize=self._config.mask_normalize)
             lost += [] if mask_V1HW.any() else [shown(Path(example.image.name))]
         if lost:
@@ -376,7 +407,7 @@ class _Encoding:
         keys = list(texts)
         done = _Done("captions", len(keys))
         places = yield from self._complete(
-            done, self._shards["captions"], {key: key for key in keys}, lambda _: None, encode, ENCODE_BATCH
+            done, self.shards["captions"], {key: key for key in keys}, lambda _: None, encode, ENCODE_BATCH
         )
         return torch.tensor([places[key] for key in keys])
 
@@ -386,13 +417,11 @@ class _Encoding:
         self, what: str, table: str, entries: Sequence[_Entry], prepare: Callable[[View], T], encode: Encode[_Entry, T]
     ) -> Generator[Progress, None, dict[str, int]]:
         """The place of each entry; those of one frame are encoded together."""
-        of_frame: dict[int, dict[str, _Entry]] = {}
-        for entry in entries:
-            of_frame.setdefault(entry.view.frame, {})[entry.key] = entry
+        of_frame = _of_frame(entries)
         done, places = _Done(what, sum(map(len, of_frame.values()))), dict[str, int]()
         for number, mine in of_frame.items():
             shards, size = (
-                self._shards[f"{table} {self._plan.frames[number]}"],
+                self.shards[f"{table} {self._plan.frames[number]}"],
                 self._at_once(next(iter(mine.values())).view),
             )
             places |= yield from self._complete(done, shards, mine, lambda entry: prepare(entry.view), encode, size)
@@ -488,6 +517,14 @@ class _Done:
 
 def _encode_masks(entries: Sequence[_Entry], means: Sequence[Tensor]) -> list[Row]:
     return [{"mean": mean} for mean in means]
+
+
+def _of_frame(entries: Sequence[_Entry]) -> dict[int, dict[str, _Entry]]:
+    """Frame -> key -> entry, each key once."""
+    of_frame: dict[int, dict[str, _Entry]] = {}
+    for entry in entries:
+        of_frame.setdefault(entry.view.frame, {})[entry.key] = entry
+    return of_frame
 
 
 def _hole_key(view: View, number: int) -> str:

@@ -40,6 +40,8 @@ class Shards:
     def __init__(self, folder: Path, files: Sequence[str] = ()) -> None:
         """`files`: their names as the places that are known already count them."""
         self.folder, self.files = folder, list(files)
+        self.checked = False
+        """Whether `locate` checks a large table, too."""
         self._numbers = {name: n for n, name in enumerate(files)}
         self._open: dict[int, _Mapped] = {}
 
@@ -48,7 +50,7 @@ class Shards:
         wanted, places, notes = {key: i for i, key in enumerate(keys)}, [MISSING] * len(keys), list[str]()
         _sweep(self.folder)
         paths = sorted(self.folder.glob("*.safetensors"))
-        small = _bytes(paths) <= CHECKED_BYTES
+        small = self.checked or _bytes(paths) <= CHECKED_BYTES
         while paths:
             path = paths.pop(0)
             try:
