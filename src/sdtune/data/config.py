@@ -11,6 +11,7 @@ from sdtune.errors import ConfigError
 from sdtune.schema import Section, refuse_idle
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(gt=0)]
 
 
 Layout = Literal[
@@ -58,11 +59,19 @@ class DataConfig(Section):
     caption_column: str = "text"
     """Key of the caption in metadata.jsonl or metadata.csv. A list there (several lines in a .txt file) means several
     captions, one drawn at each visit."""
-    resolution: Annotated[int, Field(gt=0)] | None = None
-    """Side in pixels to train at. Unset: the model's own."""
+    resolution: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | None = None
+    """Side in pixels to train at. Unset: the model's own. Several, such as [512, 768]: an epoch shows each picture once at each."""
+    buckets: bool = False
+    """Train pictures in frames near their own proportions instead of squares: sides from half to twice the resolution, areas of 90 to
+    100 percent of the square's. A batch holds one frame's pictures; over the batches each picture comes equally often."""
+    bucket_step: Side | None = None
+    """Sides of frames are multiples of it. Unset: an eighth of the resolution, at most 64."""
+    enlarge: bool = True
+    """Enlarge pictures that are smaller than their frame. false: with `buckets` they get a frame of their own size, if that is at
+    least a quarter of the area; otherwise they are left out. Both is told."""
     crop: Literal["center", "random", "squash", "pad"] = "center"
-    """How a picture becomes a square: cut its centre, cut at a random place, change its proportions, or add
-    `background` at the sides."""
+    """How a picture fills its frame (a square without `buckets`): cut its centre, cut at a random place, change its proportions, or
+    add `background` at the sides."""
     crops: Annotated[int, Field(gt=0)] = 4
     """With crop = "random": how many different cuts of each picture are cached."""
     flip: bool = False
@@ -104,6 +113,9 @@ class DataConfig(Section):
     out and say so."""
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970
     """Larger pictures are refused before they are decoded (decompression bombs)."""
+    cache_dtype: Literal["fp32", "fp16"] = "fp32"
+    """How the encoded pictures and captions are kept. "fp16" takes half the disk; the latents' error is far below the noise that the
+    VAE itself adds to them."""
     cache: str | None = None
     """Folder of the encoded pictures and captions. Unset: $SDTUNE_CACHE, else `sdtune` in the user's cache folder."""
 
@@ -115,6 +127,8 @@ class DataConfig(Section):
             "mask_normalize": ("mask", masked),
         }
         refuse_idle(self, "data", uses)
+        if self.bucket_step and not self.buckets:
+            raise ConfigError("data.bucket_step: has an effect only with data.buckets=true")
         if self.sources and (self.path, self.layout) != (DataConfig.path, DataConfig.layout):
             raise ConfigError("data.path: data.sources names the places; remove one of the two")
 
