@@ -23,7 +23,8 @@ from sdtune.data.readers.unsplash import Unsplash
 from sdtune.data.readers.webdataset import WebDataset
 
 READERS: tuple[Reader, ...] = (
-    Imagefolder(), KohyaToml(), KohyaJson(), SimpleTuner(), Flickr(), Unsplash(), WebDataset(), Arrow(), KohyaFolders(), Sidecar(), Filename(),
+    Imagefolder(), KohyaToml(), KohyaJson(), SimpleTuner(), Flickr(), Unsplash(), WebDataset(), Arrow(), KohyaFolders(),
+    Sidecar(), Filename(),
 )  # fmt: skip
 """In the order in which they are asked whether a folder is theirs. `Sidecar` takes whatever is left, `Filename` has to be named."""
 BY_NAME = {reader.name: reader for reader in READERS}

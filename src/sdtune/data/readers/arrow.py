@@ -1,4 +1,4 @@
-"""Hugging Face's `datasets` as Arrow files (save_to_disk) or Parquet files (as the Hub serves them): a picture and a caption in each row."""
+"""Hugging Face's `datasets` as Arrow files (save_to_disk) or Parquet files (as on the Hub): a picture and a caption in each row."""
 
 from __future__ import annotations
 
@@ -116,9 +116,10 @@ def _shards(folder: Folder, found: Found) -> list[Path]:
     there = [p for p in folder.files if p.suffix in rows.SUFFIXES and p.name != "metadata.parquet"]
     states = {p.parent: p for p in folder.files if p.name == "state.json" and (p.parent / SAVED[1]).is_file()}
     shards = [p for p in there if p.parent not in states and not p.name.startswith(("cache-", "tmp"))]
-    for parent, state in states.items():
-        shards += [p for p in _listed_in(folder, state, found) if p in there]
-        if gone := [p for p in _listed_in(folder, state, Found()) if p not in there]:
+    for state in states.values():
+        files = _listed_in(folder, state, found)
+        shards += [p for p in files if p in there]
+        if gone := [p for p in files if p not in there]:
             what = (
                 f"{plural(len(gone), 'file')} of it not here ({listed([p.name for p in gone])}); save the dataset again"
             )

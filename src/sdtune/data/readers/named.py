@@ -49,7 +49,8 @@ def tell_of_missing(folder: Folder, shards: Collection[Path], found: Found) -> N
         for i in range(int(match[2]))
     }
     if gone := sorted(folder.name(path) for path in expected - there):
-        what = f"{plural(len(gone), 'shard')} not here ({listed(gone)}); add them (data.download=true those of a Hub id), or name those that are wanted, as in *.parquet"
+        remedy = "add them (data.download=true those of a Hub id), or name those that are wanted, as in *.parquet"
+        what = f"{plural(len(gone), 'shard')} not here ({listed(gone)}); {remedy}"
         found.fault(folder.path.name, what)
     return None
 

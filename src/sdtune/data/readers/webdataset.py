@@ -20,7 +20,9 @@ LARGEST_TEXT = 2**20
 class WebDataset(Reader):
     """Shards in the folder, or those that a pattern such as {00000..00009}.tar names; as img2dataset writes them, too.
 
-    A picture called KEY.mask.png is the mask of the sample's own. The caption is the .txt, one a line; else "caption" of the .json, or what data.caption_column names there.
+    A picture KEY.mask.png is the mask of the sample's own.
+
+    The caption is the .txt, one a line; else "caption" of the .json, or what data.caption_column names there.
     """
 
     name = "webdataset"
