@@ -234,7 +234,7 @@ def _draw(begun: Iterator[Opened | Seen | Divided | Written], wish: Wish, screen
                     screen.done()
                     screen.emit(events.record(event))
                     _tell(event, screen)
-                case Written(done=done, total=total):
+                case Written(done=done, total=total, already=False):
                     screen.doing("writing", done, total)
             if caught:
                 break

@@ -10,7 +10,8 @@ from pathlib import Path
 from sdtune.data import archives, dataset, readers
 from sdtune.data.config import DataConfig
 from sdtune.data.layouts import Entry, Fault, listed, plural, shown
-from sdtune.data.write import Item, Wish, Written, check_place, lost_columns, named, write
+from sdtune.data.write import Item, Wish, Written, lost_columns, named, write
+from sdtune.data.write import check_place as check_folder
 from sdtune.errors import DataError
 from sdtune.happened import Happened
 
@@ -70,12 +71,23 @@ def read_source(config: DataConfig) -> Read:
 
 def convert(config: DataConfig, wish: Wish) -> Iterator[Opened | Written]:
     """What is to be written, then how far it is. Raises DataError."""
-    check_place(wish.out)
+    check_place(wish.out, config)
     read = read_source(config)
     items = named(read.entries)
     counts = Counter(item.split for item in items)
-    yield Opened(config.path, str(wish.out), dict(sorted(counts.items())), [*read.notes, *not_kept(items)])
+    pictures = {split: counts[split] for split in ("", *SPLITS) if counts[split]}
+    yield Opened(config.path, str(wish.out), pictures, [*read.notes, *not_kept(items)])
     yield from write(items, wish, config.path)
+
+
+def check_place(out: Path, config: DataConfig) -> None:
+    """Refuse a place that cannot become the folder, before anything is read. Raises DataError."""
+    check_folder(out)
+    root = dataset.root_of(config)
+    if out.expanduser().resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"{out}: lies in {config.path} itself, which would then hold each picture twice; choose a folder outside"
+        )
 
 
 def not_kept(items: Sequence[Item]) -> list[str]:

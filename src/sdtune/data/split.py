@@ -13,10 +13,10 @@ from pathlib import PurePosixPath
 
 from sdtune.data import archives, images, likeness
 from sdtune.data.config import DataConfig
-from sdtune.data.convert import Read, not_kept, read_source
+from sdtune.data.convert import Read, check_place, not_kept, read_source
 from sdtune.data.dataset import judge
 from sdtune.data.layouts import Entry, Fault, listed, plural, reason
-from sdtune.data.write import Wish, Written, check_place, named, write
+from sdtune.data.write import Wish, Written, named, write
 from sdtune.errors import ConfigError, DataError
 from sdtune.happened import Happened
 
@@ -99,7 +99,7 @@ def split(config: DataConfig, rule: Rule, wish: Wish, *, dry_run: bool = False) 
     are called, unless they join its group and one has a smaller digest. The price: shares are met on average only, and told.
     """
     if not dry_run:
-        check_place(wish.out)
+        check_place(wish.out, config)
     read = read_source(config)
     pictures, faults = [], list[Fault]()
     for done, seen in enumerate(_look(read, config, rule), 1):
@@ -199,7 +199,10 @@ def _groups(pictures: Sequence[_Picture], rule: Rule) -> tuple[list[list[int]], 
     largest = max(groups, key=len, default=[])
     if len(largest) > max(2, LARGE * len(pictures)):
         names = listed([pictures[i].path for i in largest], 3)
-        remedy = "; --alike -1 or a smaller number lets look-alikes part" if alike else ""
+        ways = [f"another --group than {rule.group}"] * bool(rule.group) + ["a smaller --alike (-1: none)"] * bool(
+            alike
+        )
+        remedy = f"; {' or '.join(ways)} makes smaller ones" if ways else ""
         notes.append(f"one group has {len(largest)} of {plural(len(pictures), 'picture')} ({names}){remedy}")
     return groups, notes
 
@@ -211,6 +214,8 @@ def _keys(pictures: Sequence[_Picture], group: str) -> tuple[list[str | None], l
     columns = {name for p in pictures for name in p.entry.row}
     if group == "folder":
         keys = [_folder_of(p) for p in pictures]
+        if not any(keys):
+            raise ConfigError("--group folder: no picture lies in a folder inside the source; leave it out")
     elif group in columns:
         values = [p.entry.row.get(group) for p in pictures]
         keys = [None if value in (None, "") else str(value) for value in values]
@@ -228,9 +233,11 @@ def _keys(pictures: Sequence[_Picture], group: str) -> tuple[list[str | None], l
 
 
 def _folder_of(picture: _Picture) -> str | None:
-    """The folder that it lies in; that of the source itself is none."""
-    parent = str(PurePosixPath(picture.path).parent)
-    return None if parent == "." else parent
+    """The folder that it lies in, in a tar file the one there; that of the source itself is none, and neither is a file of rows."""
+    image, parent = picture.entry.image, PurePosixPath(picture.path).parent
+    if (archive := archives.archive_of(image)) is not None:
+        parent = PurePosixPath(image.relative_to(archive).as_posix()).parent
+    return None if str(parent) == "." else str(parent)
 
 
 def _pattern(group: str, columns: set[str]) -> re.Pattern[str]:

@@ -31,6 +31,8 @@ from sdtune.happened import Happened
 To = Literal["imagefolder", "webdataset"]
 MARK = ".sdtune-set.json"
 """In each folder that was written: from what, so that the same command knows that it is done."""
+BEGUN = ".sdtune-begun.json"
+"""In the hidden folder until it has its name: of what it is being written, so that only the same goes on in it."""
 METADATA = "metadata.jsonl"
 MASKS = "masks"
 MB = 2**20
@@ -164,14 +166,11 @@ def write(items: Sequence[Item], wish: Wish, source: str) -> Iterator[Written]:
         for split, of in groupby(sorted(items, key=lambda item: item.split), key=lambda item: item.split):
             yield from kinds(part / split, list(of), wish, written)
         write_json(part / MARK, {"fingerprint": fingerprint, "source": source, "to": wish.to, "pictures": len(items)})
-        (part / BEGUN).unlink()
         _finish(part, out)
+        (out / BEGUN).unlink()
     except OSError as error:
         raise DataError(f"{error.filename or part}: {layouts.reason(error)}; the same command goes on") from None
     yield written.told()
-
-
-BEGUN = ".sdtune-begun.json"
 
 
 def check_place(out: Path) -> None:
