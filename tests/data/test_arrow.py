@@ -106,6 +106,17 @@ def test_a_row_group_is_all_that_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert [group for group, columns in read if columns == ("image",)] == [0, 1, 2]
 
 
+def test_an_arrow_file_is_mapped_rather_than_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    large = [{"image": {"bytes": bytes(2**22), "path": None}, "text": "x"} for _ in range(2)]
+    path = sets.save_to_disk(tmp_path, large, PLAIN) / "data-00000-of-00001.arrow"
+    rows._open.cache_clear()
+    before = pa.total_allocated_bytes()
+    assert archives.size(path / "000001") == 2**22
+    assert pa.total_allocated_bytes() - before < 2**16
+
+
 def test_without_statistics_and_with_empty_rows(tmp_path: Path) -> None:
     rows_ = [*plain(2), {"image": None, "text": "nothing"}, {"image": {"bytes": None, "path": None}, "text": "none"}]
     sets.parquet(tmp_path / "a.parquet", rows_, PLAIN, write_statistics=False)
@@ -148,7 +159,7 @@ def test_no_column_of_captions_is_told(tmp_path: Path) -> None:
 
 def test_masks_in_a_column(tmp_path: Path) -> None:
     features = {"image": IMAGE, "mask": IMAGE, "depth": IMAGE, "text": TEXT}
-    rows_ = [
+    rows_: list[sets.Row] = [
         {"image": cell(1), "mask": cell(2), "depth": cell(3), "text": "a"},
         {"image": cell(4), "mask": None, "text": "b"},
     ]
