@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,19 @@ def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
         assert archives.read_bytes(e.image) == sets.png(i)
         assert archives.size(e.image) == len(sets.png(i))
     assert load_image(splits.train[3].image).size == (8, 8)
+
+
+def test_the_cache_of_datasets(tmp_path: Path) -> None:
+    """Where load_dataset prepares: name-train.arrow, and beside it what map() keeps."""
+    sets.save_to_disk(tmp_path, plain(4), PLAIN)
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "data-00000-of-00001.arrow").rename(tmp_path / "name-train.arrow")
+    (tmp_path / "cache-0123.arrow").write_bytes(b"what map() keeps")
+    sets.save_to_disk(tmp_path / "other", plain(1, 4), PLAIN)
+    (tmp_path / "other" / "data-00000-of-00001.arrow").rename(tmp_path / "name-validation.arrow")
+    shutil.rmtree(tmp_path / "other")
+    splits = scan(tmp_path)
+    assert (len(splits.train), len(splits.validation)) == (4, 1)
 
 
 def test_splits_saved_to_disk(tmp_path: Path) -> None:

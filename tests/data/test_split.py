@@ -112,6 +112,16 @@ def test_exact_copies_are_left_out_or_kept_in_one_split(tmp_path: Path) -> None:
     assert len(set(both.where.values())) == 3
 
 
+def test_a_copy_in_two_folders_holds_them_together(tmp_path: Path) -> None:
+    for i in range(24):
+        pair(tmp_path / f"f{i // 4}" / f"{i:02d}.png", "x", i)
+    for i in range(0, 24, 8):
+        shutil.copy(tmp_path / f"f{i // 4}" / f"{i:02d}.png", tmp_path / f"f{i // 4 + 1}" / "copy.png")
+        (tmp_path / f"f{i // 4 + 1}" / "copy.txt").write_text("x")
+    found = divided(tmp_path, group="folder", keep_copies=True, alike=-1, validation=0.4, test=0.3)
+    assert sum(s.groups for s in found.shares) == 3
+
+
 def test_look_alikes_are_in_one_split(tmp_path: Path) -> None:
     for i in range(12):
         large = tiny.picture(i, (90, 80)).resize((9, 8)).resize((180, 160), Image.Resampling.BICUBIC)
