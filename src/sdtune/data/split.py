@@ -308,8 +308,3 @@ def _shares(groups: Sequence[Sequence[int]], places: dict[int, str], rule: Rule)
         for name in wanted
         if wanted[name]
     ]
-
-
-def empty(shares: Sequence[Share]) -> list[str]:
-    """The splits that were asked for and got no picture."""
-    return [share.split for share in shares if not share.pictures]
