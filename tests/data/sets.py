@@ -44,9 +44,9 @@ def table(rows: Sequence[Row], features: dict[str, Any]) -> Any:
 
 def save_to_disk(folder: Path, rows: Sequence[Row], features: dict[str, Any], shards: int = 1) -> Path:
     """What `Dataset.save_to_disk` writes: Arrow's stream of record batches, and two files that say what they are."""
+    whole = table(rows, features)
     import pyarrow as pa
 
-    whole = table(rows, features)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"data-{i:05d}-of-{shards:05d}.arrow" for i in range(shards)]
     size = -(-len(rows) // shards)
