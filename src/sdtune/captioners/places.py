@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sdtune.captioners.config import Source
 from sdtune.errors import ModelError
-from sdtune.families.places import PICKLED, is_hub_id, snapshot
+from sdtune.families.places import PICKLED, is_hub_id
+from sdtune.hub import snapshot
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 FILES = ("*.json", "*.txt", "*.safetensors")

@@ -1,4 +1,4 @@
-"""Pictures inside tar files, called by a path through the archive: shards/00000.tar/000123.jpg. Imports no torch."""
+"""Pictures inside other files, called by a path through them: shards/00000.tar/000123.jpg, or a row as in `rows`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from sdtune.data import rows
+
 SUFFIX = ".tar"
+SUFFIXES = (SUFFIX, *rows.SUFFIXES)
 
 
 class Member(NamedTuple):
@@ -18,9 +21,11 @@ class Member(NamedTuple):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, or of an archive's member. Raises OSError."""
+    """The bytes of a file, or of an archive's member or row. Raises OSError."""
     if (archive := archive_of(path)) is None:
         return path.read_bytes()
+    if archive.suffix != SUFFIX:
+        return rows.read_bytes(archive, path.relative_to(archive).as_posix())
     member = _member(archive, path)
     with archive.open("rb") as file:
         file.seek(member.offset)
@@ -31,6 +36,8 @@ def size(path: Path) -> int:
     """Its length in bytes. Raises OSError."""
     if (archive := archive_of(path)) is None:
         return path.stat().st_size
+    if archive.suffix != SUFFIX:
+        return rows.size(archive, path.relative_to(archive).as_posix())
     return _member(archive, path).size
 
 
@@ -43,7 +50,7 @@ def _member(archive: Path, path: Path) -> Member:
 
 def archive_of(path: Path) -> Path | None:
     """The archive that `path` leads into, if it does."""
-    return next((p for p in path.parents if p.suffix == SUFFIX and p.is_file()), None)
+    return next((p for p in path.parents if p.suffix in SUFFIXES and p.is_file()), None)
 
 
 def inside(archive: Path) -> dict[str, Member]:

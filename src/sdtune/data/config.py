@@ -16,7 +16,7 @@ Side = Annotated[int, Field(gt=0)]
 
 Layout = Literal[
     "auto", "imagefolder", "sidecar", "filename", "kohya", "kohya-toml", "kohya-json", "simpletuner", "flickr30k", "unsplash",
-    "webdataset",
+    "webdataset", "arrow",
 ]  # fmt: skip
 
 
@@ -40,12 +40,16 @@ class DataConfig(Section):
 
     path: str = "embedded:comic"
     """Folder of the training pictures; `train/` and `validation/` inside it are recognised. Or a dataset file (kohya's .toml or
-    .json), or a pattern of tar files. "embedded:NAME" is a set that comes with sdtune (comic, lineart, pixel, pip)."""
+    .json), or a pattern of tar or Parquet files. "hf:owner/name" is a dataset of the Hub ("hf:owner/name@revision/folder").
+    "embedded:NAME" is a set that comes with sdtune (comic, lineart, pixel, pip)."""
     layout: Layout = "auto"
     """How the folder says which picture has which captions. auto: told by what is there, and said in the run's first lines.
     "imagefolder" (metadata.jsonl, .csv or .parquet), "sidecar" (a.txt or a.caption beside a.png), "filename" (the name is the caption;
     never taken for granted), "kohya" (10_sks dog/: repeats and class tokens), "kohya-toml", "kohya-json" (files of its scripts),
-    "simpletuner" (multidatabackend.json), "flickr30k", "unsplash" (photos.tsv000), "webdataset" (tar files)."""
+    "simpletuner" (multidatabackend.json), "flickr30k", "unsplash" (photos.tsv000), "webdataset" (tar files),
+    "arrow" (Hugging Face's datasets: saved to disk, or Parquet files)."""
+    download: bool = False
+    """Fetch a dataset of the Hub (hf:owner/name) that is not in the Hub's local cache. Off: no network is used."""
     sources: tuple[Source, ...] = ()
     """Several places instead of `path`, each with `path` and, if wanted, `layout`, `repeats` and `weight`:
     sources = [{ path = "mine", repeats = 4 }, { path = "more", weight = 0.5 }]."""

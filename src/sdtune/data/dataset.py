@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
+from sdtune import hub
 from sdtune.data import archives, images, masks, readers
 from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.layouts import Entry, Fault, listed, plural, shown
+from sdtune.data.places import PREFIX, hub_copy
+from sdtune.data.readers import arrow
 from sdtune.data.readers.imagefolder import METADATA
 from sdtune.errors import DataError
 
@@ -65,8 +68,8 @@ class _Collected:
     """Whether there are masks, be they right or wrong."""
 
 
-def resolve(path: str) -> Path:
-    """The folder meant by `path`: "embedded:NAME" is a set that comes with sdtune. Raises DataError."""
+def resolve(path: str, *, download: bool = False) -> Path:
+    """The folder meant by `path`: "embedded:NAME" is a set that comes with sdtune, "hf:NAME" one of the Hub. Raises DataError."""
     if path.startswith("embedded:"):
         sets = Path(str(resources.files("sdtune"))) / "demo" / "sets"
         name = path.removeprefix("embedded:")
@@ -74,15 +77,17 @@ def resolve(path: str) -> Path:
         if name not in known:
             raise DataError(f"{path}: no such embedded set; known: {', '.join(known) or 'none'}")
         return sets / name
-    folder = Path(path).expanduser()
+    folder = hub_copy(path, download=download) if path.startswith(PREFIX) else Path(path).expanduser()
     if not folder.is_dir():
         what = "is a file; give the folder that holds the pictures" if folder.exists() else "no such folder"
         raise DataError(f"{path}: {what}")
     return folder
 
 
-def locate(path: str) -> Path:
+def locate(path: str, *, download: bool = False) -> Path:
     """What a source names: a folder as `resolve` knows it, a dataset file, or a pattern of tar files. Raises DataError."""
+    if path.startswith(PREFIX):
+        return hub_copy(path, download=download)
     named = Path(path).expanduser()
     if path.startswith("embedded:") or named.is_dir():
         return resolve(path)
@@ -96,7 +101,7 @@ def locate(path: str) -> Path:
 
 def root_of(config: DataConfig) -> Path:
     """The folder that pictures are named by: the first source's, or the one of its file or pattern."""
-    place = locate(config.places()[0].path)
+    place = locate(config.places()[0].path, download=config.download)
     return place if place.is_dir() else place.parent
 
 
@@ -121,7 +126,7 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
     faults += _nothing_masked(all_of, config)
     if not validation:
         validation = _by_hash(all_of, config.validation_share, seed)
-    notes = all_of.notes + _judge(faults, config, config.label)
+    notes = all_of.notes + judge(faults, config, config.label)
     if len(places) > 1:
         notes += _copies([*all_of.examples, *validation], root, apart=True)
     if not all_of.examples:
@@ -133,12 +138,14 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
 
 def _scan_place(place: Source, config: DataConfig, *, first: bool) -> tuple[_Collected, list[Example]]:
     """What one source gives to train on, with its faults and notes; and what it holds out itself."""
-    root = locate(place.path)
+    root = locate(place.path, download=config.download)
     if root.is_dir():
-        train_folder, validation_folder, skip, notes = _folders(root, config, first=first)
+        train_folder, validation_folder, skip, notes = split_folders(root, config, first=first)
     else:
         train_folder, validation_folder, skip, notes = root, None, (), []
-        validation_folder = resolve(config.validation) if first and config.validation else None
+        validation_folder = (
+            resolve(config.validation, download=config.download) if first and config.validation else None
+        )
     train = _collect(train_folder, config, skip, layout=place.layout, masked=True)
     parts, validation = [(train_folder, train)], list[Example]()
     if train_folder == root:
@@ -178,7 +185,7 @@ def scan_folder(
     """The examples of one folder, and notes; masks only if asked for. Raises DataError that lists everything that is wrong."""
     images.colour(config.background)
     part = _collect(folder, config, layout=layout, masked=masked)
-    notes = part.notes + _judge(part.faults, config, folder)
+    notes = part.notes + judge(part.faults, config, folder)
     if not part.examples:
         raise DataError("\n".join([f"{folder}: no picture is left", *notes]))
     return part.examples, notes
@@ -187,11 +194,11 @@ def scan_folder(
 # ---- folders and splits
 
 
-def _folders(
+def split_folders(
     root: Path, config: DataConfig, *, first: bool = True
 ) -> tuple[Path, Path | None, tuple[str, ...], list[str]]:
     """Training folder, validation folder if there is one, subfolders that are not for training, notes."""
-    given = resolve(config.validation) if config.validation and first else None
+    given = resolve(config.validation, download=config.download) if config.validation and first else None
     if any((root / name).is_file() for name in METADATA):  # its rows say what belongs to which split
         return root, given, (), []
     train = next((root / n for n in TRAIN if (root / n).is_dir()), root)
@@ -218,7 +225,7 @@ def _folders(
 
 def _by_row(train: _Collected, folder: Path) -> list[Example]:
     """Take the pictures out of `train` that lie in split folders, as rows of one metadata file can have them."""
-    split = {e.image: _top(e.image, folder) for e in train.examples}
+    split = {e.image: split_of(e.image, folder) for e in train.examples}
     validation = [e for e in train.examples if split[e.image] in VALIDATION]
     kept = [e for e in train.examples if split[e.image] not in VALIDATION + TEST]
     if test := len(train.examples) - len(kept) - len(validation):
@@ -229,7 +236,10 @@ def _by_row(train: _Collected, folder: Path) -> list[Example]:
     return validation
 
 
-def _top(image: Path, folder: Path) -> str:
+def split_of(image: Path, folder: Path) -> str:
+    """The split folder inside `folder` that a picture lies in, or what the file of its row is called after; "" or another name for none."""
+    if named := arrow.split_of(image, folder):
+        return named
     return image.relative_to(folder).parts[0] if image.is_relative_to(folder) else ""
 
 
@@ -265,7 +275,7 @@ def _relative(path: Path, root: Path) -> str:
     return shown(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _judge(faults: Sequence[Fault], config: DataConfig, root: Path | str) -> list[str]:
+def judge(faults: Sequence[Fault], config: DataConfig, root: Path | str) -> list[str]:
     """Notes for the faults that are let pass; raises DataError with all faults if one is not."""
     stopping = [f for f in faults if config.on_bad == "fail" or not f.skippable]
     if stopping:
@@ -289,8 +299,8 @@ def _collect(
 ) -> _Collected:
     """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`."""
     found = readers.read(
-        folder, config.caption_column, skip, layout=layout, roots=[resolve(root) for root in config.roots],
-        masked=masked and config.mask == "files", mask_folder=_mask_folder(config, folder) if masked else None,
+        folder, config.caption_column, skip, layout=layout, roots=roots_of(folder, config),
+        masked=masked and config.mask == "files", mask_folder=mask_folder_of(config, folder) if masked else None,
     )  # fmt: skip
     folder = folder if folder.is_dir() else folder.parent
     if not found.entries and not found.faults:
@@ -318,7 +328,12 @@ def _collect(
     return out
 
 
-def _mask_folder(config: DataConfig, folder: Path) -> Path | None:
+def roots_of(folder: Path, config: DataConfig) -> list[Path]:
+    """Where the files of `folder` may lead beside itself: data.roots, and the store of the Hub's cache if it is a copy there."""
+    return [*map(resolve, config.roots), *hub.blobs(folder)]
+
+
+def mask_folder_of(config: DataConfig, folder: Path) -> Path | None:
     """The folder of masks that is named, if one is. Raises DataError if it is that of the pictures."""
     if not config.mask_path:
         return None

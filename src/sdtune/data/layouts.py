@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -29,6 +29,8 @@ class Entry:
     mask: Mask | None = None
     repeats: int = 1
     """How often an epoch shows it."""
+    row: Mapping[str, object] = field(default_factory=dict, compare=False)
+    """What else its metadata says, by column: where `Folder.rows` asks for it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Folder:
     """Whether masks are wanted."""
     file: Path | None = None
     """The one file in it that was named instead of the folder."""
+    rows: bool = False
+    """Whether the other columns of metadata are wanted, too."""
 
     @cached_property
     def files(self) -> list[Path]:

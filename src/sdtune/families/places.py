@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from sdtune.errors import ModelError
+from sdtune.hub import not_there, snapshot
 from sdtune.schema import Section
 
 WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -131,42 +132,6 @@ def hub_folder(
     )
 
 
-def snapshot(
-    repo: str,
-    wanted: Collection[str],
-    *,
-    without: Collection[str] = (),
-    revision: str | None = None,
-    download: bool = False,
-    remedy: str = "set model.download=true to fetch it",
-) -> Path:
-    """The local copy of the files `wanted` (patterns) of a Hub repository; `remedy` says how to have it fetched. Raises ModelError."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        found = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=list(wanted),
-            ignore_patterns=list(without) or None,
-            local_files_only=not download,
-        )
-    except LocalEntryNotFoundError:
-        at = f" (revision {revision})" if revision else ""
-        raise ModelError(f"{repo}{at}: {_not_there('neither a folder nor', download, remedy)}") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(f"{repo}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
-    return Path(found)
-
-
-def _not_there(here: str, download: bool, remedy: str = "set model.download=true to fetch it") -> str:
-    """What is wrong with a Hub id that the local cache does not hold, or not as a whole."""
-    if download:
-        return "not whole in the local Hub cache, and the Hub cannot be reached; check the network, and HF_HUB_OFFLINE"
-    return f"{here} in the local Hub cache; {remedy} (HF_TOKEN for gated models, HF_HOME for the cache's place)"
-
-
 def hub_file(name: str, *, revision: str | None = None, download: bool = False) -> tuple[Path, str]:
     """The local copy of a file of a Hub repository, `name` being owner/repository/file, and what to call it. Raises ModelError."""
     from huggingface_hub import hf_hub_download
@@ -176,7 +141,7 @@ def hub_file(name: str, *, revision: str | None = None, download: bool = False) 
     try:
         found = Path(hf_hub_download(f"{owner}/{repo}", file, revision=revision, local_files_only=not download))
     except LocalEntryNotFoundError:
-        raise ModelError(f"{name}: {_not_there('no such file, nor', download)}") from None
+        raise ModelError(f"{name}: {not_there('no such file, nor', download)}") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{name}: cannot be fetched from the Hub: {str(error).splitlines()[0]}") from error
     return found, f"{name}@{found.parts[len(found.parts) - file.count('/') - 2]}"

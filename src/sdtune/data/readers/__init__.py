@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sdtune.data.layouts import AUTO_COLUMN, Folder, Found, listed, plural, walk
+from sdtune.data.readers.arrow import Arrow
 from sdtune.data.readers.base import Reader, tell_of_links
 from sdtune.data.readers.filename import Filename
 from sdtune.data.readers.flickr import Flickr
@@ -22,7 +23,8 @@ from sdtune.data.readers.unsplash import Unsplash
 from sdtune.data.readers.webdataset import WebDataset
 
 READERS: tuple[Reader, ...] = (
-    Imagefolder(), KohyaToml(), KohyaJson(), SimpleTuner(), Flickr(), Unsplash(), WebDataset(), KohyaFolders(), Sidecar(), Filename(),
+    Imagefolder(), KohyaToml(), KohyaJson(), SimpleTuner(), Flickr(), Unsplash(), WebDataset(), Arrow(), KohyaFolders(),
+    Sidecar(), Filename(),
 )  # fmt: skip
 """In the order in which they are asked whether a folder is theirs. `Sidecar` takes whatever is left, `Filename` has to be named."""
 BY_NAME = {reader.name: reader for reader in READERS}
@@ -37,10 +39,12 @@ def read(
     roots: Sequence[Path] = (),
     masked: bool = False,
     mask_folder: Path | None = None,
+    rows: bool = False,
 ) -> Found:
     """The entries of the folder `path` (or of the one file of it that is named), without its subfolders named in `skip`.
 
     Masks are told from pictures in any case; only if `masked` they are given to them. `mask_folder` holds more masks.
+    With `rows`, entries have what else their metadata says.
     """
     found = Found()
     root, file = (path, None) if path.is_dir() else (path.parent, path)
@@ -52,7 +56,7 @@ def read(
             return [p for p in files if not p.is_relative_to(inside)]
         return files
 
-    folder = Folder(root, listing, column, tuple(roots), masked, file)
+    folder = Folder(root, listing, column, tuple(roots), masked, file, rows)
     if layout == "auto":
         reader = next((r for r in READERS if r.recognises(folder)), None)
     else:

@@ -37,5 +37,5 @@ def tell_of_links(folder: Folder, reader: Reader, found: Found) -> None:
             found.fault(folder.name(path), "a link that leaves the folder; copy the file into it")
 
 
-LINKED = (".txt", ".caption", ".tar")
+LINKED = (".txt", ".caption", ".tar", ".arrow", ".parquet")
 """Files beside pictures that readers open by themselves."""

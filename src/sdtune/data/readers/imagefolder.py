@@ -109,7 +109,8 @@ def _read_row(
     if captions is None:
         what = f"{folder.column!r} of {file_name} is no text or list of texts: {row.get(folder.column)!a:.60}"
         return found.fault(where, what)
-    found.entries.append(Entry(image, captions, where, mask))
+    other = {str(k): v for k, v in row.items() if k not in ("file_name", folder.column, *masks.COLUMNS)}
+    found.entries.append(Entry(image, captions, where, mask, row=other if folder.rows else {}))
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from sdtune.data.layouts import AUTO_COLUMN, Entry, Folder, Found, listed, plural, shown
@@ -48,13 +49,28 @@ class Unsplash(Reader):
                 missing.append(photo)
             else:
                 caption = _caption(row, keywords.get(photo, ()), wanted)
-                found.entries.append(Entry(pictures[photo], (caption,) if caption else (), f"{name}:{line}"))
+                entry = Entry(pictures[photo], (caption,) if caption else (), f"{name}:{line}")
+                found.entries.append(replace(entry, row=_credit(row)) if folder.rows else entry)
         if missing:
             found.notes.append(
                 f"{plural(len(missing), 'photo')} of {parts[0]} not here: {listed(missing)}; `sdtune data collect --source "
                 f"{shown(folder.path)} --captions source --out pictures` fetches them into a folder of its own"
             )
         return found.notes.insert(0, f"Unsplash's {parts[0]}: {plural(len(found.entries), 'picture')}")
+
+
+def _credit(row: dict[Any, Any]) -> dict[str, object]:
+    """Whom a photo is owed to, in the words of `sdtune data collect`."""
+    name = " ".join(str(row.get(f"photographer_{part}_name") or "").strip() for part in ("first", "last")).strip()
+    said = {
+        "author": name or row.get("photographer_username"),
+        "licence": "Unsplash",
+        "licence_url": "https://unsplash.com/license",
+        "source": "unsplash",
+        "id": row.get("photo_id"),
+        "page": row.get("photo_url"),
+    }
+    return {column: value for column, value in said.items() if value}
 
 
 def _parts(folder: Folder, table: str) -> list[str]:

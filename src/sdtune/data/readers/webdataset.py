@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import tarfile
 from collections import defaultdict
@@ -11,13 +10,17 @@ from pathlib import Path, PurePosixPath
 from sdtune.data import archives
 from sdtune.data.images import SUFFIXES
 from sdtune.data.layouts import AUTO_COLUMN, Entry, Folder, Found, captions_of, listed, not_utf8, outside, plural
+from sdtune.data.masks import Mask
 from sdtune.data.readers.base import Reader
+from sdtune.data.readers.named import chosen, tell_of_missing
 
 LARGEST_TEXT = 2**20
 
 
 class WebDataset(Reader):
     """Shards in the folder, or those that a pattern such as {00000..00009}.tar names; as img2dataset writes them, too.
+
+    A picture KEY.mask.png is the mask of the sample's own.
 
     The caption is the .txt, one a line; else "caption" of the .json, or what data.caption_column names there.
     """
@@ -26,20 +29,17 @@ class WebDataset(Reader):
     file = "*.tar"
 
     def recognises(self, folder: Folder) -> bool:
-        return bool(_shards(folder)) and (folder.file is not None or not folder.pictures)
+        return bool(chosen(folder, (archives.SUFFIX,))) and (folder.file is not None or not folder.pictures)
 
     def read(self, folder: Folder, found: Found) -> None:
-        shards = _shards(folder)
+        shards = chosen(folder, (archives.SUFFIX,))
         if not shards:
             name = folder.file.name if folder.file else folder.path.name
             return found.fault(
                 name, "no .tar file here; give the folder of the shards, or a pattern such as shards/*.tar"
             )
-        there, without = {p.name for p in shards}, []
-        if folder.file and (gone := [name for name in _numbered(folder.file.name) if name not in there]):
-            found.fault(
-                folder.file.name, f"{plural(len(gone), 'shard')} of it not here ({listed(gone)}); add or unname them"
-            )
+        tell_of_missing(folder, shards, found)
+        without = []
         for shard in shards:
             try:
                 members = archives.inside(shard)
@@ -51,25 +51,6 @@ class WebDataset(Reader):
             found.notes.append(f"{plural(len(without), 'sample')} without a picture: {listed(without)}")
         said = f"{plural(len(found.entries), 'picture')} in {plural(len(shards), 'tar file')}"
         return found.notes.insert(0, f"WebDataset: {said}")
-
-
-def _shards(folder: Folder) -> list[Path]:
-    tars = {p.name: p for p in folder.files if p.suffix == archives.SUFFIX and p.parent == folder.path}
-    if folder.file is None:
-        return list(tars.values())
-    if numbered := _numbered(folder.file.name):
-        return [tars[name] for name in numbered if name in tars]
-    return [path for name, path in tars.items() if fnmatch.fnmatchcase(name, folder.file.name)]
-
-
-def _numbered(pattern: str) -> list[str]:
-    """ "{000..002}.tar" as the three names that it stands for; nothing for another pattern."""
-    before, _, rest = pattern.partition("{")
-    numbers, _, after = rest.partition("}")
-    first, dots, last = numbers.partition("..")
-    if not (dots and first.isdigit() and last.isdigit()):
-        return []
-    return [f"{before}{n:0{len(first)}d}{after}" for n in range(int(first), int(last) + 1)]
 
 
 def _read_shard(folder: Folder, shard: Path, names: list[str], found: Found) -> list[str]:
@@ -86,19 +67,41 @@ def _read_shard(folder: Folder, shard: Path, names: list[str], found: Found) -> 
         samples[str(path.with_name(path.name.partition(".")[0]))].append(name)
     for key, parts in samples.items():
         pictures = [n for n in parts if PurePosixPath(n).suffix.lower() in SUFFIXES]
+        given = [n for n in pictures if len(pictures) > 1 and _end(n).startswith("mask.")]
+        pictures = [n for n in pictures if n not in given]
         where = f"{folder.name(shard)}/{key}"
         if len(pictures) > 1:
             found.fault(where, f"has {len(pictures)} pictures ({listed(pictures)}); one is needed", skippable=True)
         elif not pictures:
             without.append(where)
         elif (captions := _captions(folder, shard, parts, where, found)) is not None:
-            found.entries.append(Entry(shard / pictures[0], captions, where))
+            mask = Mask(shard / given[0], ".mask.png") if given and folder.masked else None
+            row = _row(folder, shard, parts) if folder.rows else {}
+            found.entries.append(Entry(shard / pictures[0], captions, where, mask, row=row))
     return without
+
+
+def _end(name: str) -> str:
+    """What makes a member a part of a sample: all after the first dot."""
+    return PurePosixPath(name).name.partition(".")[2].lower()
+
+
+def _row(folder: Folder, shard: Path, parts: list[str]) -> dict[str, object]:
+    """What the .json says beside the caption; nothing if it cannot be read: where the caption is in it, that is a fault."""
+    name = next((n for n in parts if _end(n) == "json"), None)
+    if name is None or archives.size(shard / name) > LARGEST_TEXT:
+        return {}
+    try:
+        row = json.loads(archives.read_bytes(shard / name))
+    except (ValueError, RecursionError):
+        return {}
+    column = "caption" if folder.column == AUTO_COLUMN else folder.column
+    return {key: value for key, value in row.items() if key != column} if isinstance(row, dict) else {}
 
 
 def _captions(folder: Folder, shard: Path, parts: list[str], where: str, found: Found) -> tuple[str, ...] | None:
     """The captions of a sample; None if its text cannot be read, which is then a fault."""
-    ends = {PurePosixPath(n).name.partition(".")[2].lower(): n for n in parts}
+    ends = {_end(n): n for n in parts}
     name = ends.get("txt", ends.get("caption", ends.get("json")))
     if name is None:
         return ()
