@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdtune import cli_data_sets, console, events
+from sdtune import cli_data_encode, cli_data_sets, console, events
 from sdtune.cli_shared import Options, interrupts, options_of, tell
 from sdtune.errors import DataError
 
@@ -24,12 +24,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     no_args_is_help=True,
     help=(
-        "Collect, caption, convert and divide the pictures to train on.\n\n"
+        "Collect, caption, convert, divide and encode the pictures to train on.\n\n"
         "Each command says what it found and writes nothing over what is there."
     ),
 )
 app.command()(cli_data_sets.convert)
 app.command()(cli_data_sets.split)
+app.command()(cli_data_encode.encode)
 
 
 @app.command()
