@@ -51,6 +51,7 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     found = yield from take_up(run)
     splits = scan(config.data, seed=config.train.seed)
     model = config.model.load(device=device, dtype=dtype)
+    model.chunks = config.data.caption_chunks
     run.write(run.environment_file, as_json(environment(device)))
     for note in splits.notes:
         yield run.logged(Noted(note))
@@ -153,7 +154,8 @@ def _with_class_pictures(splits: Splits, model: Model, config: RunConfig, run: R
 def _class_folder(model: Model, config: RunConfig) -> Path:
     """Where the class pictures of this model, prompt and way of sampling are kept."""
     asked = {k: v for k, v in vars(config.sample).items() if k not in ("prompts", "seeds", "batch_size", "strength")}
-    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked], sort_keys=True)
+    chunks = [model.chunks] if model.chunks > 1 else []
+    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked, *chunks], sort_keys=True)
     return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
