@@ -191,7 +191,9 @@ def _text_target_sets(model: Model, rank: int) -> Iterator[TargetSet]:
         for name in TEXT_TARGETS:
             found = select(model.parts[part], name, TEXT_TARGETS, "text_targets")
             layers = {k: v for k, v in found.items() if not is_unread(model, f"{part}.{k}")}
-            yield TargetSet(name, tuple(layers), rank, sum(_adapter_size(v.weight, rank) for v in layers.values()), part)
+            yield TargetSet(
+                name, tuple(layers), rank, sum(_adapter_size(v.weight, rank) for v in layers.values()), part
+            )
 
 
 def _parts(model: Model) -> list[Part]:

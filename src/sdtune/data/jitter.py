@@ -24,7 +24,8 @@ def jittered(square: Pixels, strength: float, key: str, number: int) -> Pixels:
     if number == 0 or strength == 0:
         return square
     brightness, contrast, saturation, hue = (
-        strength * (2 * uniform(f"{what}/{key}/{number}") - 1) for what in ("brightness", "contrast", "saturation", "hue")
+        strength * (2 * uniform(f"{what}/{key}/{number}") - 1)
+        for what in ("brightness", "contrast", "saturation", "hue")
     )
     pixels_HWC = square.astype(np.float64) * (1 + brightness)
     mean = float((pixels_HWC.mean((0, 1)) * _YIQ[0]).sum())
