@@ -86,7 +86,7 @@ class DataConfig(Section):
     Cache: only what is new, the mirrored pictures."""
     jitter: Fraction = 0.0
     """Show each picture in other colours, too: at 0.1 its brightness, contrast and saturation are each up to a tenth less or more, and
-    its hues up to a hundredth of the colour circle (3.6 degrees) elsewhere. Not for a style, whose colours are part of it. 0: as it is.
+    its hues turn by up to some 4 degrees. Not for a style, whose colours are part of it. 0: as it is.
     Cache: only what is new, the coloured pictures."""
     jitters: Annotated[int, Field(gt=1)] = 2
     """With jitter: so many differently coloured versions of each picture are cached, the first as it is. Cache: only what is new."""
