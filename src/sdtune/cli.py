@@ -693,8 +693,8 @@ def _show_model(report: ModelReport) -> None:
     console.table(("set", "layers", "parameters", "of the denoiser"), sets, numbers=(1, 2, 3))
     if report.text_targets:
         print(f"\nmethod.text_targets at rank {report.targets[0].rank}, with method.text_encoders")
-        rows = [(t.name, t.part, str(len(t.layers)), f"{t.parameters:,}") for t in report.text_targets]
-        console.table(("set", "part", "layers", "parameters"), rows, numbers=(2, 3))
+        sets = [(t.name, t.part, str(len(t.layers)), f"{t.parameters:,}") for t in report.text_targets]
+        console.table(("set", "part", "layers", "parameters"), sets, numbers=(2, 3))
     print(
         f"\nlayer names: sdtune inspect {console.quote(report.source.partition('@')[0])} --layers {report.targets[0].name}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
@@ -159,8 +160,8 @@ class Model(ABC):
     def chunks_for(self, prompts: Sequence[str]) -> int:
         """So many that nothing of `prompts` is cut, at least `chunks`. 1 for a model that is not `chunkable`."""
         room = (self.max_tokens - 2) // self.chunks
-        needed = (-(-(n - 2) // room) for n in self.token_counts(prompts)) if self.chunkable else ()
-        return max([self.chunks, *needed])
+        longest = max(self.token_counts(prompts)) if self.chunkable else 0
+        return max(self.chunks, math.ceil((longest - 2) / room))
 
     @property
     def word_parts(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, ImageColor, ImageStat, UnidentifiedImageError
 
 from sdtune.data import archives
-from sdtune.data.chance import uniform
 from sdtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def crop_boxes(size: tuple[int, int], crop: Crop, crops: int, key: str) -> list[
     slack = max(size) - side
     offsets = [slack // 2]
     if crop == "random":
-        offsets = [int((slack + 1) * (j + uniform(f"{key}/{j}")) / crops) for j in range(crops)]
+        offsets = [int((slack + 1) * (j + _uniform(f"{key}/{j}")) / crops) for j in range(crops)]
     wide = width > height
     return [(o, 0, o + side, side) if wide else (0, o, side, o + side) for o in offsets]
 
@@ -159,6 +159,10 @@ def pixels_from(squares: Sequence[Pixels]) -> Tensor:
 
     pixels_BHWC = torch.from_numpy(np.stack(squares))
     return pixels_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def _uniform(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
 
 
 def _read(data: bytes, finish: Callable[[Image.Image], T]) -> T:
