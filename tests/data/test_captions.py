@@ -98,7 +98,7 @@ def test_a_folder_tells_of_versions_and_its_held_out_pictures_have_none(tmp_path
     assert {len(e.captions) for e in found.validation} == {1} and max(len(e.captions) for e in found.train) == 4
     (said,) = [note for note in found.notes if "versions" in note]
     assert said.startswith(
-        "3 of 4 captions in up to 4 versions (data.shuffle_tags and data.wildcards); the first is 'a, b, c, d'"
+        "3 of 4 captions in up to 4 versions (data.shuffle_tags, data.wildcards); the first is 'a, b, c, d'"
     )
     assert "1 caption with a brace too many, left as it stands: 'x {y'" in found.notes
     prose = tiny.imagefolder(tmp_path / "prose", ["a red dog", "a cat"])

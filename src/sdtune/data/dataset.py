@@ -396,13 +396,14 @@ def _variant_notes(entries: Sequence[Entry], config: DataConfig) -> list[str]:
     """An example of a caption's versions, and captions whose braces cannot be read."""
     captions = list(dict.fromkeys(caption for e in entries for caption in e.captions or ("",)))
     varied = [versions for caption in captions if len(versions := variants(caption, config)) > 1]
-    keys = " and ".join(f"data.{key}" for key in ("shuffle_tags", "tag_dropout", "wildcards") if getattr(config, key))
+    keys = ", ".join(f"data.{key}" for key in ("shuffle_tags", "tag_dropout", "wildcards") if getattr(config, key))
     notes = [f"{keys}: no effect, no caption has anything to vary"]
     if varied:
+        example = min(varied, key=lambda versions: len(versions[0]))
         many = (
             f"{len(varied)} of {plural(len(captions), 'caption')} in up to {config.caption_variants} versions ({keys})"
         )
-        notes = [f"{many}; the first is {varied[0][0]!r}, then {varied[0][1]!r}"]
+        notes = [f"{many}; the first is {example[0]!r}, then {example[1]!r}"]
     if config.wildcards and (odd := [c for c in captions if not balanced(c)]):
         notes.append(
             f"{plural(len(odd), 'caption')} with a brace too many, left as it stands: {listed([repr(c) for c in odd])}"
