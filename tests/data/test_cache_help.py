@@ -22,7 +22,7 @@ from sdtune.schema import field_help
 from tests import tiny
 
 SAID = re.compile(
-    r"Cache: (kept|only what is new(, the [a-z]+( pictures)?)?|(class )?pictures again|captions again|all again, in that folder)\.$"
+    r"Cache: (kept|only what is new(, the [a-z]+( pictures)?)?|(class )?pictures again|captions again|all again(, in that folder)?)\.$"
 )
 
 
@@ -75,7 +75,11 @@ ELSEWHERE = {
     "class_path": "as class_prompt",
     "class_count": "as class_prompt",
     "jitter": "not yet in the cache",
-    "jitters": "as jitter",
+    "jitters": "not yet in the cache",
+    "buckets": "not yet in the cache",
+    "bucket_step": "not yet in the cache",
+    "enlarge": "not yet in the cache",
+    "cache_dtype": "not yet in the cache",
     "caption_chunks": "the pictures' keys still follow the text encoder's length",
 }
 
@@ -137,7 +141,7 @@ def fill(model: Model, config: DataConfig) -> dict[str, tuple[int, int]]:
     counts = {"pictures": (0, 0), "captions": (0, 0)}
     splits = scan(config)
     for examples, augment in ((splits.train, True), (splits.validation, False)):
-        resolution = config.resolution or model.resolution
+        resolution = config.resolution if isinstance(config.resolution, int) else model.resolution
         told = list(Cache.open(examples, model, config, resolution=resolution, augment=augment).fill())
         for what, (made, total) in counts.items():
             there = [(done, of) for name, done, of in told if name == what]

@@ -147,10 +147,10 @@ class DataConfig(Section):
     """What to do with pictures that cannot be read and captions that are missing: stop before training, or leave them
     out and say so. Cache: kept."""
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970
-    """Larger pictures are refused before they are decoded (decompression bombs)."""
+    """Larger pictures are refused before they are decoded (decompression bombs). Cache: kept."""
     cache_dtype: Literal["fp32", "fp16"] = "fp32"
     """How the encoded pictures and captions are kept. "fp16" takes half the disk; the latents' error is far below the noise that the
-    VAE itself adds to them. Cache: all again, in that folder."""
+    VAE itself adds to them. Cache: all again."""
     cache: str | None = None
     """Folder of the encoded pictures and captions. Unset: $SDTUNE_CACHE, else `sdtune` in the user's cache folder.
     Cache: all again, in that folder."""
@@ -163,6 +163,7 @@ class DataConfig(Section):
             "mask_normalize": ("mask", masked),
         }
         refuse_idle(self, "data", uses)
+        self._refuse_idle_chance()
         if self.bucket_step and not self.buckets:
             raise ConfigError("data.bucket_step: has an effect only with data.buckets=true")
         if self.sources and (self.path, self.layout) != (DataConfig.path, DataConfig.layout):
