@@ -130,6 +130,7 @@ def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "fin
     devices.set_up_cpu(config.train.threads)
     device, dtype = devices.choose(config.train)
     model = config.model.load(device=device, dtype=dtype)
+    model.chunks = config.data.caption_chunks
     if run.exists():
         tuned.of_run(model, run, checkpoint).set_strength(config.sample.strength)
     elif adapter:

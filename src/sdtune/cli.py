@@ -393,7 +393,7 @@ def inspect(
     """Show what is inside a model, a LoRA file or a run, and what a recipe would train.
 
     Of a model: its parts, and the layers that each target set would
-    train. Of a recipe: how many parameters its method would train, and
+    train, in the denoiser and in the text encoders. Of a recipe: how many parameters its method would train, and
     where. Of a LoRA or a run: rank, alpha, base, and what changed most.
 
     Example  [cyan]sdtune inspect embedded --rank 8[/cyan]
@@ -691,6 +691,10 @@ def _show_model(report: ModelReport) -> None:
     ]
     print(f"\nmethod.targets at rank {report.targets[0].rank}")
     console.table(("set", "layers", "parameters", "of the denoiser"), sets, numbers=(1, 2, 3))
+    if report.text_targets:
+        print(f"\nmethod.text_targets at rank {report.targets[0].rank}, with method.text_encoders")
+        sets = [(t.name, t.part, str(len(t.layers)), f"{t.parameters:,}") for t in report.text_targets]
+        console.table(("set", "part", "layers", "parameters"), sets, numbers=(2, 3))
     print(
         f"\nlayer names: sdtune inspect {console.quote(report.source.partition('@')[0])} --layers {report.targets[0].name}"
     )

@@ -284,6 +284,7 @@ def _draw(run: Run, config: RunConfig, checkpoint: str, pairs: Sequence[Pair]) -
     set_up_cpu(config.train.threads)
     device, dtype = choose(config.train)
     model = config.model.load(device=device, dtype=dtype)
+    model.chunks = config.data.caption_chunks
     model.denoiser.eval()
     own = dataclasses.replace(config.sample, strength=0.0)
     yield from _draw_missing(model, own, [(p.prompt, p.seed, p.base) for p in pairs], "base pictures")

@@ -285,6 +285,7 @@ def _model(config: RunConfig, captions: list[str]) -> Iterator[Check]:
     try:
         device, dtype = devices.choose(config.train)
         model = config.model.load(device=device, dtype=dtype)
+        model.chunks = config.data.caption_chunks
         trained = sum(p.numel() for p in config.method.attach(model, seed=config.train.seed).values())
     except SdtuneError as error:
         yield Check("model", "fail", str(error))
@@ -296,5 +297,6 @@ def _model(config: RunConfig, captions: list[str]) -> Iterator[Check]:
         yield Check(
             "captions", "warn",
             f"{len(long)} of {len(captions)} are longer than the {model.max_tokens} tokens that the text encoder reads (up to {max(long)})",
-            "what is beyond is not learned: put the important words first, or shorten them",
+            "what is beyond is not learned: put the important words first"
+            + (f", or set data.caption_chunks={model.chunks_for(captions)}" if model.chunkable else ", or shorten them"),
         )  # fmt: skip

@@ -39,6 +39,7 @@ def encode(config: RunConfig, *, verify: bool = False, dry_run: bool = False) ->
         known, splits = look(config)
         yield from (Noted(note) for note in known.notes)
         model = config.model.load(device=device, dtype=dtype)
+        model.chunks = config.data.caption_chunks
         if dry_run:
             splits = splits or _look_at_pictures(config)
             yield Noted(to_do(_opened(splits, [], model, config.data), config.data) or "all is encoded already")
@@ -171,5 +172,6 @@ def _class_pictures(model: Model, config: RunConfig) -> Generator[Event, None, t
 def _class_folder(model: Model, config: RunConfig) -> Path:
     """Where the class pictures of this model, prompt and way of sampling are kept."""
     asked = {k: v for k, v in vars(config.sample).items() if k not in ("prompts", "seeds", "batch_size", "strength")}
-    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked], sort_keys=True)
+    chunks = [model.chunks] if model.chunks > 1 else []
+    text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked, *chunks], sort_keys=True)
     return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -37,6 +37,8 @@ class TargetSet:
     layers: tuple[str, ...]
     rank: int
     parameters: int
+    part: str = ""
+    """The text encoder that it is of; "" for the denoiser."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ModelReport:
     timesteps: int
     parts: tuple[Part, ...]
     targets: tuple[TargetSet, ...]
+    text_targets: tuple[TargetSet, ...] = ()
+    """Of each text encoder that can be trained."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ def inspect_model(source: str, rank: int = 16) -> ModelReport:
         timesteps=len(model.alphas_T),
         parts=tuple(_parts(model)),
         targets=tuple(_target_sets(model.denoiser, rank)),
+        text_targets=tuple(_text_target_sets(model, rank)),
     )
 
 
@@ -176,6 +181,19 @@ def _target_sets(denoiser: nn.Module, rank: int) -> Iterator[TargetSet]:
             yield target_set(denoiser, name, rank)
         except ConfigError:  # "style" and "content" are there in SDXL alone
             continue
+
+
+def _text_target_sets(model: Model, rank: int) -> Iterator[TargetSet]:
+    """What `method.text_encoders = true` would train with each value of `method.text_targets`, encoder by encoder."""
+    from sdtune.methods.targets import TEXT_TARGETS, encoders, is_unread, select
+
+    for part in encoders(model, True):
+        for name in TEXT_TARGETS:
+            found = select(model.parts[part], name, TEXT_TARGETS, "text_targets")
+            layers = {k: v for k, v in found.items() if not is_unread(model, f"{part}.{k}")}
+            yield TargetSet(
+                name, tuple(layers), rank, sum(_adapter_size(v.weight, rank) for v in layers.values()), part
+            )
 
 
 def _parts(model: Model) -> list[Part]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
+
+from sdtune.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -124,11 +127,14 @@ class Model(ABC):
     """The denoiser as it was loaded, while a method has put another one in its place."""
     shift: float = 1.0
     """Of flow models: how far their steps lean towards noise, arXiv:2403.03206, section 5.3.2."""
+    _chunks: int = 1
 
     denoiser_name = "unet"
     """The denoiser's name in diffusers' folders and in adapter files."""
     inpaints = False
     """Whether the denoiser is told where to paint, and what is left of the picture (`Cond.given_BCHW`)."""
+    chunkable = False
+    """Whether prompts may be read in several chunks (`chunks`)."""
     sized = False
     """Whether the denoiser is told each picture's size and cut (`Cond.size_BK`)."""
 
@@ -137,6 +143,26 @@ class Model(ABC):
         """What can be trained, by the names of diffusers' folders: the denoiser, `text_encoder`, `text_encoder_2`, ..."""
         encoders = {f"text_encoder{f'_{i}' if i > 1 else ''}": e for i, e in enumerate(self.text_encoders, 1)}
         return {self.denoiser_name: self.denoiser, **encoders}
+
+    @property
+    def chunks(self) -> int:
+        """So many chunks of tokens are read of a prompt, one after the other (`data.caption_chunks`); what is beyond is cut."""
+        return self._chunks
+
+    @chunks.setter
+    def chunks(self, count: int) -> None:
+        if count > 1 and not self.chunkable:
+            raise ConfigError(
+                f"data.caption_chunks: {self.family} does not read prompts in chunks, only {self.max_tokens} tokens at once; "
+                "set it to 1"
+            )
+        self._chunks = count
+
+    def chunks_for(self, prompts: Sequence[str]) -> int:
+        """So many that nothing of `prompts` is cut, at least `chunks`. 1 for a model that is not `chunkable`."""
+        room = (self.max_tokens - 2) // self.chunks
+        longest = max(self.token_counts(prompts)) if self.chunkable else 0
+        return max(self.chunks, math.ceil((longest - 2) / room))
 
     @property
     def word_parts(self) -> tuple[str, ...]:
@@ -172,12 +198,12 @@ class Model(ABC):
         """Pixels in [-1, 1], (B, 3, H, W), to the latents' distribution."""
 
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        """Prompts as the text encoders read them, without gradients."""
+    def encode_prompts(self, prompts: Sequence[str], chunks: int | None = None) -> Cond:
+        """Prompts as the text encoders read them, without gradients; in so many chunks, `self.chunks` if unset."""
 
     @abstractmethod
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids for each text encoder, cut and padded: (B, encoders, tokens), on the CPU."""
+    def tokenize(self, prompts: Sequence[str], chunks: int | None = None) -> Tensor:
+        """Token ids for each text encoder, cut and padded: (B, encoders, tokens), on the CPU. `chunks` as in `encode_prompts`."""
 
     @abstractmethod
     def token_counts(self, prompts: Sequence[str]) -> list[int]:

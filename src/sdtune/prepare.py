@@ -52,6 +52,7 @@ def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype)
     found = yield from take_up(run)
     known, splits = look(config)
     model = config.model.load(device=device, dtype=dtype)
+    model.chunks = config.data.caption_chunks
     run.write(run.environment_file, as_json(environment(device)))
     for note in known.notes:
         yield run.logged(Noted(note))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def sample(
     """Draw one picture per prompt and seed, prompt by prompt. `prompts` and `seeds` replace those of `config`.
 
     A picture depends on its own prompt and seed, not on those beside it. The model's adapter acts as it is set (`Tuned`).
+    A prompt that is too long for the model's text encoder is read in as many chunks as it or the negative prompt needs, where
+    the model can (`Model.chunkable`).
     """
     width, height = (config.width or model.resolution), (config.height or model.resolution)
     for name, value in (("width", width), ("height", height)):
@@ -51,28 +53,26 @@ def sample(
             raise ConfigError(
                 f"sample.{name}: {value} is not a multiple of {model.grid}, the model's pixels per {unit}"
             )
-    jobs = iter(
-        [
-            (p, s)
-            for p in (config.prompts if prompts is None else prompts)
-            for s in (config.seeds if seeds is None else seeds)
-        ]
-    )
+    prompts = config.prompts if prompts is None else prompts
+    jobs = [(p, s) for p in prompts for s in (config.seeds if seeds is None else seeds)]
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
     precision = str(model.dtype).removeprefix("torch.")
     settings = {
         "model": model.label, "scheduler": config.scheduler, "steps": config.steps, "guidance": config.guidance,
         "width": width, "height": height, "strength": config.strength, "precision": precision,
     }  # fmt: skip
-    empty = model.encode_prompts([config.negative])
-    while chunk := list(islice(jobs, config.batch_size)):
-        cond = model.encode_prompts([p for p, _ in chunk])
-        latents = denoise(model, config, cond, empty, [s for _, s in chunk], shape)
-        pixels = model.decode(latents)
-        drawn = zip(chunk, to_images(pixels), pixels.cpu(), latents.cpu(), strict=True)
-        for (prompt, seed), image, pixels_CHW, latents_CHW in drawn:
-            flaw = flaw_of(pixels_CHW, latents_CHW, precision)
-            yield Sample(prompt, config.negative, seed, image, settings, flaw)
+    # Only prompts of equally many chunks go together: empty ones that a longer neighbour asks for would change a picture.
+    needed = {prompt: model.chunks_for([prompt, config.negative]) for prompt in prompts}
+    for chunks, group in groupby(jobs, lambda job: needed[job[0]]):
+        empty = model.encode_prompts([config.negative], chunks)
+        while batch := list(islice(group, config.batch_size)):
+            cond = model.encode_prompts([p for p, _ in batch], chunks)
+            latents = denoise(model, config, cond, empty, [s for _, s in batch], shape)
+            pixels = model.decode(latents)
+            drawn = zip(batch, to_images(pixels), pixels.cpu(), latents.cpu(), strict=True)
+            for (prompt, seed), image, pixels_CHW, latents_CHW in drawn:
+                flaw = flaw_of(pixels_CHW, latents_CHW, precision)
+                yield Sample(prompt, config.negative, seed, image, settings, flaw)
 
 
 @torch.no_grad()

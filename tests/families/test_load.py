@@ -245,6 +245,7 @@ def test_inspect_and_sample_find_the_family_themselves(
     report = inspection.inspect(str(folder_of("sd3")))
     assert isinstance(report, inspection.ModelReport) and (report.family, report.prediction) == ("sd3", "flow")
     assert {p.name for p in report.parts} == {"denoiser", "vae", "text_encoder", "text_encoder_2"}
+    assert {t.part for t in report.text_targets} == {"text_encoder", "text_encoder_2"}
     settings = ("sample.steps=1", f"model.config={folder_of('sdxl')}", "train.device=cpu", "train.precision=fp32")
     (picture,) = sdtune.sample(file_of("sdxl"), *settings, prompts=["a"], seeds=[1])
     assert picture.settings["model"] == "sdxl.safetensors"

@@ -20,7 +20,7 @@ from sdtune.cli import EXIT_CODES
 from sdtune.console import Progress, duration, pack, sparkline
 from sdtune.events import Event, Started, Step, Validated
 from sdtune.methods.lora import Lora
-from sdtune.methods.targets import TARGETS
+from sdtune.methods.targets import TARGETS, TEXT_TARGETS
 from sdtune.runs import Run
 from sdtune.schema import field_help
 from tests import tiny
@@ -245,6 +245,12 @@ def test_inspect_counts_what_attach_trains(place: Place) -> None:
         assert target.parameters == sum(p.numel() for p in trained.values())
         assert len(target.layers) == len(trained) / 2
     assert [target.name for target in report.targets] == [n for n in TARGETS if n not in ("style", "content")]
+    denoiser = sum(p.numel() for p in Lora(rank=3).attach(inspection.load(report.source), seed=0).values())
+    for target in report.text_targets:
+        both = Lora(rank=3, text_encoders=True, text_targets=target.name).attach(inspection.load(report.source), seed=0)
+        assert target.parameters == sum(p.numel() for p in both.values()) - denoiser
+    assert [(t.part, t.name) for t in report.text_targets] == [("text_encoder", n) for n in TEXT_TARGETS]
+    assert "method.text_targets at rank 16" in output("inspect", str(place.folder / "model"))
 
 
 def test_inspect_tells_what_a_recipe_would_train() -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from sdtune import hub
 from sdtune.data import archives, images, masks, readers
-from sdtune.data.caption import decorate
+from sdtune.data.caption import every_variant, variants
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.layouts import Entry, Fault, listed, plural, shown
 from sdtune.data.places import PREFIX, hub_copy
 from sdtune.data.readers import arrow
 from sdtune.data.readers.imagefolder import METADATA
+from sdtune.data.wildcards import balanced
 from sdtune.errors import DataError
 
 VALIDATION = ("validation", "valid", "val", "dev")
@@ -131,6 +132,8 @@ def scan(config: DataConfig, *, seed: int = 0) -> Splits:
         notes += _copies([*all_of.examples, *validation], root, apart=True)
     if not all_of.examples:
         raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
+    if config.varies_captions:  # held-out pictures are judged by their caption as it stands
+        validation = [replace(e, captions=e.captions[:1]) for e in validation]
     if not validation:
         notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
     return Splits(all_of.examples, validation, notes)
@@ -387,8 +390,7 @@ def _captionless(entry: Entry, folder: Path) -> Fault:
 
 
 def _decorated(example: Example, config: DataConfig) -> Example:
-    captions = tuple(decorate(c, config) for c in example.captions or ("",))
-    return replace(example, captions=captions)
+    return replace(example, captions=every_variant(example.captions, config))
 
 
 def _caption_notes(
@@ -398,10 +400,29 @@ def _caption_notes(
     used = {e.image for e in examples}
     if bare := [_relative(e.image, folder) for e in entries if e.image in used and not e.captions]:
         notes.append(
-            f"{plural(len(bare), 'picture')} without a caption, shown with {decorate('', config)!r} alone: {listed(bare)}"
+            f"{plural(len(bare), 'picture')} without a caption, shown with {variants('', config)[0]!r} alone: {listed(bare)}"
         )
-    if several := sum(len(e.captions) > 1 for e in examples):
+    if several := sum(len(e.captions) > 1 for e in entries if e.image in used):
         notes.append(f"{plural(several, 'picture')} with several captions: one is drawn at each visit")
+    return notes + (_variant_notes(entries, config) if config.varies_captions else [])
+
+
+def _variant_notes(entries: Sequence[Entry], config: DataConfig) -> list[str]:
+    """An example of a caption's versions, and captions whose braces cannot be read."""
+    captions = list(dict.fromkeys(caption for e in entries for caption in e.captions or ("",)))
+    varied = [versions for caption in captions if len(versions := variants(caption, config)) > 1]
+    keys = ", ".join(f"data.{key}" for key in ("shuffle_tags", "tag_dropout", "wildcards") if getattr(config, key))
+    notes = [f"{keys}: no effect, no caption has anything to vary"]
+    if varied:
+        example = min(varied, key=lambda versions: len(versions[0]))
+        many = (
+            f"{len(varied)} of {plural(len(captions), 'caption')} in up to {config.caption_variants} versions ({keys})"
+        )
+        notes = [f"{many}; the first is {example[0]!r}, then {example[1]!r}"]
+    if config.wildcards and (odd := [c for c in captions if not balanced(c)]):
+        notes.append(
+            f"{plural(len(odd), 'caption')} with a brace too many, left as it stands: {listed([repr(c) for c in odd])}"
+        )
     return notes
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdtune.errors import ModelError
+from sdtune.families import chunks as in_chunks
 from sdtune.families.attention import suit_to_cpu
 from sdtune.families.loading import Loaded, Parts, alphas_cumprod, load_parts, prediction
 from sdtune.families.places import Source, UnetSource
@@ -112,17 +113,20 @@ class LatentModel(Model):
         return Latents((posterior.mean - self._shift_factor) * scale, posterior.logvar + 2 * scale.log())
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+    def encode_prompts(self, prompts: Sequence[str], chunks: int | None = None) -> Cond:
         with self._at_work(*self.text_encoders):
-            return self.read_tokens(self.tokenize(prompts))
+            return self.read_tokens(self.tokenize(prompts, chunks))
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens that each text encoder reads."""
-        return (self.max_tokens,) * len(self.text_encoders)
+        """Tokens that each text encoder reads at once."""
+        return (self.chunk_tokens,) * len(self.text_encoders)
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+    def tokenize(self, prompts: Sequence[str], chunks: int | None = None) -> Tensor:
         tokenizers, texts = self._reader(prompts)
+        if (count := chunks or self.chunks) > 1:
+            with _TOKENIZERS:
+                return torch.stack([in_chunks.tokenize(t, texts, self.chunk_tokens, count) for t in tokenizers], 1)
         with _TOKENIZERS:
             rows = [
                 tokenizer(texts, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
@@ -143,6 +147,11 @@ class LatentModel(Model):
 
     @property
     def max_tokens(self) -> int:
+        return (self.chunk_tokens - 2) * self.chunks + 2
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens that the first text encoder reads at once, start and end marks included."""
         encoder: Any = self.text_encoders[0]
         return int(min(self.tokenizers[0].model_max_length, encoder.config.max_position_embeddings))
 
@@ -180,7 +189,7 @@ class LatentModel(Model):
         encoders: tuple[Any, ...] = self.text_encoders
         words = [tokenizer.backend_tokenizer.to_str() for tokenizer in self.tokenizers]
         settings = [_settings(encoder.config.to_dict()) for encoder in encoders]
-        return _fingerprint([*words, self.max_tokens, settings, *self._reading()], encoders)
+        return _fingerprint([*words, self.chunk_tokens, settings, *self._reading()], encoders)
 
     def _reading(self) -> tuple[Any, ...]:
         """What else `encode_prompts` depends on."""

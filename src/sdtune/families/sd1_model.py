@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdtune.families import single_file
+from sdtune.families import chunks, single_file
 from sdtune.families.common import UnetModel
 from sdtune.families.single_file import Place
 from sdtune.model import Cond
@@ -17,7 +17,7 @@ from sdtune.model import Cond
 class Sd1Model(UnetModel):
     """One text encoder, whose last states the U-Net reads."""
 
-    family = "sd1"
+    family, chunkable = "sd1", True
     PARTS: ClassVar = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
@@ -32,7 +32,8 @@ class Sd1Model(UnetModel):
 
     def read_tokens(self, tokens_BEL: Tensor) -> Cond:
         (encoder,) = self.text_encoders
-        return Cond(encoder(tokens_BEL[:, 0].to(self.device)).last_hidden_state)
+        ids_NL = chunks.apart(tokens_BEL[:, 0].to(self.device), self.chunk_tokens)
+        return Cond(chunks.together(encoder(ids_NL).last_hidden_state, len(tokens_BEL)))
 
     def predict(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
         unet: Any = self.denoiser

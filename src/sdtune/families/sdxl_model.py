@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdtune.errors import ModelError
-from sdtune.families import single_file
+from sdtune.families import chunks, single_file
 from sdtune.families.common import UnetModel
 from sdtune.families.loading import Loaded
 from sdtune.families.single_file import Place
@@ -21,7 +21,7 @@ from sdtune.model import Cond
 class SdxlModel(UnetModel):
     """Two text encoders, each read at its last layer but one; the second's vector, and each picture's size and cut."""
 
-    family, sized = "sdxl", True
+    family, sized, chunkable = "sdxl", True, True
     PARTS: ClassVar = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
@@ -47,13 +47,16 @@ class SdxlModel(UnetModel):
         self._zeros_for_empty = bool(loaded.index.get("force_zeros_for_empty_prompt", True))  # diffusers' default, too
 
     def read_tokens(self, tokens_BEL: Tensor) -> Cond:
-        """States side by side, and the second encoder's vector. Zeros for the empty prompt, where the model is made so."""
+        """States side by side, and the second encoder's vector, which of a long prompt is that of its first chunk (kohya's
+        scripts, library/strategy_sdxl.py, take it, too). Zeros for the empty prompt, where the model is made so."""
+        (B, _, L), size = tokens_BEL.shape, self.chunk_tokens
         pairs = zip(self.text_encoders, tokens_BEL.to(self.device).unbind(1), strict=True)
-        first, second = (encoder(ids_BL, output_hidden_states=True) for encoder, ids_BL in pairs)
-        states_BLD = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
-        pooled_BD = second.text_embeds
+        first, second = (encoder(chunks.apart(ids_BL, size), output_hidden_states=True) for encoder, ids_BL in pairs)
+        states_BLD = chunks.together(torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), B)
+        pooled_BD = chunks.first(second.text_embeds, B)
         if self._zeros_for_empty:
-            kept_B = (tokens_BEL != self.tokenize([""]).to(tokens_BEL.device)).any(2).any(1).to(states_BLD)
+            empty_1EL = self.tokenize([""], L // size).to(tokens_BEL.device)
+            kept_B = (tokens_BEL != empty_1EL).any(2).any(1).to(states_BLD)
             states_BLD, pooled_BD = states_BLD * kept_B[:, None, None], pooled_BD * kept_B[:, None]
         return Cond(states_BLD, pooled_BD)
 

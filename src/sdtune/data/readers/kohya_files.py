@@ -25,7 +25,9 @@ READ = frozenset(
 INSTEAD = {
     "resolution": "data.resolution", "batch_size": "train.batch_size", "flip_aug": "data.flip", "random_crop": 'data.crop="random"',
     "caption_dropout_rate": "data.caption_dropout", "validation_split": "data.validation_share", "alpha_mask": 'data.mask="alpha"',
-    "conditioning_data_dir": "data.mask_path",
+    "conditioning_data_dir": "data.mask_path", "color_aug": "data.jitter", "shuffle_caption": "data.shuffle_tags",
+    "keep_tokens": "data.keep_tags", "caption_tag_dropout_rate": "data.tag_dropout", "enable_wildcard": "data.wildcards",
+    "keep_tokens_separator": "||| with data.shuffle_tags", "secondary_separator": ";;; with data.shuffle_tags",
 }  # fmt: skip
 """Settings of the file that the recipe has, too."""
 TO_IGNORE = frozenset({"subsets", "cache_info", "resize_interpolation"})
