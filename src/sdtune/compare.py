@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sdtune import pictures
 from sdtune.bands import changes
 from sdtune.config import RunConfig, SampleConfig
 from sdtune.data import dataset, images
@@ -167,7 +168,7 @@ def comparing(
 
 def make_plan(config: RunConfig) -> Plan:
     """Read the folders and choose the prompts. Raises DataError or EvaluationError."""
-    splits = dataset.scan(config.data, seed=config.train.seed)
+    splits = pictures.scan(config)
     held_out, source = _reference(config, splits.validation)
     control, control_source = _control(config)
     prompts, prompt_source = _prompts(config, held_out)

@@ -17,7 +17,7 @@ from sdtune import distributed
 from sdtune.config import RunConfig
 from sdtune.data.batch import Batch, validation_batch
 from sdtune.data.cache import Cache
-from sdtune.data.dataset import Splits, resolve, root_of, scan, scan_class
+from sdtune.data.dataset import Splits, resolve, root_of, scan_class
 from sdtune.data.record import changes, record
 from sdtune.ema import Ema
 from sdtune.environment import environment
@@ -27,6 +27,7 @@ from sdtune.files import as_json
 from sdtune.memory import Swap, compute_again
 from sdtune.model import Model
 from sdtune.objective import Loss
+from sdtune.pictures import scan
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
 from sdtune.scaling import LossScale
@@ -49,7 +50,7 @@ class Ready:
 def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | Ready]:
     config.optimizer.check()
     found = yield from take_up(run)
-    splits = scan(config.data, seed=config.train.seed)
+    splits = scan(config)
     model = config.model.load(device=device, dtype=dtype)
     run.write(run.environment_file, as_json(environment(device)))
     for note in splits.notes:

@@ -1,0 +1,179 @@
+"""What is found in pictures that can be used: sizes, captions, copies, leaks. The scan before training and `sdtune data check` share
+it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from sdtune.data.caption import cut_off
+from sdtune.data.config import DataConfig
+from sdtune.data.layouts import Fault, listed, plural
+from sdtune.data.likeness import DISTANCE, groups, near
+
+if TYPE_CHECKING:
+    from sdtune.data.dataset import Example
+
+ELONGATED = 3
+"""Longer than so many times the shorter side."""
+TINY = 4
+"""Enlarged more than so many times."""
+CUT_AWAY = 1 / 3
+"""A picture of 3:2, as cameras make them, loses that much to a square, and nothing is said of it."""
+TONE = 12
+"""Look-alikes differ by no more than this, of 255, in any of their coarse colours."""
+CUTS = 1000
+"""For so many captions the text that is cut off is looked for; of more than that only the tokens are counted."""
+
+Name = Callable[[Path], str]
+
+
+class Tokens(Protocol):
+    """The tokenizer of a model; a `Model` is one, too."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What pictures and captions have to fit. Of what is not known nothing is found."""
+
+    resolution: int | None = None
+    """Side in pixels that is trained at."""
+    tokens: Tokens | None = None
+
+
+def of_sizes(examples: Sequence[Example], config: DataConfig, fit: Fit, name: Name) -> Iterator[Fault]:
+    """Pictures that are small for what is trained at, long, or lose much to the crop."""
+    lost = {"squash": "squashed", "pad": "mostly background"}.get(config.crop, "mostly cut away")
+    for e in examples:
+        shorter, longer, side = min(e.size), max(e.size), fit.resolution
+        found = []
+        if side and shorter * TINY < side:
+            found.append(("tiny", f"smaller than a quarter of {side} pixels, mostly invented"))
+        elif side and shorter < side:
+            found.append(("enlarged", f"smaller than {side} pixels, enlarged"))
+        if longer > ELONGATED * shorter:
+            found.append(("elongated", f"more than three times as long as wide, {lost}"))
+        elif config.crop == "center" and (share := 1 - shorter / longer) > CUT_AWAY + 0.01:
+            found.append(("cropped", "of which more than a third is cut away"))
+            yield Fault(name(e.image), found.pop()[1], True, "cropped", (e.image,), detail=f"{share:.0%}")
+        for kind, what in found:
+            yield Fault(name(e.image), what, True, kind, (e.image,), detail=f"{e.size[0]}x{e.size[1]}")
+
+
+def of_captions(examples: Sequence[Example], fit: Fit, name: Name) -> Iterator[Fault]:
+    """Captions that the text encoder does not read to their end, and what of them is cut off."""
+    if fit.tokens is None:
+        return
+    limit, count = fit.tokens.max_tokens, fit.tokens.token_counts
+    texts = list(dict.fromkeys(c for e in examples for c in e.captions))
+    long = {text: n for text, n in zip(texts, count(texts) if texts else (), strict=True) if n > limit}
+    cuts = {text: cut_off(text, count, limit) for text in list(long)[:CUTS]}
+    what = f"with a caption of more than the {limit} tokens that the text encoder reads"
+    for e in examples:
+        for text in filter(long.__contains__, e.captions):
+            cut = f", of which this is cut off: {cuts[text]!r}" if text in cuts else ""
+            yield Fault(name(e.image), what, True, "long_caption", (e.image,), detail=f"{long[text]} tokens{cut}")
+            break
+
+
+def copies(examples: Sequence[Example], name: Name) -> Iterator[Fault]:
+    """Pictures that are there more than once, byte for byte."""
+    same: dict[str, dict[Path, None]] = defaultdict(dict)  # two sources may name one file
+    for e in examples:
+        same[e.digest][e.image] = None
+    for images in (list(paths) for paths in same.values() if len(paths) > 1):
+        where = " = ".join(map(name, images))
+        what = "exact copies, seen more often than the others"
+        yield Fault(where, what, True, "copies", tuple(images), out=tuple(images[1:]))
+
+
+def near_copies(examples: Sequence[Example], name: Name) -> Iterator[Fault]:
+    """Pictures that look alike and are no exact copies. The largest of each lot is named first, and is the one that stays."""
+    once = list({e.digest: e for e in examples}.values())
+    for places in alike(once):
+        lot = sorted((once[i] for i in places), key=lambda e: -e.size[0] * e.size[1])
+        images = tuple(e.image for e in lot)
+        what = "look alike: another size, format or quality of the same"
+        yield Fault(" ~ ".join(map(name, images)), what, True, "near_copies", images, out=images[1:])
+
+
+def leaks(train: Sequence[Example], validation: Sequence[Example], name: Name) -> Iterator[Fault]:
+    """Pictures that are trained on and validated with, byte for byte."""
+    known = {e.digest: e.image for e in train}
+    for e in validation:
+        if (twin := known.get(e.digest)) is not None:
+            what = f"the same picture as {name(twin)}, which is trained on; remove one of them"
+            yield Fault(name(e.image), what, True, "leak", (twin, e.image), out=(twin,))
+
+
+def near_leaks(train: Sequence[Example], validation: Sequence[Example], name: Name) -> Iterator[Fault]:
+    """Training pictures that look like a validation picture, and are no exact copies."""
+    kept = {e.digest for e in validation}
+    rest = [e for e in train if e.digest not in kept and e.look]
+    looks = np.asarray([e.look for e in rest], np.uint64)
+    for e in validation if rest else ():
+        if not e.look:
+            continue
+        for i in near(e.look, looks):
+            if _tone(e, rest[i]) <= TONE:
+                where = f"{name(rest[i].image)} ~ {name(e.image)}"
+                pair = (rest[i].image, e.image)
+                yield Fault(where, "look like a picture that is validated with", True, "near_leak", pair, out=pair[:1])
+
+
+def triggers(examples: Sequence[Example], words: Sequence[str], name: Name) -> Iterator[Fault]:
+    """Pictures none of whose captions, or not all, have a trigger word (whatever its case)."""
+    for word in words:
+        for e in examples:
+            if not all(word.lower() in caption.lower() for caption in e.captions):
+                what = f"with a caption that lacks the trigger word {word!r}"
+                yield Fault(name(e.image), what, True, "no_trigger", (e.image,), detail=repr(e.captions[0]))
+
+
+def alike(examples: Sequence[Example]) -> list[list[int]]:
+    """The places of pictures that look like the first of their lot: in brightness (`likeness`) and in colour."""
+    seen = [i for i, e in enumerate(examples) if e.look]  # without any structure all look alike
+    lots = []
+    for group in groups([examples[i].look for i in seen]):
+        left = np.asarray([seen[k] for k in group])
+        looks = np.asarray([examples[i].look for i in left], np.uint64)
+        tones = np.stack([np.frombuffer(examples[i].colours, np.uint8) for i in left]).astype(np.int16)
+        while len(left) > 1:
+            same = np.bitwise_count(looks ^ looks[0]) <= DISTANCE
+            same &= np.abs(tones - tones[0]).max(1) <= TONE
+            if same.sum() > 1:
+                lots.append(left[same].tolist())
+            left, looks, tones = left[~same], looks[~same], tones[~same]
+    return lots
+
+
+def _tone(a: Example, b: Example) -> int:
+    first, second = (np.frombuffer(e.colours, np.uint8).astype(np.int16) for e in (a, b))
+    return int(np.abs(first - second).max())
+
+
+LEADS = {"copies": "with ", "near_copies": "that ", "near_leak": "that "}
+
+
+def told(faults: Sequence[Fault]) -> list[str]:
+    """Notes on findings that are let pass, one for all of a kind that say the same."""
+    same: dict[tuple[str, str], list[Fault]] = defaultdict(list)
+    for fault in faults:
+        same[fault.kind, fault.what].append(fault)
+    notes = []
+    for (kind, what), some in same.items():
+        text = f"{plural(len(some), 'picture')} {LEADS.get(kind, '')}{what}: {listed([f.where for f in some])}"
+        if kind == "long_caption":
+            text += f"; the first has {some[0].detail}"
+        notes.append(text)
+    return notes

@@ -1,0 +1,67 @@
+"""What a model's settings say of pictures and captions, without its weights. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdtune.errors import ModelError
+from sdtune.families.places import Source, hub_folder, is_hub_id, json_of, locate, settings_folder
+
+TOKENIZERS = ("CLIPTokenizer", "T5Tokenizer")
+"""A file from a stranger chooses no other code to run."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The first tokenizer of a model, which counts as the model itself does."""
+
+    tokenizer: Any
+    max_tokens: int
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each text, start and end marks included."""
+        return [len(ids) for ids in self.tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
+
+
+def folder_of(source: Source) -> Path:
+    """The folder with the settings and tokenizers of a model; of a Hub id no weights are fetched. Raises ModelError."""
+    name = source.path
+    if is_hub_id(name):
+        options = {"revision": source.revision, "variant": source.variant, "download": source.download}
+        return hub_folder(name, weights=(), **options)  # type: ignore[arg-type]
+    in_the_hub = name.count("/") >= 2 and name[0] not in "./~" and not Path(name).exists()
+    if name.endswith(".safetensors") and in_the_hub:
+        return settings_folder(source)
+    path, _ = locate(source)
+    return path if path.is_dir() else settings_folder(source)
+
+
+def words(folder: Path) -> Words:
+    """The tokenizer of a folder in diffusers layout. Raises ModelError."""
+    import transformers
+
+    named = json_of(folder / "model_index.json").get("tokenizer")
+    name = str(named[-1]).removesuffix("Fast") if isinstance(named, list) and named else "none"
+    if name not in TOKENIZERS:
+        raise ModelError(f"{folder}: model_index.json names {name} as tokenizer; known: {', '.join(TOKENIZERS)}")
+    try:
+        tokenizer = getattr(transformers, name).from_pretrained(folder / "tokenizer")
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: tokenizer: {str(error).strip().splitlines()[0]}") from error
+    places = json_of(folder / "text_encoder" / "config.json").get("max_position_embeddings")
+    most = int(tokenizer.model_max_length)
+    return Words(tokenizer, min(most, places) if isinstance(places, int) else most)
+
+
+def resolution(folder: Path) -> int | None:
+    """The side in pixels that a model was made for; None if its settings do not say."""
+    side = next((json_of(folder / part / "config.json").get("sample_size") for part in _denoisers(folder)), None)
+    blocks = json_of(folder / "vae" / "config.json").get("block_out_channels")
+    return side * 2 ** (len(blocks) - 1) if isinstance(side, int) and isinstance(blocks, list) and blocks else None
+
+
+def _denoisers(folder: Path) -> list[str]:
+    return [part for part in ("unet", "transformer") if (folder / part).is_dir()]

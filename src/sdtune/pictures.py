@@ -1,0 +1,44 @@
+"""The pictures of a recipe, looked at with what its model reads: before training, before a comparison, and by the doctors. Loads no
+weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdtune.config import RunConfig
+from sdtune.data import dataset
+from sdtune.data.check.findings import Fit
+from sdtune.data.dataset import Progress, Splits, Survey
+from sdtune.errors import ModelError
+from sdtune.families import settings
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model of a recipe reads, as far as its settings say."""
+
+    fit: Fit
+    unknown: str = ""
+    """Why captions cannot be counted, or sizes not be judged."""
+
+
+def reading(config: RunConfig) -> Reading:
+    """Side and tokenizer of the model. What cannot be found out is said, and left to loading the model."""
+    try:
+        folder = settings.folder_of(config.model)
+        side, why = config.data.resolution or settings.resolution(folder), ""
+        if side is None:
+            why = f"{config.model.path}: its settings name no size; set data.resolution"
+        return Reading(Fit(side, settings.words(folder)), why)
+    except ModelError as error:
+        return Reading(Fit(config.data.resolution), str(error))
+
+
+def scan(config: RunConfig) -> Splits:
+    """See `dataset.scan`."""
+    return dataset.scan(config.data, seed=config.train.seed, fit=reading(config).fit)
+
+
+def survey(config: RunConfig, reading: Reading, progress: Progress | None = None) -> Survey:
+    """See `dataset.survey`."""
+    return dataset.survey(config.data, seed=config.train.seed, fit=reading.fit, progress=progress)
