@@ -174,8 +174,8 @@ def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progres
     look(first)
     look(findings.of_sizes([*all_of.examples, *validation], config, fit, called))
     look(findings.of_captions([*all_of.examples, *validation], fit, called))
-    for part in (all_of.examples, validation):
-        look(findings.copies(part, called))
+    look(findings.copies(all_of.examples, called))
+    look(findings.copies(validation, called))
     look(findings.near_copies(all_of.examples, called))
     look(findings.leaks(all_of.examples, validation, called))
     if not validation:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.layouts import Fault, listed, plural
-from sdtune.data.likeness import DISTANCE, groups, near
+from sdtune.data.likeness import groups, near
 
 if TYPE_CHECKING:
     from sdtune.data.dataset import Example
@@ -25,7 +26,9 @@ TINY = 4
 """Enlarged more than so many times."""
 CUT_AWAY = 1 / 3
 """A picture of 3:2, as cameras make them, loses that much to a square, and nothing is said of it."""
-TONE = 12
+DISTANCE = 8
+"""Bits of 64 in the difference hashes of look-alikes: more than where brightness alone decides, since colours are asked, too."""
+TONE = 16
 """Look-alikes differ by no more than this, of 255, in any of their coarse colours."""
 CUTS = 1000
 """For so many captions the text that is cut off is looked for; of more than that only the tokens are counted."""
@@ -124,7 +127,7 @@ def near_leaks(train: Sequence[Example], validation: Sequence[Example], name: Na
     for e in validation if rest else ():
         if not e.look:
             continue
-        for i in near(e.look, looks):
+        for i in near(e.look, looks, DISTANCE):
             if _tone(e, rest[i]) <= TONE:
                 where = f"{name(rest[i].image)} ~ {name(e.image)}"
                 pair = (rest[i].image, e.image)
@@ -136,25 +139,38 @@ def triggers(examples: Sequence[Example], words: Sequence[str], name: Name) -> I
     for word in words:
         for e in examples:
             if not all(word.lower() in caption.lower() for caption in e.captions):
-                what = f"with a caption that lacks the trigger word {word!r}"
-                yield Fault(name(e.image), what, True, "no_trigger", (e.image,), detail=repr(e.captions[0]))
+                yield Fault(name(e.image), lacks(word), True, "no_trigger", (e.image,), detail=repr(e.captions[0]))
+
+
+def lacks(word: str) -> str:
+    return f"with a caption that lacks the trigger word {word!r}"
 
 
 def alike(examples: Sequence[Example]) -> list[list[int]]:
-    """The places of pictures that look like the first of their lot: in brightness (`likeness`) and in colour."""
+    """The places of pictures that look like one of their lot: in brightness (`likeness`) and in colour."""
     seen = [i for i, e in enumerate(examples) if e.look]  # without any structure all look alike
     lots = []
-    for group in groups([examples[i].look for i in seen]):
-        left = np.asarray([seen[k] for k in group])
-        looks = np.asarray([examples[i].look for i in left], np.uint64)
-        tones = np.stack([np.frombuffer(examples[i].colours, np.uint8) for i in left]).astype(np.int16)
-        while len(left) > 1:
-            same = np.bitwise_count(looks ^ looks[0]) <= DISTANCE
-            same &= np.abs(tones - tones[0]).max(1) <= TONE
-            if same.sum() > 1:
-                lots.append(left[same].tolist())
-            left, looks, tones = left[~same], looks[~same], tones[~same]
+    for group in groups([examples[i].look for i in seen], DISTANCE):
+        lots += _lots(np.asarray([seen[k] for k in group]), examples)
     return lots
+
+
+def _lots(places: NDArray[np.intp], examples: Sequence[Example]) -> Iterator[list[int]]:
+    """Of pictures that hang together by their hashes alone, those that are near to one of them, two or more."""
+    tones = np.stack([np.frombuffer(examples[i].colours, np.uint8) for i in places]).astype(np.int16)
+    order = np.argsort(tones.mean(1), kind="stable")
+    places, tones = places[order], tones[order]
+    looks = np.asarray([examples[i].look for i in places], np.uint64)
+    means, taken = tones.mean(1), np.zeros(len(places), bool)
+    ends = np.searchsorted(means, means + TONE, "right")  # what differs more in the mean differs more in a field
+    for i, end in enumerate(ends.tolist()):
+        if taken[i]:
+            continue
+        near_by = i + np.flatnonzero(~taken[i:end] & (np.bitwise_count(looks[i:end] ^ looks[i]) <= DISTANCE))
+        lot = near_by[np.abs(tones[near_by] - tones[i]).max(1) <= TONE]
+        if len(lot) > 1:
+            taken[lot] = True
+            yield sorted(places[lot].tolist())
 
 
 def _tone(a: Example, b: Example) -> int:

@@ -131,13 +131,13 @@ FIXED = {
 @cache
 def kinds() -> dict[str, Kind]:
     """All kinds by name, the worst first."""
-    helps, hints, found = field_help(On), get_type_hints(On), dict[str, Kind]()  # type: ignore[arg-type]  # mypy: a class is hashable
+    helps, hints, found, usual = field_help(On), get_type_hints(On), dict[str, Kind](), On()
     for name in ("outside", "dataset", "name_clash"):
         found[name] = _fixed(name)
     for f in fields(On):
         choices = tuple(_choices(hints[f.name]))
         about = helps[f.name].replace("\n", " ").removesuffix(" Unset: as `data.on_bad` says.")
-        found[f.name] = Kind(f.name, about, REMEDIES[f.name], f.default, choices)
+        found[f.name] = Kind(f.name, about, REMEDIES[f.name], getattr(usual, f.name), choices)
     for name in ("no_trigger", "few_alike"):
         found[name] = _fixed(name)
     return found
