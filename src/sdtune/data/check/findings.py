@@ -106,7 +106,7 @@ def near_copies(examples: Sequence[Example], name: Name) -> Iterator[Fault]:
     for places in alike(once):
         lot = sorted((once[i] for i in places), key=lambda e: -e.size[0] * e.size[1])
         images = tuple(e.image for e in lot)
-        what = "look alike: another size, format or quality of the same"
+        what = "near copies (another size, format or quality of the same)"
         yield Fault(" ~ ".join(map(name, images)), what, True, "near_copies", images, out=images[1:])
 
 
@@ -131,7 +131,7 @@ def near_leaks(train: Sequence[Example], validation: Sequence[Example], name: Na
             if _tone(e, rest[i]) <= TONE:
                 where = f"{name(rest[i].image)} ~ {name(e.image)}"
                 pair = (rest[i].image, e.image)
-                yield Fault(where, "look like a picture that is validated with", True, "near_leak", pair, out=pair[:1])
+                yield Fault(where, "much like one that is validated with", True, "near_leak", pair, out=pair[:1])
 
 
 def triggers(examples: Sequence[Example], words: Sequence[str], name: Name) -> Iterator[Fault]:
@@ -149,7 +149,7 @@ def lacks(word: str) -> str:
 def alike(examples: Sequence[Example]) -> list[list[int]]:
     """The places of pictures that look like one of their lot: in brightness (`likeness`) and in colour."""
     seen = [i for i, e in enumerate(examples) if e.look]  # without any structure all look alike
-    lots = []
+    lots = list[list[int]]()
     for group in groups([examples[i].look for i in seen], DISTANCE):
         lots += _lots(np.asarray([seen[k] for k in group]), examples)
     return lots
@@ -178,7 +178,7 @@ def _tone(a: Example, b: Example) -> int:
     return int(np.abs(first - second).max())
 
 
-LEADS = {"copies": "with ", "near_copies": "that ", "near_leak": "that "}
+LEADS = {"copies": "with ", "near_copies": "with "}
 
 
 def told(faults: Sequence[Fault]) -> list[str]:

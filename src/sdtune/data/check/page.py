@@ -73,9 +73,10 @@ def _view(report: Report) -> Json:
 
 def _row(row: Row, place: int, report: Report) -> Json:
     kind = row.kind
+    about, remedy = (text.replace("`", "") for text in (kind.about, kind.remedy))
     return {
         "id": f"{kind.name}-{place}", "name": kind.name, "count": len(row.faults), "policy": row.policy, "key": row.key,
-        "about": kind.about.replace("`", ""), "remedy": kind.remedy.replace("`", ""), "choices": ", ".join(kind.policies), "lots": kind.name in PAIRED,
+        "about": about, "remedy": remedy, "choices": ", ".join(kind.policies), "lots": kind.name in PAIRED,
         "finds": [_find(f, report) for f in row.faults[:SHOWN]], "more": max(0, len(row.faults) - SHOWN),
     }  # fmt: skip
 
