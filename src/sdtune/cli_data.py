@@ -412,7 +412,7 @@ def check(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE|FOLDER]",
+            metavar="RECIPE|FOLDER",
             help="A recipe, or whatever data.path may be.  [dim]data.path of the settings[/dim]",
             show_default=False,
         ),
@@ -420,7 +420,7 @@ def check(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[A.B=C]",
+            metavar="A.B=C",
             help="Settings that replace those of the recipe, such as data.crop=pad.",
             show_default=False,
         ),
@@ -487,7 +487,7 @@ def _examine(source: str | None, overrides: list[str], words: list[str], screen:
     screen.busy(f"looking through {config.data.label}")
     reading = pictures.reading(config)
     survey = pictures.survey(config, reading, lambda done, total: _advance("reading", done, total, screen, caught))
-    report = examine(survey, reading.fit, words=words)
+    report = examine(survey, reading.fit, words=pictures.trigger_words(config, words))
     screen.done()
     fit, model = reading.fit, config.model.path
     rows = [("pictures", f"{report.train} to train on, {report.validation} held out ({report.label})")]

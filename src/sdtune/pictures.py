@@ -3,6 +3,7 @@ weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdtune.config import RunConfig
@@ -42,3 +43,9 @@ def scan(config: RunConfig) -> Splits:
 def survey(config: RunConfig, reading: Reading, progress: Progress | None = None) -> Survey:
     """See `dataset.survey`."""
     return dataset.survey(config.data, seed=config.train.seed, fit=reading.fit, progress=progress)
+
+
+def trigger_words(config: RunConfig, more: Sequence[str] = ()) -> list[str]:
+    """What each caption should have: the prefix, the method's new words, and `more`."""
+    words = [config.data.caption_prefix.strip(), *getattr(config.method, "tokens", {}), *more]
+    return list(dict.fromkeys(filter(None, words)))

@@ -23,7 +23,7 @@ from PIL import Image
 from sdtune import cli, pictures
 from sdtune import config as configs
 from sdtune.config import RunConfig
-from sdtune.data import dataset
+from sdtune.data import dataset, images
 from sdtune.data.check import findings, kinds, page, report
 from sdtune.data.check.findings import Fit
 from sdtune.data.check.report import Report
@@ -230,7 +230,7 @@ def test_each_kind_is_found_and_its_policy_obeyed(
     (row,), known = seen.rows, kinds.kinds()[kind]
     assert "bad" in row.faults[0].where and row.policy == usual
     for policy in known.policies:
-        options = {} if len(known.policies) == 1 else {"on": kinds.On(**{kind: policy})}  # type: ignore[arg-type]
+        options: dict[str, Any] = {"on": kinds.On(**{kind: policy})} if len(known.policies) > 1 else {}  # type: ignore[arg-type]
         assert bool(examined(folder, **options).stopping) == (policy == "fail")
         if policy == "fail":
             with pytest.raises(DataError, match="bad"):
@@ -257,7 +257,7 @@ def test_colours_tell_drawings_apart_that_have_one_shape(folder: Path) -> None:
         bands = im.convert("L").point(lambda v: v // 4), *([Image.new("L", im.size, 90)] * 2)
         put(folder / f"{name}.png", 1)
         Image.merge("RGB", [bands[i] for i in order]).save(folder / f"{name}.png")
-    a, b = (dataset.images.check((folder / f"{n}.png").read_bytes()) for n in "ab")
+    a, b = (images.check((folder / f"{n}.png").read_bytes()) for n in "ab")
     assert bin(a.look ^ b.look).count("1") <= findings.DISTANCE, "the brightness alone takes one for the other"
     assert found(folder) == {}
 
@@ -379,6 +379,8 @@ def test_trigger_words(folder: Path) -> None:
     assert [(t.word, t.having) for t in seen.triggers] == [("sks", 1), ("red", 5)]
     (row,) = seen.rows
     assert (row.kind.name, len(row.faults), row.policy) == ("no_trigger", 4, "warn")
+    config = configs.load(None, ["data.caption_prefix=art of", 'method.tokens={"<sks>" = "dog"}'])
+    assert pictures.trigger_words(config, ["red"]) == ["art of", "<sks>", "red"]
 
 
 # ---- the configuration
@@ -540,13 +542,13 @@ def test_files_of_others_are_never_replaced(option: str, folder: Path, tmp_path:
 
 
 def test_ctrl_c_ends_it_and_writes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = dataset.images.check
+    look = images.check
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return look(*arguments, **options)
 
-    monkeypatch.setattr(dataset.images, "check", interrupted)
+    monkeypatch.setattr(images, "check", interrupted)
     monkeypatch.setattr("sdtune.console.Screen.stopping", lambda *_: None)
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"a second signal: {code}"))
     monkeypatch.setattr(os, "kill", _once(os.kill))

@@ -48,7 +48,7 @@ class On(Section):
     copies: Doubtful = "warn"
     """The same picture several times, so that it is seen more often than the others. "skip" keeps the first."""
     near_copies: Doubtful = "warn"
-    """Pictures that look alike: another size, format or quality of the same. "skip" keeps the first."""
+    """Pictures that look alike: another size, format or quality of the same. "skip" keeps the largest."""
     mislabelled: Doubtful = "warn"
     """Files whose name says another format than they have; they are read as what they are."""
     animated: Doubtful = "warn"

@@ -22,7 +22,8 @@ SHOWN = 24
 """Findings of a kind that are shown; the rest is counted, and named in the JSON."""
 BESIDE = 4
 """Look-alikes that are shown side by side."""
-PAIRED = ("leak", "near_leak", "copies", "near_copies", "name_clash")
+WIDE = ("leak", "near_leak", "copies", "near_copies", "name_clash", "long_caption", "no_trigger")
+"""Kinds with several pictures or much text in a card."""
 LONGEST = 600
 """A caption that is cut off may be longer than what there is to say about it."""
 
@@ -76,7 +77,7 @@ def _row(row: Row, place: int, report: Report) -> Json:
     about, remedy = (text.replace("`", "") for text in (kind.about, kind.remedy))
     return {
         "id": f"{kind.name}-{place}", "name": kind.name, "count": len(row.faults), "policy": row.policy, "key": row.key,
-        "about": about, "remedy": remedy, "choices": ", ".join(kind.policies), "lots": kind.name in PAIRED,
+        "about": about, "remedy": remedy, "choices": ", ".join(kind.policies), "lots": kind.name in WIDE,
         "finds": [_find(f, report) for f in row.faults[:SHOWN]], "more": max(0, len(row.faults) - SHOWN),
     }  # fmt: skip
 
