@@ -482,18 +482,30 @@ def _examine(source: str | None, overrides: list[str], words: list[str], screen:
     """Read everything, with a bar."""
     from sdtune import pictures
     from sdtune.data.check.report import examine
+    from sdtune.data.layouts import listed
 
     config = _config_of(source, overrides)
     screen.busy(f"looking through {config.data.label}")
     reading = pictures.reading(config)
     survey = pictures.survey(config, reading, lambda done, total: _advance("reading", done, total, screen, caught))
-    report = examine(survey, reading.fit, words=pictures.trigger_words(config, words))
+    report = examine(survey, reading.fit, words=pictures.trigger_words(config, words), batch=config.train.batch_size)
     screen.done()
     fit, model = reading.fit, config.model.path
     rows = [("pictures", f"{report.train} to train on, {report.validation} held out ({report.label})")]
     if fit.tokens:
-        rows.append(("model", f"{model}: {fit.resolution or '?'} pixels, captions of {fit.tokens.max_tokens} tokens"))
+        rows.append(
+            (
+                "model",
+                f"{model}: {' and '.join(map(str, fit.resolutions)) or '?'} pixels, captions of {fit.tokens.max_tokens} tokens",
+            )
+        )
     rows += [("note", f"captions are not counted: {reading.unknown}")] if reading.unknown else []
+    if report.frames:
+        rows.append(
+            ("frames", listed([f"{row.frame}: {row.count}, {row.cropped:.0%} cut away" for row in report.frames]))
+        )
+    if report.left_out:
+        rows.append(("note", f"{report.left_out} too small for their frame are left out (data.enlarge=false)"))
     if config.model == type(config.model)():
         rows.append(("note", "measured by the model that comes with sdtune; a recipe or model.path=... names yours"))
     screen.rows([*rows, *(("note", note) for note in report.notes)])

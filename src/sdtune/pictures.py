@@ -10,6 +10,7 @@ from sdtune.config import RunConfig
 from sdtune.data import dataset
 from sdtune.data.check.findings import Fit
 from sdtune.data.dataset import Progress, Splits, Survey
+from sdtune.data.frames import resolutions
 from sdtune.errors import ModelError
 from sdtune.families import settings
 
@@ -27,12 +28,13 @@ def reading(config: RunConfig) -> Reading:
     """Side and tokenizer of the model. What cannot be found out is said, and left to loading the model."""
     try:
         folder = settings.folder_of(config.model)
-        side, why = config.data.resolution or settings.resolution(folder), ""
-        if side is None:
-            why = f"{config.model.path}: its settings name no size; set data.resolution"
-        return Reading(Fit(side, settings.words(folder)), why)
+        usual, words = settings.resolution(folder), settings.words(folder)
     except ModelError as error:
-        return Reading(Fit(config.data.resolution), str(error))
+        return Reading(Fit(tuple(resolutions(config.data, 0)) if config.data.resolution else ()), str(error))
+    if usual is None and config.data.resolution is None:
+        why = f"{config.model.path}: its settings name no size; set data.resolution"
+        return Reading(Fit(tokens=words), why)
+    return Reading(Fit(tuple(resolutions(config.data, usual or 0)), settings.grid(folder), words))
 
 
 def scan(config: RunConfig) -> Splits:

@@ -41,7 +41,9 @@ SIDE = 64
 @cache
 def fit() -> Fit:
     folder = settings.folder_of(Sd1())
-    return Fit(settings.resolution(folder), settings.words(folder))
+    side = settings.resolution(folder)
+    assert side == SIDE
+    return Fit((side,), settings.grid(folder), settings.words(folder))
 
 
 def drawing(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
@@ -339,6 +341,27 @@ def test_all_pictures_left_out_is_an_error(tmp_path: Path) -> None:
         scan(tmp_path / "set", on=kinds.On(enlarged="skip"))
 
 
+def test_frames(folder: Path) -> None:
+    for i in range(3):
+        put(folder / f"wide{i}.png", i, size=(176, 96))
+    wide = "96x40"  # sides in steps of 8, area at most 64 x 64
+    square = examined(folder, crop="center")
+    assert [(r.frame, r.count) for r in square.frames] == [("64x64", 7)]
+    assert square.frames[0].cropped == pytest.approx(3 / 7 * (1 - 96 / 176), abs=1e-3)
+    assert [row.kind.name for row in square.rows] == ["cropped"]
+    survey = dataset.survey(DataConfig(path=str(folder), validation_share=0, buckets=True), fit=fit())
+    seen = report.examine(survey, fit(), batch=4)
+    assert [(r.frame, r.count, r.enlarged) for r in seen.frames] == [("64x64", 4, 0), (seen.frames[1].frame, 3, 0)]
+    assert seen.frames[1].cropped < 0.1 and seen.frames[1].frame != wide
+    (row,) = seen.rows
+    assert (row.kind.name, row.faults[0].what) == ("small_frame", "holds 3 pictures, fewer than a batch of 4")
+    small(folder)
+    held = examined(folder, buckets=True, enlarge=False, resolution=64)
+    assert held.left_out == 0 and any(r.frame == "56x64" for r in held.frames), "a frame of its own size"
+    many = dataset.survey(DataConfig(path=str(folder), validation_share=0), fit=replace(fit(), resolutions=(64, 32)))
+    assert {r.resolution for r in report.examine(many, replace(fit(), resolutions=(64, 32))).frames} == {32, 64}
+
+
 # ---- captions
 
 
@@ -364,7 +387,8 @@ def test_the_tokenizer_without_weights_counts_as_the_model_does(tmp_path: Path) 
     shutil.copytree(whole, bare_folder, ignore=shutil.ignore_patterns("*.safetensors"))
     words, texts = settings.words(bare_folder), ["a red apple", "sks " * 40, ""]
     assert words.token_counts(texts) == model.token_counts(texts)
-    assert (words.max_tokens, settings.resolution(bare_folder)) == (model.max_tokens, model.resolution)
+    assert words.max_tokens == model.max_tokens
+    assert (settings.resolution(bare_folder), settings.grid(bare_folder)) == (model.resolution, model.grid)
 
 
 def test_another_tokenizer_class_is_refused(tmp_path: Path) -> None:

@@ -58,10 +58,21 @@ def words(folder: Path) -> Words:
 
 def resolution(folder: Path) -> int | None:
     """The side in pixels that a model was made for; None if its settings do not say."""
-    side = next((json_of(folder / part / "config.json").get("sample_size") for part in _denoisers(folder)), None)
+    side, downscale = _denoiser(folder).get("sample_size"), _downscale(folder)
+    return side * downscale if isinstance(side, int) and downscale else None
+
+
+def grid(folder: Path) -> int:
+    """Pixels per latent and patch; 1 if its settings do not say."""
+    patch = _denoiser(folder).get("patch_size", 1)
+    return (_downscale(folder) or 1) * (patch if isinstance(patch, int) else 1)
+
+
+def _denoiser(folder: Path) -> dict[str, Any]:
+    return json_of(folder / "unet" / "config.json") or json_of(folder / "transformer" / "config.json")
+
+
+def _downscale(folder: Path) -> int | None:
+    """Pixels per latent."""
     blocks = json_of(folder / "vae" / "config.json").get("block_out_channels")
-    return side * 2 ** (len(blocks) - 1) if isinstance(side, int) and isinstance(blocks, list) and blocks else None
-
-
-def _denoisers(folder: Path) -> list[str]:
-    return [part for part in ("unet", "transformer") if (folder / part).is_dir()]
+    return int(2 ** (len(blocks) - 1)) if isinstance(blocks, list) and blocks else None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
+from sdtune.data.frames import Frame, Frames, cropped, scale
 from sdtune.data.layouts import Fault, listed, plural
 from sdtune.data.likeness import groups, near
 
@@ -26,6 +27,7 @@ TINY = 4
 """Enlarged more than so many times."""
 CUT_AWAY = 1 / 3
 """A picture of 3:2, as cameras make them, loses that much to a square, and nothing is said of it."""
+SQUARE = Frame(1, 1)
 DISTANCE = 8
 """Bits of 64 in the difference hashes of look-alikes: more than where brightness alone decides, since colours are asked, too."""
 TONE = 16
@@ -49,28 +51,57 @@ class Tokens(Protocol):
 class Fit:
     """What pictures and captions have to fit. Of what is not known nothing is found."""
 
-    resolution: int | None = None
-    """Side in pixels that is trained at."""
+    resolutions: tuple[int, ...] = ()
+    """Sides in pixels that are trained at."""
+    grid: int = 1
+    """Pixels per latent (and patch), of which the sides of frames are multiples."""
     tokens: Tokens | None = None
+
+    def frames(self, config: DataConfig) -> list[Frames]:
+        """The frames at each resolution, the smallest first. Raises DataError."""
+        return [Frames(side, config, grid=self.grid) for side in sorted(self.resolutions)]
 
 
 def of_sizes(examples: Sequence[Example], config: DataConfig, fit: Fit, name: Name) -> Iterator[Fault]:
     """Pictures that are small for what is trained at, long, or lose much to the crop."""
+    families = fit.frames(config)
     lost = {"squash": "squashed", "pad": "mostly background"}.get(config.crop, "mostly cut away")
     for e in examples:
-        shorter, longer, side = min(e.size), max(e.size), fit.resolution
-        found = []
-        if side and shorter * TINY < side:
-            found.append(("tiny", f"smaller than a quarter of {side} pixels, mostly invented"))
-        elif side and shorter < side:
-            found.append(("enlarged", f"smaller than {side} pixels, enlarged"))
-        if longer > ELONGATED * shorter:
-            found.append(("elongated", f"more than three times as long as wide, {lost}"))
-        elif config.crop == "center" and (share := 1 - shorter / longer) > CUT_AWAY + 0.01:
-            found.append(("cropped", "of which more than a third is cut away"))
-            yield Fault(name(e.image), found.pop()[1], True, "cropped", (e.image,), detail=f"{share:.0%}")
-        for kind, what in found:
-            yield Fault(name(e.image), what, True, kind, (e.image,), detail=f"{e.size[0]}x{e.size[1]}")
+        size, where = f"{e.size[0]}x{e.size[1]}", name(e.image)
+        if small := next(filter(None, (_small(e, frames) for frames in families)), None):
+            yield Fault(where, small[1], True, small[0], (e.image,), detail=size)
+        frame = (families[-1].of(e.size) if families else None) or SQUARE
+        away, ratio = cropped(e.size, frame), max(e.size) / min(e.size)
+        if ratio > ELONGATED and away > CUT_AWAY:
+            what = f"more than three times as long as wide, {lost}"
+            yield Fault(where, what, True, "elongated", (e.image,), detail=size)
+        elif config.crop == "center" and away > CUT_AWAY + 0.01:
+            what = "of which more than a third is cut away"
+            yield Fault(where, what, True, "cropped", (e.image,), detail=f"{away:.0%} of {size}")
+
+
+def _small(e: Example, frames: Frames) -> tuple[str, str] | None:
+    """Kind and text for a picture that is small for its frame at one resolution."""
+    frame, side = frames.of(e.size), frames.resolution
+    if frame is None:
+        return "enlarged", f"too small for {side} pixels, and left out there (data.enlarge=false)"
+    times = scale(e.size, frame)
+    if times > TINY:
+        return "tiny", f"smaller than a quarter of {side} pixels, mostly invented"
+    return ("enlarged", f"smaller than {side} pixels, enlarged") if times > 1 else None
+
+
+def small_frames(examples: Sequence[Example], families: Sequence[Frames], batch: int) -> Iterator[Fault]:
+    """Frames of fewer pictures than a batch."""
+    for frames in families if len(examples) >= batch else ():
+        inside: dict[Frame, list[Path]] = defaultdict(list)
+        for e in examples:
+            if frame := frames.of(e.size):
+                inside[frame].append(e.image)
+        for frame, images in inside.items():
+            if len(images) < batch:
+                what = f"holds {plural(len(images), 'picture')}, fewer than a batch of {batch}"
+                yield Fault(str(frame), what, True, "small_frame", tuple(images))
 
 
 def of_captions(examples: Sequence[Example], fit: Fit, name: Name) -> Iterator[Fault]:

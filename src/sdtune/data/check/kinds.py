@@ -116,14 +116,14 @@ REMEDIES = {
     "tiny": "find larger ones, or leave them out (data.on.tiny=skip)",
     "enlarged": "find larger ones, lower data.resolution, or leave them out (data.on.enlarged=skip)",
     "elongated": "crop them yourself",
-    "cropped": "crop them yourself, or set data.crop=pad",
+    "cropped": "crop them yourself, or set data.buckets=true",
 }
 FIXED = {
     "dataset": ("fail", "What says which picture has which caption cannot be read, or contradicts itself.", "mend it"),
     "outside": ("fail", "Names and links that lead out of the folder: they are never followed.", "copy the files into it"),
     "name_clash": ("fail", "One caption or mask for several pictures, or one picture in several rows.", "rename them"),
     "no_trigger": ("warn", "Captions without the trigger word: they teach it nothing.", "add the word, or data.caption_prefix"),
-    "few_alike": ("warn", "Shapes that fewer pictures have than a batch holds.", "crop them, or lower train.batch_size"),
+    "small_frame": ("warn", "Frames (data.buckets) of fewer pictures than a batch.", "crop them yourself, or lower train.batch_size"),
 }  # fmt: skip
 """Kinds about which nothing can be chosen: policy, what it is, remedy."""
 
@@ -138,7 +138,7 @@ def kinds() -> dict[str, Kind]:
         choices = tuple(_choices(hints[f.name]))
         about = helps[f.name].replace("\n", " ").removesuffix(" Unset: as `data.on_bad` says.")
         found[f.name] = Kind(f.name, about, REMEDIES[f.name], getattr(usual, f.name), choices)
-    for name in ("no_trigger", "few_alike"):
+    for name in ("no_trigger", "small_frame"):
         found[name] = _fixed(name)
     return found
 

@@ -24,6 +24,9 @@ BESIDE = 4
 """Look-alikes that are shown side by side."""
 WIDE = ("leak", "near_leak", "copies", "near_copies", "name_clash", "long_caption", "no_trigger")
 """Kinds with several pictures or much text in a card."""
+WIDEST = 410
+"""A bar, in view-box units."""
+FRAMES = 40
 LONGEST = 600
 """A caption that is cut off may be longer than what there is to say about it."""
 
@@ -56,7 +59,7 @@ def check_file(path: Path) -> None:
 
 
 def _view(report: Report) -> Json:
-    side = f"{report.resolution} pixels" if report.resolution else "unknown"
+    side = " and ".join(map(str, report.resolutions)) + " pixels" if report.resolutions else "unknown"
     facts = [("to train on", str(report.train)), ("held out", str(report.validation)), ("trained at", side)]
     facts += [("the text encoder reads", f"{report.max_tokens} tokens")] if report.max_tokens else []
     facts += [(f"with {t.word!r}", f"{t.having} of {report.train}") for t in report.triggers]
@@ -65,6 +68,8 @@ def _view(report: Report) -> Json:
         ("Proportions", "width to height, the nearest", _bars(report.shapes)),
         ("Captions", "tokens, marks included", _bars(report.tokens)),
     ]
+    if report.frames:
+        charts.insert(0, ("Frames", "for training, and the mean share cut away", _frames(report)))
     return {
         "css": _asset("report.css"), "own_css": _asset("check.css"), "label": report.label, "headline": report.headline,
         "stops": bool(report.stopping), "facts": facts, "charts": charts, "notes": report.notes,
@@ -97,10 +102,21 @@ def _thumb(path: Path, max_pixels: int) -> str | None:
         return None
 
 
-def _bars(bars: Sequence[Bar]) -> list[tuple[str, int, float, bool]]:
+def _bars(bars: Sequence[Bar]) -> list[tuple[str, str, float, bool]]:
     """Label, number, width in view-box units, whether it is beyond the limit."""
     most = max((bar.count for bar in bars), default=0)
-    return [(bar.label, bar.count, round(430 * bar.count / most, 1), bar.odd) for bar in bars]
+    return [(bar.label, str(bar.count), round(WIDEST * bar.count / most, 1), bar.odd) for bar in bars]
+
+
+def _frames(report: Report) -> list[tuple[str, str, float, bool]]:
+    """The same of the frames, those of enlarged pictures in another colour."""
+    shown = report.frames[:FRAMES]
+    most = max(row.count for row in shown)
+    bars = [
+        (row.frame, f"{row.count}, {row.cropped:.0%}", round(WIDEST * row.count / most, 1), row.enlarged > 0)
+        for row in shown
+    ]
+    return bars + ([("others", str(len(report.frames) - FRAMES), 0.0, False)] if len(report.frames) > FRAMES else [])
 
 
 def _asset(name: str) -> str:

@@ -14,6 +14,7 @@ from sdtune.data.check import findings
 from sdtune.data.check.findings import Fit
 from sdtune.data.check.kinds import Kind, Policy, kinds
 from sdtune.data.dataset import Example, Survey
+from sdtune.data.frames import Frame, Frames, cropped, scale
 from sdtune.data.layouts import Fault, shown
 from sdtune.errors import DataError
 from sdtune.files import write_json
@@ -45,6 +46,19 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class FrameRow:
+    """The pictures for training that have one frame at one resolution."""
+
+    resolution: int
+    frame: str
+    count: int
+    cropped: float
+    """The mean share that is cut away, 0 to 1."""
+    enlarged: int
+    """Pictures that are smaller than the frame."""
+
+
+@dataclass(frozen=True)
 class Trigger:
     word: str
     having: int
@@ -59,7 +73,7 @@ class Report:
     validation: int
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-    resolution: int | None
+    resolutions: tuple[int, ...]
     max_tokens: int | None
     sizes: tuple[Bar, ...]
     """Pictures by their shorter side."""
@@ -67,6 +81,10 @@ class Report:
     """Pictures by their proportions."""
     tokens: tuple[Bar, ...]
     """Captions by their tokens."""
+    frames: tuple[FrameRow, ...]
+    """Those that pictures for training have, the most frequent first."""
+    left_out: int
+    """Visits in an epoch that data.enlarge=false leaves out."""
     triggers: tuple[Trigger, ...]
     max_pixels: int
 
@@ -84,8 +102,8 @@ class Report:
         return "Ready to train on" + "".join(f", {part}" for part in parts if part)
 
 
-def examine(survey: Survey, fit: Fit, *, words: Sequence[str] = (), label: str = "") -> Report:
-    """The report on a survey; `words` are triggers that each caption should have."""
+def examine(survey: Survey, fit: Fit, *, words: Sequence[str] = (), batch: int = 1, label: str = "") -> Report:
+    """The report on a survey; `words` are triggers that each caption should have, `batch` the pictures of a batch."""
     everyone, config = [*survey.train, *survey.validation], survey.config
 
     def name(path: Path) -> str:
@@ -93,13 +111,18 @@ def examine(survey: Survey, fit: Fit, *, words: Sequence[str] = (), label: str =
 
     faults = survey.decided()
     faults += [(f, "warn", "") for f in findings.triggers(survey.train, words, name)]
+    families = fit.frames(config)
+    if config.buckets:
+        faults += [(f, "warn", "") for f in findings.small_frames(survey.train, families, batch)]
     if not survey.train and not any(policy == "fail" for _, policy, _ in faults):
         faults.append((Fault(config.label, "no picture is left to train on"), "fail", ""))
     lacking = Counter(f.what for f, _, _ in faults if f.kind == "no_trigger")
+    frames = _frames(survey.train, families, config.crop in ("center", "random"))
     return Report(
         label or config.label, survey.root, len(survey.train), len(survey.validation), _rows(faults), tuple(survey.notes),
-        fit.resolution, fit.tokens.max_tokens if fit.tokens else None, _sizes(everyone, fit.resolution), _shapes(everyone),
-        _tokens(everyone, fit), tuple(Trigger(w, len(survey.train) - lacking[findings.lacks(w)]) for w in words),
+        fit.resolutions, fit.tokens.max_tokens if fit.tokens else None,
+        _sizes(everyone, min(fit.resolutions, default=0)), _shapes(everyone), _tokens(everyone, fit), frames,
+        len(survey.train) * len(families) - sum(row.count for row in frames), tuple(Trigger(w, len(survey.train) - lacking[findings.lacks(w)]) for w in words),
         config.max_pixels,
     )  # fmt: skip
 
@@ -113,7 +136,7 @@ def as_json(report: Report) -> Json:
         "stops": bool(report.stopping),
         "train": report.train,
         "validation": report.validation,
-        "resolution": report.resolution,
+        "resolutions": list(report.resolutions),
         "max_tokens": report.max_tokens,
         "notes": list(report.notes),
         "kinds": [
@@ -126,6 +149,8 @@ def as_json(report: Report) -> Json:
         "shorter_sides": _bars(report.sizes),
         "proportions": _bars(report.shapes),
         "caption_tokens": _bars(report.tokens),
+        "frames": [vars(row) for row in report.frames],
+        "left_out_of_frames": report.left_out,
         "triggers": [{"word": t.word, "pictures": t.having, "of": report.train} for t in report.triggers],
     }  # fmt: skip
 
@@ -179,11 +204,25 @@ def _bars(bars: Sequence[Bar]) -> list[Json]:
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 
 
-def _sizes(examples: Sequence[Example], resolution: int | None) -> tuple[Bar, ...]:
-    edges = sorted({*SIDES, resolution or 0})
+def _frames(examples: Sequence[Example], families: Sequence[Frames], cuts: bool) -> tuple[FrameRow, ...]:
+    rows = []
+    for frames in families:
+        inside: dict[Frame, list[Example]] = {}
+        for e in examples:
+            if frame := frames.of(e.size):
+                inside.setdefault(frame, []).append(e)
+        for frame, some in sorted(inside.items(), key=lambda pair: -len(pair[1])):
+            away = sum(cropped(e.size, frame) for e in some) / len(some) if cuts else 0.0
+            larger = sum(scale(e.size, frame) > 1 for e in some)
+            rows.append(FrameRow(frames.resolution, str(frame), len(some), round(away, 4), larger))
+    return tuple(rows)
+
+
+def _sizes(examples: Sequence[Example], resolution: int) -> tuple[Bar, ...]:
+    edges = sorted({*SIDES, resolution})
     sides = [min(e.size) for e in examples]
     counts = Counter(max(i for i, edge in enumerate(edges) if edge <= side) for side in sides)
-    return tuple(Bar(_span(edges, i), counts[i], bool(resolution and edges[i] < resolution)) for i in _filled(counts))
+    return tuple(Bar(_span(edges, i), counts[i], edges[i] < resolution) for i in _filled(counts))
 
 
 RATIOS = ((1 / 3, "taller"), (9 / 16, "9:16"), (2 / 3, "2:3"), (3 / 4, "3:4"), (1, "1:1"), (4 / 3, "4:3"), (3 / 2, "3:2"),
