@@ -493,16 +493,12 @@ def _examine(source: str | None, overrides: list[str], words: list[str], screen:
     fit, model = reading.fit, config.model.path
     rows = [("pictures", f"{report.train} to train on, {report.validation} held out ({report.label})")]
     if fit.tokens:
-        rows.append(
-            (
-                "model",
-                f"{model}: {' and '.join(map(str, fit.resolutions)) or '?'} pixels, captions of {fit.tokens.max_tokens} tokens",
-            )
-        )
+        sides = " and ".join(map(str, fit.resolutions)) or "?"
+        rows.append(("model", f"{model}: {sides} pixels, captions of {fit.tokens.max_tokens} tokens"))
     rows += [("note", f"captions are not counted: {reading.unknown}")] if reading.unknown else []
     if report.frames:
         rows.append(
-            ("frames", listed([f"{row.frame}: {row.count}, {row.cropped:.0%} cut away" for row in report.frames]))
+            ("frames", listed([f"{row.frame}: {row.count} ({row.cropped:.0%} cut away)" for row in report.frames]))
         )
     if report.left_out:
         rows.append(("note", f"{report.left_out} too small for their frame are left out (data.enlarge=false)"))

@@ -24,8 +24,8 @@ BESIDE = 4
 """Look-alikes that are shown side by side."""
 WIDE = ("leak", "near_leak", "copies", "near_copies", "name_clash", "long_caption", "no_trigger")
 """Kinds with several pictures or much text in a card."""
-WIDEST = 410
-"""A bar, in view-box units."""
+WIDEST, NARROW = 410, 310
+"""Bars, in view-box units: behind those of frames stands more."""
 FRAMES = 40
 LONGEST = 600
 """A caption that is cut off may be longer than what there is to say about it."""
@@ -69,7 +69,7 @@ def _view(report: Report) -> Json:
         ("Captions", "tokens, marks included", _bars(report.tokens)),
     ]
     if report.frames:
-        charts.insert(0, ("Frames", "for training, and the mean share cut away", _frames(report)))
+        charts.insert(0, ("Frames", "of the pictures to train on, with the mean share cut away", _frames(report)))
     return {
         "css": _asset("report.css"), "own_css": _asset("check.css"), "label": report.label, "headline": report.headline,
         "stops": bool(report.stopping), "facts": facts, "charts": charts, "notes": report.notes,
@@ -109,13 +109,13 @@ def _bars(bars: Sequence[Bar]) -> list[tuple[str, str, float, bool]]:
 
 
 def _frames(report: Report) -> list[tuple[str, str, float, bool]]:
-    """The same of the frames, those of enlarged pictures in another colour."""
+    """The same of the frames, in another colour where most are enlarged."""
     shown = report.frames[:FRAMES]
     most = max(row.count for row in shown)
-    bars = [
-        (row.frame, f"{row.count}, {row.cropped:.0%}", round(WIDEST * row.count / most, 1), row.enlarged > 0)
-        for row in shown
-    ]
+    bars = []
+    for row in shown:
+        said = f"{row.count}, {row.cropped:.0%} cut" + f", {row.enlarged} enlarged" * bool(row.enlarged)
+        bars.append((row.frame, said, round(NARROW * row.count / most, 1), 2 * row.enlarged > row.count))
     return bars + ([("others", str(len(report.frames) - FRAMES), 0.0, False)] if len(report.frames) > FRAMES else [])
 
 

@@ -117,12 +117,13 @@ def examine(survey: Survey, fit: Fit, *, words: Sequence[str] = (), batch: int =
     if not survey.train and not any(policy == "fail" for _, policy, _ in faults):
         faults.append((Fault(config.label, "no picture is left to train on"), "fail", ""))
     lacking = Counter(f.what for f, _, _ in faults if f.kind == "no_trigger")
+    triggers = tuple(Trigger(w, len(survey.train) - lacking[findings.lacks(w)]) for w in words)
     frames = _frames(survey.train, families, config.crop in ("center", "random"))
     return Report(
         label or config.label, survey.root, len(survey.train), len(survey.validation), _rows(faults), tuple(survey.notes),
         fit.resolutions, fit.tokens.max_tokens if fit.tokens else None,
         _sizes(everyone, min(fit.resolutions, default=0)), _shapes(everyone), _tokens(everyone, fit), frames,
-        len(survey.train) * len(families) - sum(row.count for row in frames), tuple(Trigger(w, len(survey.train) - lacking[findings.lacks(w)]) for w in words),
+        len(survey.train) * len(families) - sum(row.count for row in frames), triggers,
         config.max_pixels,
     )  # fmt: skip
 
