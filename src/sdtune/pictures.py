@@ -39,7 +39,11 @@ def reading(config: RunConfig) -> Reading:
 
 def scan(config: RunConfig) -> Splits:
     """See `dataset.scan`."""
-    return dataset.scan(config.data, seed=config.train.seed, fit=reading(config).fit)
+    known, on = reading(config), config.data.on
+    splits = dataset.scan(config.data, seed=config.train.seed, fit=known.fit)
+    if known.unknown and {on.tiny, on.enlarged, on.long_caption} & {"fail", "skip"}:
+        splits.notes.append(f"what data.on says of sizes or long captions cannot be obeyed: {known.unknown}")
+    return splits
 
 
 def survey(config: RunConfig, reading: Reading, progress: Progress | None = None) -> Survey:

@@ -319,6 +319,12 @@ def test_pictures_without_a_caption_of_their_own(folder: Path) -> None:
     assert "bad.png" not in names(scan(folder, caption_prefix="sks", on=kinds.On(bare="skip")))
 
 
+def test_class_pictures_need_no_captions_of_their_own(folder: Path) -> None:
+    bare(folder)
+    config = DataConfig(path="unused", class_prompt="a dog", on=kinds.On(bare="fail"))
+    assert {e.captions for e in dataset.scan_class(folder, config)} == {("a dog",)}
+
+
 def test_on_bad_stands_for_what_is_unset(folder: Path) -> None:
     cut(folder)
     bare_one = put(folder / "silent.png", 9, None)

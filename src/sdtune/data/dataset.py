@@ -221,9 +221,9 @@ def scan_class(folder: Path, config: DataConfig) -> list[Example]:
     Raises DataError.
     """
     assert config.class_prompt
-    plain = replace(
-        config, caption_prefix=config.class_prompt, caption_suffix=""
-    )  # the prefix serves those without a caption
+    # the prefix serves those without a caption, which is as it should be here
+    on = replace(config.on, bare="ignore")
+    plain = replace(config, caption_prefix=config.class_prompt, caption_suffix="", on=on)
     examples, _ = scan_folder(folder, plain)
     return [replace(e, captions=(config.class_prompt,), weight=config.prior_weight, group=1) for e in examples]
 
