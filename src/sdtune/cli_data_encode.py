@@ -47,10 +47,10 @@ def encode(
 
     Machines torchrun --nproc-per-node 4 -m sdtune data encode ...
     """
-    from sdtune import load_config
+    from sdtune import config as configs
 
     options = options_of(ctx)
-    config = load_config(recipe, *(overrides or ()))
+    config = configs.load(recipe, overrides or ())
     if devices > 1 and "WORLD_SIZE" not in os.environ:
         from sdtune import distributed
 

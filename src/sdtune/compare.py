@@ -29,6 +29,7 @@ from sdtune.evaluate import Evidence, Scores, Validation, judge, judge_without_s
 from sdtune.events import Step, Validated
 from sdtune.files import write_json, write_text
 from sdtune.metrics import content
+from sdtune.pictures import scan
 from sdtune.runs import Run
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def comparing(
 
 def make_plan(config: RunConfig) -> Plan:
     """Read the folders and choose the prompts. Raises DataError or EvaluationError."""
-    splits = dataset.scan(config.data, seed=config.train.seed)
+    splits = scan(config)
     held_out, source = _reference(config, splits.validation)
     control, control_source = _control(config)
     prompts, prompt_source = _prompts(config, held_out)

@@ -257,9 +257,9 @@ def _recipe(recipe: str, overrides: tuple[str, ...]) -> Iterator[Check]:
 def _pictures(config: RunConfig, captions: list[str]) -> Iterator[Check]:
     """Checks the data, and puts their captions into `captions`."""
     try:
-        from sdtune.data.dataset import scan
+        from sdtune.pictures import scan
 
-        splits = scan(config.data, seed=config.train.seed)
+        splits = scan(config)
     except SdtuneError as error:
         for line in str(error).splitlines():
             yield Check("pictures", "fail", line)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +14,21 @@ from sdtune import distributed
 from sdtune.config import RunConfig
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
-from sdtune.data.dataset import Example, Splits, resolve, scan, scan_class
+from sdtune.data.dataset import Example, Splits, resolve, scan_class
 from sdtune.data.layouts import plural
 from sdtune.data.sets import KnownSet
 from sdtune.devices import choose, set_up_cpu
 from sdtune.errors import DataError
 from sdtune.events import Encoded, Encoding, Event, Noted, Warned
 from sdtune.model import Model
+from sdtune.pictures import scan
 from sdtune.sample import sample, save_png
 
 TOLD_BYTES = 2**28
 """What is to be encoded is announced if it takes more than that."""
 
 
-def encode(config: RunConfig, *, verify: bool = False, dry_run: bool = False) -> Iterator[Event]:
+def encode(config: RunConfig, *, verify: bool = False, dry_run: bool = False) -> Generator[Event, None, None]:
     """Fill the caches of `config`, so that a training begins at once. Each of several processes encodes a share.
 
     `verify` also reads all that is there already; damaged entries are encoded again. `dry_run` only says what is to be done.
@@ -53,7 +54,9 @@ def look(config: RunConfig) -> tuple[KnownSet, Splits | None]:
 
     The first process scans before the others, which then find what it has found out about the files.
     """
-    known = KnownSet(config.data, config.train.seed)
+    known = KnownSet(
+        config.data, config.train.seed, read_by=json.dumps(vars(config.model), default=str, sort_keys=True)
+    )
     return known, None if known.scanned else _scan(known, config)
 
 
@@ -69,7 +72,7 @@ def _scan(known: KnownSet, config: RunConfig) -> Splits:
 
 def _look_at_pictures(config: RunConfig) -> Splits:
     """Those of the sources, and the class pictures that are given."""
-    splits, data = scan(config.data, seed=config.train.seed), config.data
+    splits, data = scan(config), config.data
     if not data.class_prompt or not data.class_path:
         return splits
     return replace(splits, train=[*splits.train, *scan_class(resolve(data.class_path), data)])

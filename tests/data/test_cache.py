@@ -373,26 +373,6 @@ def test_tokens_go_with_the_captions_when_asked(folder: Path, model: Model) -> N
     assert filled(folder, model).cond(row).tokens_BEL is None
 
 
-def test_long_captions_are_told_with_what_is_cut(tmp_path: Path, model: Model) -> None:
-    short = " ".join(["dog"] * (tiny.MAX_TOKENS - 2))
-    folder = tiny.imagefolder(tmp_path / "data", [short, f"{short} red apple", f"{short} {short}"])
-    assert opened(folder, model).notes == [
-        "2 captions of more than the 16 tokens that the text encoder reads; of the first, this is cut off: 'red apple'"
-    ]
-    cache = filled(folder, model)
-    assert torch.equal(cache.cond(rows(1)).states_BLD[:, :-1], cache.cond(rows(2)).states_BLD[:, :-1])
-
-
-def test_small_and_long_pictures_are_told(tmp_path: Path, model: Model) -> None:
-    folder = tiny.imagefolder(tmp_path / "data", ["a cat", "a dog"])
-    tiny.picture(1, (31, 40)).save(folder / "000.png")
-    tiny.picture(1, (129, 32)).save(folder / "001.png")
-    assert opened(folder, model).notes == [
-        "1 picture smaller than 32 pixels, enlarged: 000.png",
-        "1 picture more than three times as long as wide, mostly cut away (data.buckets=true keeps more): 001.png",
-    ]
-
-
 def test_a_picture_that_changes_meanwhile(folder: Path, model: Model) -> None:
     cache = opened(folder, model)
     tiny.picture(100).save(folder / "002.png")

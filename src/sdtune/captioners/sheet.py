@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
-from sdtune.data.images import load_image
 from sdtune.data.layouts import shown
+from sdtune.data.thumbs import data_uri
 from sdtune.errors import DataError
 from sdtune.files import write_text
 
@@ -58,7 +55,7 @@ def write_sheet(pairs: Sequence[tuple[Path, Sequence[str], str]], root: Path, pa
     for i, (image, captions, by) in enumerate(taken, 1):
         try:
             name = shown(image.relative_to(root))
-            cells.append((name, _thumb(image), list(captions), by, WRITTEN_BY[by]))
+            cells.append((name, data_uri(image, SIDE), list(captions), by, WRITTEN_BY[by]))
         except DataError:
             pass
         yield i, len(taken)
@@ -80,11 +77,3 @@ def check_page(path: Path) -> None:
         ours = False
     if not ours:
         raise DataError(f"{path}: exists and is no page of captions; move it away")
-
-
-def _thumb(path: Path) -> str:
-    image = load_image(path)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

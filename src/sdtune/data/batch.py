@@ -94,6 +94,9 @@ def _batch(cache: Cache, config: DataConfig, batch_size: int, seed: int, k: int)
     variant_B = (crop_B.double() * cache.crops).long()
     if cache.flips:
         variant_B += cache.crops * (flip_B < 0.5)
+    if cache.colours > 1:
+        colours_B = torch.rand(batch_size, generator=_generator("colours", seed, k))
+        variant_B += cache.crops * (1 + cache.flips) * (colours_B.double() * cache.colours).long()
     latents_BCHW = cache.latents(indices_B, variant_B).sample(rng)
     cond = cache.sized(cache.cond(rows_B), indices_B, variant_B)
     cond = cache.with_given(cond, indices_B, variant_B, torch.rand(batch_size, generator=_generator("hole", seed, k)))

@@ -25,8 +25,9 @@ from sdtune.data.frames import Frame
 from sdtune.data.holes import hole
 from sdtune.data.images import Pixels, decode, pixels_from, read_mask, to_frame
 from sdtune.data.index import Index, strings
+from sdtune.data.jitter import jittered
 from sdtune.data.layouts import listed, plural, shown
-from sdtune.data.plan import Plan, View, key_of, long_captions, plan, told_size
+from sdtune.data.plan import Plan, View, key_of, plan, told_size
 from sdtune.data.shards import MISSING, Row, Shards
 from sdtune.errors import DataError
 from sdtune.model import Cond, Latents, Model
@@ -81,10 +82,7 @@ class Cache:
         `resolution` is for configurations that name none; unset, it is the model's. `augment`: as `plan` has it.
         """
         usual = resolution or model.resolution
-        cache = cls(model, config, planned=plan(examples, config, usual=usual, grid=model.grid, augment=augment))
-        assert cache._plan
-        cache.notes += long_captions(cache._plan.texts, model.token_counts, model.max_tokens)
-        return cache
+        return cls(model, config, planned=plan(examples, config, usual=usual, grid=model.grid, augment=augment))
 
     @classmethod
     def load(cls, path: Path, model: Model, config: DataConfig) -> Cache | None:
@@ -143,7 +141,8 @@ class Cache:
         self.groups = _visits(index)
         """Of each group, for each frame, its items, as often as an epoch shows them."""
         self.crops, self.flips = int(index.facts["crops"]), bool(index.facts["flips"])
-        """Different cuts of each picture, and whether mirrored ones are there. Variant v is cut v % crops, mirrored if v >= crops."""
+        self.colours = int(index.facts["colours"])
+        """Variants of each item: cuts; with `flips` all of them mirrored; then all that again in each of the other `colours`."""
 
     def tokenize(self) -> None:
         """Put the captions' token ids beside their states, for text encoders that are trained. After `fill`, and after a method has
@@ -184,7 +183,7 @@ class Cache:
         masked_B = places_B != MISSING
         if masked_B.any():
             mean_B1HW = self._shards[f"masks {frame}"].read(places_B[masked_B].tolist())["mean"]
-            mirrored_B = (variant_B[masked_B] >= self.crops).view(-1, 1, 1, 1)
+            mirrored_B = (variant_B[masked_B] // self.crops % (1 + self.flips) == 1).view(-1, 1, 1, 1)
             mean_B1HW = torch.where(mirrored_B, mean_B1HW.flip(-1), mean_B1HW)
             mean_B = self._index["mask_mean_N"][indices_B][masked_B].view(-1, 1, 1, 1)
             out_B1HW[masked_B] = masks.weights(mean_B1HW, floor) / mean_B
@@ -240,7 +239,8 @@ def tables(model: Model, config: DataConfig, frames: Sequence[Frame]) -> dict[st
     """Name -> folder of all that is kept: rows of one shape, made by the same encoder, lie in one folder."""
     root, kind = config.cache_folder(), "" if config.cache_dtype == "fp32" else f"-{config.cache_dtype}"
     vae, text = (key_of(FORMAT, model.family, p)[:24] for p in (model.vae_fingerprint, model.text_fingerprint))
-    out = {"captions": root / f"captions-{text}{kind}"}
+    chunks = f"-{model.chunks}" if model.chunks > 1 else ""
+    out = {"captions": root / f"captions-{text}{chunks}{kind}"}
     for frame in frames:
         out[f"pictures {frame}"] = root / f"pictures-{frame}-{vae}{kind}"
         out[f"left {frame}"] = root / f"left-{frame}-{vae}{kind}"
@@ -304,7 +304,7 @@ class _Encoding:
         if self._model.sized:
             columns["sizes_NV6"] = self._columns(lambda view: told_size(planned, view), torch.float32)
         columns["texts_T"] = yield from self._captions()
-        facts = {"crops": planned.crops, "flips": planned.flips, "notes": self._notes}
+        facts = {"crops": planned.crops, "flips": planned.flips, "colours": planned.colours, "notes": self._notes}
         return Index(columns, planned.frames, {name: shards.files for name, shards in self.shards.items()}, facts)
 
     def missing(self) -> Iterator[tuple[str, int, int]]:
@@ -487,6 +487,8 @@ class _Encoding:
         pixels = to_frame(
             self._image(view.example), frame, box=view.box, pad=self._pad, background=self._config.background
         )
+        digest = self._plan.examples[view.example].digest
+        pixels = jittered(pixels, self._config.jitter, digest, view.colours)
         return np.ascontiguousarray(pixels[:, ::-1]) if view.mirrored else pixels
 
     def _mask_mean(self, view: View) -> Tensor:

@@ -1,12 +1,13 @@
 """The data part of a configuration. Imports no torch."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sdtune.data.check.kinds import On
 from sdtune.errors import ConfigError
 from sdtune.schema import Section, refuse_idle
 
@@ -147,7 +148,9 @@ class DataConfig(Section):
     """What a class picture's loss counts, one of yours counting 1. Cache: kept."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What to do with pictures that cannot be read and captions that are missing: stop before training, or leave them
-    out and say so. Cache: kept."""
+    out and say so. The short way for all kinds that `on` leaves unset. Cache: kept."""
+    on: On = field(default_factory=On)
+    """What to do about each kind of finding by itself; `sdtune data check` lists what there is. Cache: kept."""
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970
     """Larger pictures are refused before they are decoded (decompression bombs). Cache: kept."""
     cache_dtype: Literal["fp32", "fp16"] = "fp32"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,11 @@ from pathlib import Path
 from sdtune import hub
 from sdtune.data import archives, images, masks, readers
 from sdtune.data.caption import every_variant, variants
+from sdtune.data.check import findings
+from sdtune.data.check.findings import Fit
+from sdtune.data.check.kinds import policy
 from sdtune.data.config import DataConfig, Source
+from sdtune.data.images import Remark
 from sdtune.data.layouts import Entry, Fault, listed, plural, shown
 from sdtune.data.places import PREFIX, hub_copy
 from sdtune.data.readers import arrow
@@ -46,6 +49,10 @@ class Example:
     """sha256 of the file."""
     repeats: int = 1
     """How often an epoch shows it."""
+    look: int = 0
+    """Its difference hash, see `likeness`."""
+    colours: bytes = b""
+    """Its coarse colours, see `likeness`."""
     group: int = 0
     """Batches take from the groups in turn, so that each gets the same share. 1: class pictures of prior preservation."""
 
@@ -58,12 +65,35 @@ class Splits:
     """What was recognised, left out or changed: for the user to read."""
 
 
+Progress = Callable[[int, int], object]
+"""Told how many pictures of a folder are read, and of how many."""
+
+
+@dataclass
+class Survey:
+    """What is there, before it is judged: the pictures without those that `data.on` leaves out, and all that was found."""
+
+    config: DataConfig
+    train: list[Example]
+    validation: list[Example]
+    faults: list[Fault]
+    notes: list[str]
+    """How the folder was read."""
+    root: Path
+    """What names are relative to."""
+
+    def decided(self) -> list[tuple[Fault, str, str]]:
+        """Each finding with its policy and the key that says so."""
+        return _decided(self.faults, self.config)
+
+
 @dataclass
 class _Collected:
     """What a folder gives before it is known whether its faults are let pass."""
 
     examples: list[Example] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    """What is wrong, and what is worth saying."""
     notes: list[str] = field(default_factory=list)
     masked: bool = False
     """Whether there are masks, be they right or wrong."""
@@ -106,40 +136,65 @@ def root_of(config: DataConfig) -> Path:
     return place if place.is_dir() else place.parent
 
 
-def scan(config: DataConfig, *, seed: int = 0) -> Splits:
+def scan(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Splits:
     """The training and validation pictures of `config`. Raises DataError that lists everything that is wrong.
 
     Without a validation folder, the pictures with the lowest hash of `seed` and their bytes are kept for validation:
     the choice does not depend on names or order, and a copy of a picture goes where the picture goes.
+    `fit`: what the model reads; captions and sizes are looked at only with it.
     """
+    found = survey(config, seed=seed, fit=fit)
+    notes = found.notes + judge(found.faults, config, config.label)
+    if not found.train:
+        raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
+    if not found.validation:
+        notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
+    return Splits(found.train, found.validation, notes)
+
+
+def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progress: Progress | None = None) -> Survey:
+    """What `scan` finds, judged by nobody yet. Raises DataError only if there is nothing to be read."""
     images.colour(config.background)
-    places, root = config.places(), root_of(config)
+    places, root, fit = config.places(), root_of(config), fit or Fit()
     all_of, validation = _Collected(), list[Example]()
     for place in places:
-        part, held_out = _scan_place(place, config, first=place is places[0])
+        part, held_out = _scan_place(place, config, first=place is places[0], progress=progress)
         name = f"{place.path}: " if len(places) > 1 else ""
         all_of.examples += part.examples
         all_of.faults += [replace(f, where=name + f.where) for f in part.faults]
         all_of.notes += [name + note for note in part.notes]
         all_of.masked |= part.masked
         validation += held_out
-    faults = all_of.faults + (_leaks(all_of.examples, validation, root) if validation else [])
-    faults += _nothing_masked(all_of, config)
+
+    def look(found: Iterable[Fault]) -> None:
+        """Take note of what was found, and leave out what it says."""
+        new = list(found)
+        all_of.faults += new
+        all_of.examples, validation[:] = (_without(part, new, config) for part in (all_of.examples, validation))
+
+    def called(path: Path) -> str:
+        return _relative(path, root)
+
+    look(_nothing_masked(all_of, config))
+    all_of.faults, first = [], all_of.faults
+    look(first)
+    look(findings.of_sizes([*all_of.examples, *validation], config, fit, called))
+    look(findings.of_captions([*all_of.examples, *validation], fit, called))
+    look(findings.copies(all_of.examples, called))
+    look(findings.copies(validation, called))
+    look(findings.near_copies(all_of.examples, called))
+    look(findings.leaks(all_of.examples, validation, called))
     if not validation:
-        validation = _by_hash(all_of, config.validation_share, seed)
-    notes = all_of.notes + judge(faults, config, config.label)
-    if len(places) > 1:
-        notes += _copies([*all_of.examples, *validation], root, apart=True)
-    if not all_of.examples:
-        raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
+        validation += _by_hash(all_of, config.validation_share, seed)
+    look(findings.near_leaks(all_of.examples, validation, called))
     if config.varies_captions:  # held-out pictures are judged by their caption as it stands
         validation = [replace(e, captions=e.captions[:1]) for e in validation]
-    if not validation:
-        notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
-    return Splits(all_of.examples, validation, notes)
+    return Survey(config, all_of.examples, validation, all_of.faults, all_of.notes, root)
 
 
-def _scan_place(place: Source, config: DataConfig, *, first: bool) -> tuple[_Collected, list[Example]]:
+def _scan_place(
+    place: Source, config: DataConfig, *, first: bool, progress: Progress | None = None
+) -> tuple[_Collected, list[Example]]:
     """What one source gives to train on, with its faults and notes; and what it holds out itself."""
     root = locate(place.path, download=config.download)
     if root.is_dir():
@@ -149,16 +204,17 @@ def _scan_place(place: Source, config: DataConfig, *, first: bool) -> tuple[_Col
         validation_folder = (
             resolve(config.validation, download=config.download) if first and config.validation else None
         )
-    train = _collect(train_folder, config, skip, layout=place.layout, masked=True)
+    train = _collect(train_folder, config, skip, layout=place.layout, masked=True, progress=progress)
     parts, validation = [(train_folder, train)], list[Example]()
     if train_folder == root:
         validation = _by_row(train, train_folder)
     if validation_folder:
         inside = validation_folder.is_relative_to(root)
-        part = _collect(validation_folder, config, layout=place.layout if inside else "auto", masked=True)
+        layout = place.layout if inside else "auto"
+        part = _collect(validation_folder, config, layout=layout, masked=True, progress=progress)
         parts.append((validation_folder, part))
         validation = part.examples
-    faults = [Fault(_within(folder, root, f.where), f.what, f.skippable) for folder, part in parts for f in part.faults]
+    faults = [replace(f, where=_within(folder, root, f.where)) for folder, part in parts for f in part.faults]
     for folder, part in parts:
         notes += [n if len(parts) == 1 else f"{folder.name}/: {n}" for n in part.notes]
     examples = [replace(e, repeats=e.repeats * place.repeats, weight=e.weight * place.weight) for e in train.examples]
@@ -175,9 +231,9 @@ def scan_class(folder: Path, config: DataConfig) -> list[Example]:
     Raises DataError.
     """
     assert config.class_prompt
-    plain = replace(
-        config, caption_prefix=config.class_prompt, caption_suffix=""
-    )  # the prefix serves those without a caption
+    # the prefix serves those without a caption, which is as it should be here
+    on = replace(config.on, bare="ignore")
+    plain = replace(config, caption_prefix=config.class_prompt, caption_suffix="", on=on)
     examples, _ = scan_folder(folder, plain)
     return [replace(e, captions=(config.class_prompt,), weight=config.prior_weight, group=1) for e in examples]
 
@@ -188,7 +244,9 @@ def scan_folder(
     """The examples of one folder, and notes; masks only if asked for. Raises DataError that lists everything that is wrong."""
     images.colour(config.background)
     part = _collect(folder, config, layout=layout, masked=masked)
+    part.faults += findings.copies(part.examples, lambda path: _relative(path, folder))
     notes = part.notes + judge(part.faults, config, folder)
+    part.examples = _without(part.examples, part.faults, config)
     if not part.examples:
         raise DataError("\n".join([f"{folder}: no picture is left", *notes]))
     return part.examples, notes
@@ -258,18 +316,6 @@ def _by_hash(train: _Collected, share: float, seed: int) -> list[Example]:
     return validation
 
 
-def _leaks(train: Sequence[Example], validation: Sequence[Example], root: Path) -> list[Fault]:
-    """Pictures that are trained on and validated with."""
-    known = {e.digest: _relative(e.image, root) for e in train}
-    return [
-        Fault(
-            _relative(e.image, root), f"the same picture as {known[e.digest]}, which is trained on; remove one of them"
-        )
-        for e in validation
-        if e.digest in known
-    ]
-
-
 def _within(folder: Path, root: Path, where: str) -> str:
     return where if folder == root else f"{_relative(folder, root)}/{where}"
 
@@ -278,19 +324,35 @@ def _relative(path: Path, root: Path) -> str:
     return shown(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
+def _decided(faults: Sequence[Fault], config: DataConfig) -> list[tuple[Fault, str, str]]:
+    return [(f, *policy(f.kind, config.on, config.on_bad, skippable=f.skippable)) for f in faults]
+
+
+def _without(examples: list[Example], faults: Sequence[Fault], config: DataConfig) -> list[Example]:
+    """The examples that no finding leaves out."""
+    out = {path for f, what, _ in _decided(faults, config) if what == "skip" for path in f.out or f.pictures}
+    return [e for e in examples if e.image not in out] if out else examples
+
+
 def judge(faults: Sequence[Fault], config: DataConfig, root: Path | str) -> list[str]:
     """Notes for the faults that are let pass; raises DataError with all faults if one is not."""
-    stopping = [f for f in faults if config.on_bad == "fail" or not f.skippable]
+    decided = _decided(faults, config)
+    stopping = [(f, key) for f, what, key in decided if what == "fail"]
     if stopping:
-        lines = [f"{root}: {plural(len(stopping), 'fault')}", *map(str, stopping[:_SHOWN]), *_more(stopping)]
-        if all(f.skippable for f in stopping):
-            lines.append("mend them, or set data.on_bad=skip to leave them out")
+        lines = [f"{root}: {plural(len(stopping), 'fault')}", *(str(f) for f, _ in stopping[:_SHOWN]), *_more(stopping)]
+        keys = dict.fromkeys(key for _, key in stopping)
+        if "" not in keys and "data.on.leak" not in keys:
+            lines.append(f"mend them, or set {', '.join(f'{key}=skip' for key in keys)} to leave them out")
         raise DataError("\n".join(lines))
-    left_out = [f"left out (data.on_bad=skip): {f}" for f in faults[:_SHOWN]]
-    return [f"{len(faults)} left out (data.on_bad=skip)", *left_out, *_more(faults)] if faults else []
+    notes = findings.told([f for f, what, _ in decided if what == "warn"])
+    for key in dict.fromkeys(key for _, what, key in decided if what == "skip"):
+        left = [f for f, what, other in decided if what == "skip" and other == key]
+        notes.append(f"{len(left)} left out ({key}=skip)")
+        notes += [f"left out ({key}=skip): {f}" for f in left[:_SHOWN]] + _more(left)
+    return notes
 
 
-def _more(faults: Sequence[Fault]) -> list[str]:
+def _more(faults: Sequence[object]) -> list[str]:
     return [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
 
 
@@ -298,8 +360,9 @@ def _more(faults: Sequence[Fault]) -> list[str]:
 
 
 def _collect(
-    folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False
-) -> _Collected:
+    folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False,
+    progress: Progress | None = None,
+) -> _Collected:  # fmt: skip
     """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`."""
     found = readers.read(
         folder, config.caption_column, skip, layout=layout, roots=roots_of(folder, config),
@@ -309,25 +372,30 @@ def _collect(
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
     out = _Collected(faults=found.faults, notes=found.notes)
-    remarks: dict[str, list[str]] = defaultdict(list)
-    for entry in found.entries:
+    for done, entry in enumerate(found.entries):
+        if progress:
+            progress(done, len(found.entries))
+        where, image = _relative(entry.image, folder), entry.image
         try:
             example, said = _example(entry, folder, config, masked)
-        except DataError as error:
-            out.faults.append(Fault(_relative(entry.image, folder), str(error), skippable=True))
+        except images.Unusable as error:
+            out.faults.append(Fault(where, str(error), True, error.kind, (image,)))
             continue
-        for text in said:
-            remarks[text].append(_relative(entry.image, folder))
+        out.faults += [Fault(where, remark.text, True, remark.kind, (image,)) for remark in said]
         if example.captions or config.caption_prefix.strip() or config.caption_suffix.strip():
             out.examples.append(example)
         else:
             out.faults.append(_captionless(entry, folder))
-    out.notes += [f"{plural(len(names), 'picture')} {text}: {listed(names)}" for text, names in remarks.items()]
     out.examples = [_decorated(e, config) for e in out.examples]
     out.masked = any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
     if masked and config.mask != "none":
-        out.notes += _mask_notes(found.entries, out.examples, folder, config)
-    out.notes += _caption_notes(found.entries, out.examples, folder, config) + _copies(out.examples, folder)
+        out.notes += _mask_notes(found.entries, out.examples, config)
+        out.faults += _without_mask(out.examples, folder)
+    kept = {e.image for e in out.examples}
+    if several := sum(len(e.captions) > 1 for e in found.entries if e.image in kept):
+        out.notes.append(f"{plural(several, 'picture')} with several captions: one is drawn at each visit")
+    out.notes += _variant_notes(found.entries, config) if config.varies_captions else []
+    out.faults += _bare(found.entries, out.examples, folder, config)
     return out
 
 
@@ -348,63 +416,65 @@ def mask_folder_of(config: DataConfig, folder: Path) -> Path | None:
     return named
 
 
-def _example(entry: Entry, folder: Path, config: DataConfig, masked: bool) -> tuple[Example, tuple[str, ...]]:
-    """The entry with its checked picture and mask, and remarks on it. Raises DataError without a name."""
+def _example(entry: Entry, folder: Path, config: DataConfig, masked: bool) -> tuple[Example, tuple[Remark, ...]]:
+    """The entry with its checked picture and mask, and remarks on it. Raises Unusable without a name."""
     data = _read(entry.image, config)
     checked = images.check(data, background=config.background, max_pixels=config.max_pixels)
     digest = hashlib.sha256(data).hexdigest()
-    example = Example(entry.image, entry.captions, checked.size, digest=digest, repeats=entry.repeats)
+    example = Example(
+        entry.image, entry.captions, checked.size, digest=digest, repeats=entry.repeats, look=checked.look,
+        colours=checked.colours,
+    )  # fmt: skip
     if masked and config.mask == "alpha" and checked.opacity < 1:
         if not checked.opacity:
-            raise DataError('transparent everywhere, so that nothing of it counts (data.mask="alpha"); take it away')
+            what = 'transparent everywhere, so that nothing of it counts (data.mask="alpha"); take it away'
+            raise images.Unusable(what, "bad_mask")
         example = replace(example, mask=entry.image, mask_digest=example.digest, mask_mean=checked.opacity)
     elif entry.mask:
         try:
             data = _read(entry.mask.file, config)
             mean = masks.check(images.read_mask(data, max_pixels=config.max_pixels), checked.size)
         except DataError as error:
-            raise DataError(f"its mask {_relative(entry.mask.file, folder)}: {error}") from None
+            raise images.Unusable(f"its mask {_relative(entry.mask.file, folder)}: {error}", "bad_mask") from None
         digest = hashlib.sha256(data).hexdigest()
         example = replace(example, mask=entry.mask.file, mask_digest=digest, mask_mean=mean)
+    if wrong := images.mislabelled(entry.image.name, checked.format):
+        return example, (*checked.remarks, Remark("mislabelled", wrong))
     return example, checked.remarks
 
 
 def _read(path: Path, config: DataConfig) -> bytes:
-    """The bytes of a picture file. Raises DataError without a name."""
+    """The bytes of a picture file. Raises Unusable without a name."""
     if path.exists() and not path.is_file():
-        raise DataError("not a regular file; remove it")
+        raise images.Unusable("not a regular file; remove it")
     try:
         if archives.size(path) > 16 * config.max_pixels + 2**24:  # no format in use needs more
-            raise DataError("larger than any picture of data.max_pixels can be; make it smaller")
+            raise images.Unusable("larger than any picture of data.max_pixels can be; make it smaller", "too_large")
         return archives.read_bytes(path)
     except OSError as error:
-        raise DataError(f"{(error.strerror or 'cannot be read').lower()}; check the file and its permissions") from None
+        why = (error.strerror or "cannot be read").lower()
+        raise images.Unusable(f"{why}; check the file and its permissions") from None
 
 
 def _captionless(entry: Entry, folder: Path) -> Fault:
     where = _relative(entry.image, folder)
-    if ":" in entry.where:
-        return Fault(where, f"no caption in {entry.where}; write one", skippable=True)
-    state = "is empty" if (folder / entry.where).exists() else "is missing"
-    return Fault(where, f"no caption: {entry.where} {state}; write one", skippable=True)
+    what = f"no caption in {entry.where}; write one"
+    if ":" not in entry.where:
+        state = "is empty" if (folder / entry.where).exists() else "is missing"
+        what = f"no caption: {entry.where} {state}; write one"
+    return Fault(where, what, True, "no_caption", (entry.image,))
 
 
 def _decorated(example: Example, config: DataConfig) -> Example:
     return replace(example, captions=every_variant(example.captions, config))
 
 
-def _caption_notes(
-    entries: Sequence[Entry], examples: Sequence[Example], folder: Path, config: DataConfig
-) -> list[str]:
-    notes = []
-    used = {e.image for e in examples}
-    if bare := [_relative(e.image, folder) for e in entries if e.image in used and not e.captions]:
-        notes.append(
-            f"{plural(len(bare), 'picture')} without a caption, shown with {variants('', config)[0]!r} alone: {listed(bare)}"
-        )
-    if several := sum(len(e.captions) > 1 for e in entries if e.image in used):
-        notes.append(f"{plural(several, 'picture')} with several captions: one is drawn at each visit")
-    return notes + (_variant_notes(entries, config) if config.varies_captions else [])
+def _bare(entries: Sequence[Entry], examples: Sequence[Example], folder: Path, config: DataConfig) -> Iterable[Fault]:
+    """Pictures that have the prefix and suffix for a caption."""
+    used, what = {e.image for e in examples}, f"without a caption, shown with {variants('', config)[0]!r} alone"
+    for entry in entries:
+        if entry.image in used and not entry.captions:
+            yield Fault(_relative(entry.image, folder), what, True, "bare", (entry.image,))
 
 
 def _variant_notes(entries: Sequence[Entry], config: DataConfig) -> list[str]:
@@ -426,7 +496,16 @@ def _variant_notes(entries: Sequence[Entry], config: DataConfig) -> list[str]:
     return notes
 
 
-def _mask_notes(entries: Sequence[Entry], examples: Sequence[Example], folder: Path, config: DataConfig) -> list[str]:
+def _without_mask(examples: Sequence[Example], folder: Path) -> Iterable[Fault]:
+    """Pictures without a mask where others have one."""
+    if any(e.mask for e in examples):
+        for e in examples:
+            if not e.mask:
+                what = "without a mask, counted in full"
+                yield Fault(_relative(e.image, folder), what, True, "no_mask", (e.image,))
+
+
+def _mask_notes(entries: Sequence[Entry], examples: Sequence[Example], config: DataConfig) -> list[str]:
     """How many pictures have a mask, where the masks are from, and how much of the pictures they let count."""
     means = [e.mask_mean for e in examples if e.mask]
     kinds = ["opacity"] if config.mask == "alpha" else sorted({e.mask.kind for e in entries if e.mask})
@@ -434,12 +513,9 @@ def _mask_notes(entries: Sequence[Entry], examples: Sequence[Example], folder: P
     if not means:
         return [said]
     average = sum(means) / len(means)
-    notes = [
+    return [
         f"{said} ({', '.join(kinds)}); what counts is {min(means):.0%} to {max(means):.0%} of a picture, {average:.0%} on average"
     ]
-    if whole := [_relative(e.image, folder) for e in examples if not e.mask]:
-        notes.append(f"{plural(len(whole), 'picture')} without a mask, counted in full: {listed(whole)}")
-    return notes
 
 
 def _nothing_masked(train: _Collected, config: DataConfig) -> list[Fault]:
@@ -452,19 +528,3 @@ def _nothing_masked(train: _Collected, config: DataConfig) -> list[Fault]:
     name = train.examples[0].image.stem
     where = f'{name}{masks.LABEL}.png beside {train.examples[0].image.name}, masks/{name}.png, a column "mask", data.mask_path'
     return [Fault('data.mask="files"', f"no picture has a mask; looked for: {where}")]
-
-
-def _copies(examples: Sequence[Example], folder: Path, *, apart: bool = False) -> list[str]:
-    """Notes on pictures that are there more than once; `apart`: in more than one folder, which nobody has noted yet."""
-    folders: dict[str, set[Path]] = defaultdict(set)
-    for e in examples:
-        folders[e.digest].add(e.image.parent)
-    twice = {d for d, n in Counter(e.digest for e in examples).items() if n > 1 and (not apart or len(folders[d]) > 1)}
-    groups: dict[str, list[str]] = defaultdict(list)
-    for e in examples:
-        if e.digest in twice:
-            groups[e.digest].append(_relative(e.image, folder))
-    if not groups:
-        return []
-    pairs = [" = ".join(names) for names in groups.values()]
-    return [f"{plural(len(pairs), 'picture')} with exact copies, seen more often than the others: {listed(pairs)}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, ImageColor, ImageStat, UnidentifiedImageError
 
 from sdtune.data import archives
+from sdtune.data.chance import uniform
+from sdtune.data.likeness import coarse, dhash
 from sdtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ FOREIGN_SUFFIXES = frozenset(
     )
 )
 """Pictures too, but not opened: said aloud instead of passed over."""
+_NAMED: dict[str, str] = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF",
+    ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
+}  # fmt: skip
 
 Crop = Literal["center", "random", "squash", "pad"]
 Box = tuple[int, int, int, int]
@@ -68,6 +73,28 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_DRAFT = (36, 32)
+"""A quick look keeps at least so much of a picture: four pixels for each field of its hash."""
+_PLAIN = ("RGB", "RGBA", "L", "LA", "1")
+_MODES = {
+    "P": "a palette", "PA": "a palette", "CMYK": "CMYK", "F": "32-bit floats", "I": "32-bit integers", "I;16": "16-bit grey",
+    "I;16B": "16-bit grey", "I;16L": "16-bit grey", "YCbCr": "YCbCr", "LAB": "Lab", "HSV": "HSV",
+}  # fmt: skip
+
+
+class Unusable(DataError):
+    """A picture file that cannot be used; `kind` is one of `sdtune.data.check.kinds`."""
+
+    def __init__(self, text: str, kind: str = "unreadable") -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Remark(NamedTuple):
+    """Something worth saying about a picture that can be used; `kind` is one of `sdtune.data.check.kinds`."""
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -75,9 +102,15 @@ class Checked:
     """A picture that can be read to its end: width and height upright, and what is worth saying about it."""
 
     size: tuple[int, int]
-    remarks: tuple[str, ...]
+    remarks: tuple[Remark, ...]
     opacity: float = 1.0
     """The mean over the picture, 0 to 1."""
+    format: str = ""
+    """One of `FORMATS`."""
+    look: int = 0
+    """Its difference hash, see `likeness`."""
+    colours: bytes = b""
+    """Its coarse colours, see `likeness`."""
 
 
 def load_image(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -98,7 +131,15 @@ def decode(data: bytes, *, background: str = "white", max_pixels: int = MAX_PIXE
 def check(data: bytes, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Checked:
     """Read a picture to its end, as cheaply as its format allows. Raises DataError."""
     done = _read(data, partial(_finish, background=background, max_pixels=max_pixels, quick=True))
-    return Checked(done.size, tuple(done.remarks), done.opacity)
+    (width, height), few = done.rgb.size, _DRAFT  # the hashes are of the one decode, made smaller by whole blocks first
+    small = done.rgb.reduce((max(1, width // (4 * few[0])), max(1, height // (4 * few[1]))))
+    return Checked(done.size, tuple(done.remarks), done.opacity, done.format, dhash(small), coarse(small))
+
+
+def mislabelled(name: str, kind: str) -> str:
+    """What is wrong with a file's name, its content being of the format `kind`; "" if nothing is."""
+    wanted = _NAMED.get(Path(name).suffix.lower(), kind)
+    return f"{kind}, which the name does not say" if kind and wanted != kind else ""
 
 
 def read_mask(data: bytes, *, opacity: bool = False, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -134,7 +175,7 @@ def crop_boxes(size: Size, crop: Crop, crops: int, key: str, frame: Size = (1, 1
     slack = size[0] - width if wide else size[1] - height
     offsets = [slack // 2]
     if crop == "random":
-        offsets = [int((slack + 1) * (j + _uniform(f"{key}/{j}")) / crops) for j in range(crops)]
+        offsets = [int((slack + 1) * (j + uniform(f"{key}/{j}")) / crops) for j in range(crops)]
     return [(o, 0, o + width, height) if wide else (0, o, width, o + height) for o in offsets]
 
 
@@ -168,14 +209,10 @@ def pixels_from(pictures: Sequence[Pixels]) -> Tensor:
     return pixels_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
-def _uniform(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
-
-
 def _read(data: bytes, finish: Callable[[Image.Image], T]) -> T:
     """What `finish` makes of the opened file. Raises DataError for whatever goes wrong."""
     if not data:
-        raise DataError("the file is empty; copy it again")
+        raise Unusable("the file is empty; copy it again", "empty_file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of half its size limit and of odd metadata
         try:
@@ -184,35 +221,40 @@ def _read(data: bytes, finish: Callable[[Image.Image], T]) -> T:
         except DataError:
             raise
         except UnidentifiedImageError:
-            raise DataError(_not_a_picture(data)) from None
+            raise Unusable(_not_a_picture(data)) from None
         except Image.DecompressionBombError:
-            raise DataError(f"more than {MAX_PIXELS} pixels; make it smaller") from None
+            raise Unusable(f"more than {MAX_PIXELS} pixels; make it smaller", "too_large") from None
         except Exception as error:  # decoders raise nearly anything on damaged files
-            raise DataError(f"damaged or cut off ({_line(error)}); copy or export it again") from None
+            raise Unusable(f"damaged or cut off ({_line(error)}); copy or export it again") from None
 
 
 class _Finished(NamedTuple):
     rgb: Image.Image
     size: tuple[int, int]
-    remarks: list[str]
+    remarks: list[Remark]
     opacity: float
+    format: str
 
 
 def _finish(im: Image.Image, background: str, max_pixels: int, quick: bool) -> _Finished:
     """Picture, upright size, remarks, mean opacity. `quick` decodes a JPEG at an eighth of its size, to its last byte."""
     _bounded(im.size, max_pixels)
-    remarks, opacity = [], 1.0
+    remarks, opacity, mode = [], 1.0, im.mode
     if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview behind it
-        remarks.append("animated or with several pages: its first frame is used")
+        remarks.append(Remark("animated", "animated or with several pages: its first frame is used"))
     colours, alpha, size = _upright(im, quick)
+    if (turned := _orientation(im)) in _UPRIGHT:
+        remarks.append(Remark("turned", f"stored on its side or mirrored (EXIF orientation {turned}): set upright"))
+    if mode not in _PLAIN:
+        remarks.append(Remark("odd_mode", f"stored as {_MODES.get(mode, mode)}: made 8-bit RGB"))
     rgb, understood = _to_srgb(colours, im.info.get("icc_profile"))
     if not understood:
-        remarks.append("its colour profile cannot be used: colours are read as sRGB")
+        remarks.append(Remark("colour_profile", "its colour profile cannot be used: colours are read as sRGB"))
     if alpha is not None and alpha.getextrema() != (255, 255):
-        remarks.append(f"transparent in part: drawn on {background} (data.background)")
+        remarks.append(Remark("transparent", f"transparent in part: drawn on {background} (data.background)"))
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, colour(background)), alpha)
         opacity = ImageStat.Stat(alpha).mean[0] / 255
-    return _Finished(rgb, size, remarks, opacity)
+    return _Finished(rgb, size, remarks, opacity, "JPEG" if im.format == "MPO" else str(im.format))
 
 
 def _mask(im: Image.Image, opacity: bool, max_pixels: int) -> Pixels:
@@ -226,15 +268,14 @@ def _mask(im: Image.Image, opacity: bool, max_pixels: int) -> Pixels:
 
 def _bounded(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
-        raise DataError(
-            f"{size[0]}x{size[1]} is more than data.max_pixels={max_pixels}; make it smaller or raise the limit"
-        )
+        what = f"{size[0]}x{size[1]} is more than data.max_pixels={max_pixels}; make it smaller or raise the limit"
+        raise Unusable(what, "too_large")
 
 
 def _upright(im: Image.Image, quick: bool = False) -> tuple[Image.Image, Image.Image | None, tuple[int, int]]:
     """Colours in an 8-bit mode and the opacity, as EXIF turns them, and the size that the whole picture then has."""
     size = im.size
-    drafted = quick and im.format in ("JPEG", "MPO") and im.draft(None, (1, 1)) is not None
+    drafted = quick and im.format in ("JPEG", "MPO") and im.draft(None, _DRAFT) is not None
     im.load()
     orientation = _orientation(im)
     colours, alpha = _parts(im.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else im)

@@ -40,9 +40,17 @@ class Fault:
     """What is wrong, and the remedy."""
     skippable: bool = False
     """Whether leaving this one picture out would be a cure."""
+    kind: str = "dataset"
+    """One of `sdtune.data.check.kinds`."""
+    pictures: tuple[Path, ...] = ()
+    """The pictures that it is about, to be shown; none of them leads out of the folder."""
+    out: tuple[Path, ...] = ()
+    """Of those, the ones that "skip" leaves out. Empty: all."""
+    detail: str = ""
+    """What is true of this one alone, such as its size; `what` is the same for all of its kind."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        return f"{self.where}: {self.what}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclass
@@ -55,8 +63,10 @@ class Found:
     masks: list[tuple[Mask, Path]] = field(default_factory=list)
     """Files that are masks by their names, so no entries; and whose they are, a path without suffix."""
 
-    def fault(self, where: str, what: str, *, skippable: bool = False) -> None:
-        self.faults.append(Fault(where, what, skippable))
+    def fault(
+        self, where: str, what: str, *, skippable: bool = False, kind: str = "", pictures: tuple[Path, ...] = ()
+    ) -> None:
+        self.faults.append(Fault(where, what, skippable, kind or ("row" if skippable else "dataset"), pictures))
 
 
 @dataclass(frozen=True)
@@ -187,12 +197,12 @@ def located(folder: Folder, name: object, where: str, found: Found, *, what: str
     if why := outside(name, absolute=bool(folder.roots)):
         remedy = "use a path inside the folder, relative to it"
         remedy += ", or name the folder that it leads into in data.roots" if why == "is an absolute path" else ""
-        found.fault(where, f"{what} {name!a} {why}; {remedy}")
+        found.fault(where, f"{what} {name!a} {why}; {remedy}", kind="outside")
         return None
     try:
         (folder.path / name).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):
-        found.fault(where, f"{name} does not exist; remove the row or add the picture", skippable=True)
+        found.fault(where, f"{name} does not exist; remove the row or add the picture", skippable=True, kind="missing")
         return None
     if not folder.holds(folder.path / name):
         found.fault(
@@ -200,6 +210,7 @@ def located(folder: Folder, name: object, where: str, found: Found, *, what: str
             f"{name} is outside of the folder and of data.roots; name the folder that holds it there"
             if Path(name).is_absolute()
             else f"{name} is a link that leaves the folder; copy the picture into it",
+            kind="outside",
         )
         return None
     return folder.path / name
@@ -230,13 +241,14 @@ def text_of(path: Path, name: str, found: Found, *, skippable: bool = False) -> 
         raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        found.fault(name, not_utf8(raw, error), skippable=skippable)
+        found.fault(name, not_utf8(raw, error), skippable=skippable, kind="not_utf8")
         return None
     except OSError as error:
         found.fault(name, reason(error), skippable=skippable)
         return None
     if "\0" in text:
-        found.fault(name, f"a NUL character at byte {raw.index(0)}; save it as UTF-8 text", skippable=skippable)
+        what = f"a NUL character at byte {raw.index(0)}; save it as UTF-8 text"
+        found.fault(name, what, skippable=skippable, kind="not_utf8")
         return None
     return text
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from sdtune.data import archives
-from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
-from sdtune.data.frames import Frame, Frames, resolutions, scale
+from sdtune.data.frames import Frame, Frames, resolutions
 from sdtune.data.images import Box, crop_boxes
 from sdtune.data.layouts import listed, plural, shown
 from sdtune.errors import DataError
 
 
 class View(NamedTuple):
-    """One picture as it is encoded: which part of it, mirrored or not."""
+    """One picture as it is encoded: which part of it, mirrored or not, in which colours."""
 
     example: int
     frame: int
     box: Box
     mirrored: bool
+    colours: int
+    """Which of the versions of `jittered`."""
     key: str
 
 
@@ -33,8 +34,8 @@ class View(NamedTuple):
 class Plan:
     """All views and captions of a set of pictures.
 
-    An item is a picture in a frame: with several resolutions a picture has several. Every item has equally many views; variant v is
-    its cut v % crops, mirrored if v // crops is odd.
+    An item is a picture in a frame: with several resolutions a picture has several. Every item has equally many views, in this order:
+    all cuts; with `flips` all of them mirrored; then all that again in each of the other `colours`.
     """
 
     examples: list[Example]
@@ -47,6 +48,7 @@ class Plan:
     """The captions of each example, by their place in `texts`."""
     crops: int = 1
     flips: bool = False
+    colours: int = 1
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -63,28 +65,28 @@ def plan(examples: Sequence[Example], config: DataConfig, *, usual: int, grid: i
     sizes = resolutions(config, usual)
     at = [Frames(resolution, config, grid=grid) for resolution in (sizes if augment else sizes[:1])]
     crop = config.crop if augment or config.crop != "random" else "center"
-    out = Plan(list(examples), flips=config.flip and augment)
-    numbers, left, small, long = dict[Frame, int](), list[str](), list[str](), list[str]()
+    out = Plan(
+        list(examples), flips=config.flip and augment, colours=config.jitters if config.jitter and augment else 1
+    )
+    numbers, left = dict[Frame, int](), list[str]()
     for i, example in enumerate(out.examples):
-        name = shown(Path(example.image.name))
         frames = list(dict.fromkeys(frame for frames in at if (frame := frames.of(example.size))))
         if not frames:
-            left.append(name)
-        if any(scale(example.size, frame) > 1 for frame in frames):
-            small.append(name)
-        if not config.buckets and max(example.size) > 3 * min(example.size):
-            long.append(name)
+            left.append(shown(Path(example.image.name)))
+        digest = example.digest or hashlib.sha256(archives.read_bytes(example.image)).hexdigest()
         for frame in frames:
-            digest = example.digest or hashlib.sha256(archives.read_bytes(example.image)).hexdigest()
             boxes = crop_boxes(example.size, crop, config.crops, digest, frame)
+            out.crops, number = len(boxes), numbers.setdefault(frame, len(numbers))
             how = f"{_side(frame)}/{crop == 'pad'}/{config.background}"
-            number, row = (
-                numbers.setdefault(frame, len(numbers)),
-                product((False, True) if out.flips else (False,), boxes),
+            parts = product(range(out.colours), (False, True) if out.flips else (False,), boxes)
+            out.views_NV.append(
+                [
+                    View(
+                        i, number, box, mirrored, version, _view_key(digest, how, box, mirrored, version, config.jitter)
+                    )
+                    for version, mirrored, box in parts
+                ]
             )
-            keyed = ((box, mirrored, key_of(digest, how, *map(str, box), str(mirrored))) for mirrored, box in row)
-            out.views_NV.append([View(i, number, *parts) for parts in keyed])
-            out.crops = len(boxes)
     if left and not out.views_NV:
         raise DataError(
             f"{plural(len(left), 'picture')}, and all are smaller than data.resolution={min(sizes)} and not to be enlarged "
@@ -92,22 +94,21 @@ def plan(examples: Sequence[Example], config: DataConfig, *, usual: int, grid: i
         )
     out.frames = list(numbers)
     _plan_texts(out)
-    out.notes = list(_size_notes(left, small, long, sizes, crop))
+    if left:
+        out.notes.append(
+            f"{plural(len(left), 'picture')} smaller than {min(sizes)} pixels, left out (data.enlarge=false): {listed(left)}"
+        )
     return out
+
+
+def _view_key(digest: str, how: str, box: Box, mirrored: bool, version: int, jitter: float) -> str:
+    coloured = [f"{version}/{jitter}"] if version else []  # the first is the picture as it is, jitter or not
+    return key_of(digest, how, *map(str, box), str(mirrored), *coloured)
 
 
 def key_of(*parts: str) -> str:
     """A hash by which something in the cache is found."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
-
-
-def long_captions(texts: Sequence[str], count: Callable[[Sequence[str]], list[int]], limit: int) -> Iterator[str]:
-    """A note on the captions of more than `limit` tokens; `count` gives the number of each text's."""
-    if long := [t for t, n in zip(texts, count(texts), strict=True) if n > limit]:
-        yield (
-            f"{plural(len(long), 'caption')} of more than the {limit} tokens that the text encoder reads; "
-            f"of the first, this is cut off: {cut_off(long[0], count, limit)!r}"
-        )
 
 
 def told_size(plan: Plan, view: View) -> tuple[float, ...]:
@@ -128,16 +129,3 @@ def _plan_texts(plan: Plan) -> None:
     for example in plan.examples:
         plan.captions_N.append([rows.setdefault(caption, len(rows)) for caption in example.captions])
     plan.texts = list(rows)
-
-
-def _size_notes(
-    left: Sequence[str], small: Sequence[str], long: Sequence[str], sizes: Sequence[int], crop: str
-) -> Iterator[str]:
-    pixels = f"{max(sizes)} pixels"
-    if left:
-        yield f"{plural(len(left), 'picture')} smaller than {min(sizes)} pixels, left out (data.enlarge=false): {listed(left)}"
-    if small:
-        yield f"{plural(len(small), 'picture')} smaller than {pixels}, enlarged: {listed(small)}"
-    if long:
-        lost = {"squash": "squashed", "pad": "mostly background"}.get(crop, "mostly cut away")
-        yield f"{plural(len(long), 'picture')} more than three times as long as wide, {lost} (data.buckets=true keeps more): {listed(long)}"

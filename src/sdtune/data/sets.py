@@ -29,15 +29,16 @@ class KnownSet:
     It only saves time: where nothing is remembered, or nothing can be written, everything is looked at again.
     """
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
-        """Lists the files. Raises DataError for a place that is not there."""
+    def __init__(self, config: DataConfig, seed: int, *, read_by: str = "") -> None:
+        """Lists the files. `read_by`: what names the model, which a scan asks for sizes and tokens. Raises DataError for a place that
+        is not there."""
         self._config = config
-        places = [locate(place.path) for place in config.places()]
+        places = [locate(place.path, download=config.download) for place in config.places()]
         others = (config.validation, config.mask_path, config.class_path, *config.roots)
-        found = listing([*places, *(resolve(other) for other in others if other)])
+        found = listing([*places, *(resolve(other, download=config.download) for other in others if other)])
         settings = json.dumps({**asdict(config), "cache": ""}, sort_keys=True)
         self._settled = found.settled
-        self._folder = config.cache_folder() / "sets" / key_of(FORMAT, settings, str(seed), found.fingerprint)
+        self._folder = config.cache_folder() / "sets" / key_of(FORMAT, settings, str(seed), read_by, found.fingerprint)
         self.notes, self.record = self._read()
 
     @property
@@ -72,7 +73,7 @@ class KnownSet:
             model.vae_fingerprint,
             model.text_fingerprint,
             str(model.resolution),
-            str(model.inpaints),
+            str(model.chunks),
         )
         key = key_of(*asked, listing(class_pictures).fingerprint)[:24]
         return [self._folder / f"{key}-{part}.safetensors" for part in PARTS]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdtune.errors import ModelError
 from sdtune.families import single_file
-from sdtune.families.places import Source, header, hub_folder, json_of, locate
+from sdtune.families.places import Source, header, json_of, locate, settings_folder
 from sdtune.families.recognition import check_family
 from sdtune.families.single_file import Place
 from sdtune.model import Prediction
@@ -56,12 +56,12 @@ def load_parts(
     path, source = locate(config)
     check_family(path, source, type(config))
     keys = header(path) if path.is_file() else {}
-    folder = path if path.is_dir() else _settings_folder(config)
+    folder = path if path.is_dir() else settings_folder(config)
     index = check_index(folder, source if path.is_dir() else str(folder), config.type, wanted, optional)
     present = {part: cls for part, cls in wanted.items() if part not in optional or _is_named(index, part)}
     inside = {part for part in present if part in places and places[part].is_in(keys)}
     if keys and (lacking := [part for part, cls in present.items() if _has_weights(cls) and part not in inside]):
-        folder = _settings_folder(config, weights=lacking)
+        folder = settings_folder(config, weights=lacking)
     transformers.utils.logging.disable_progress_bar()
     modules, tokenizers = dict[str, Any](), list[Any]()
     for part, cls in present.items():
@@ -97,20 +97,6 @@ def _read(folder: Path, part: str, cls: Any, dtype: torch.dtype, variant: str | 
     if issubclass(cls, transformers.PreTrainedModel):
         return cls.from_pretrained(folder / part, variant=variant, dtype=dtype, use_safetensors=True)
     return cls.from_pretrained(folder, subfolder=part, variant=variant, dtype=dtype, use_safetensors=True)
-
-
-def _settings_folder(config: Source, weights: Collection[str] = ()) -> Path:
-    """The folder whose settings go with a single file."""
-    name = config.config or config.usual
-    if (folder := Path(name).expanduser()).is_dir():
-        return folder
-    try:
-        return hub_folder(name, download=config.download, weights=weights)
-    except ModelError as error:
-        raise ModelError(
-            f"{config.path}: a single file needs settings and tokenizers beside it; {error}, or name a folder or another "
-            "Hub id as model.config"
-        ) from None
 
 
 def check_index(

@@ -107,6 +107,20 @@ def locate(source: Source) -> tuple[Path, str]:
     return folder, f"{name}@{folder.name}"
 
 
+def settings_folder(config: Source, weights: Collection[str] = ()) -> Path:
+    """The folder whose settings go with a single file."""
+    name = config.config or config.usual
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    try:
+        return hub_folder(name, download=config.download, weights=weights)
+    except ModelError as error:
+        raise ModelError(
+            f"{config.path}: a single file needs settings and tokenizers beside it; {error}, or name a folder or another "
+            "Hub id as model.config"
+        ) from None
+
+
 def is_hub_id(name: str) -> bool:
     """Whether `name` reads as a Hub id (owner/name), and nothing is here under it."""
     return not Path(name).expanduser().exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1

@@ -44,7 +44,7 @@ class Flickr(Reader):
                 found.entries.append(Entry(by_name[name], tuple(texts), f"{path.name}:{lines[name]}"))
         if missing:
             what = f"{plural(len(missing), 'picture')} of it not here ({listed(missing)}); add them"
-            found.fault(path.name, what, skippable=True)
+            found.fault(path.name, what, skippable=True, kind="missing")
         if other := [folder.name(p) for p in folder.pictures if p.name not in captions]:
             found.notes.append(f"{plural(len(other), 'picture')} not in {path.name}, left alone: {listed(other)}")
         return found.notes.insert(0, f"Flickr's {path.name}: {plural(len(found.entries), 'picture')}")

@@ -51,7 +51,9 @@ class Imagefolder(Reader):
         known |= seen.keys()
         for path in (*folder.pictures, *filter(is_picture, sorted(folder.links))):
             if path.resolve() not in known:
-                found.fault(folder.name(path), f"not in {name}; add a row for it or take it away", skippable=True)
+                what = f"not in {name}; add a row for it or take it away"
+                within = () if path in folder.links else (path,)  # a link that leaves is not to be opened, nor shown
+                found.fault(folder.name(path), what, skippable=True, kind="unlisted", pictures=within)
         _tell_of_sidecars(folder, name, found)
         return found.notes.insert(0, f"imagefolder with {name}: {plural(len(found.entries), 'picture')}")
 
@@ -103,7 +105,8 @@ def _read_row(
         return None
     path = image.resolve()
     if path in seen:
-        return found.fault(where, f"{file_name} is in line {seen[path]} too; put its captions into one row, as a list")
+        what = f"{file_name} is in line {seen[path]} too; put its captions into one row, as a list"
+        return found.fault(where, what, kind="name_clash")
     seen[path] = line
     captions = captions_of(row.get(folder.column))
     if captions is None:

@@ -134,7 +134,7 @@ class KohyaJson(Reader):
         pictures = by_name.get(stem, [])
         if len(pictures) != 1:
             what = "no picture of this name here" if not pictures else f"{len(pictures)} pictures have this name"
-            return found.fault(where, f"{what}; add or rename it, or remove the entry", skippable=True)
+            return found.fault(where, f"{what}; add or rename it, or remove the entry", skippable=True, kind="missing")
         captions = captions_of(row.get("caption")) if isinstance(row, dict) else None
         tags = captions_of(row.get("tags")) if isinstance(row, dict) else None
         if captions is None or tags is None:

@@ -30,7 +30,7 @@ def give_masks(folder: Folder, mask_folder: Path | None, found: Found) -> None:
         if named[stem] and len(places) > 1:
             shown = listed([found.entries[i].image.name for i in places])
             what = f"belongs to more than one picture ({shown}); give the pictures different names"
-            found.fault(folder.name(named[stem][0].file), what)
+            found.fault(folder.name(named[stem][0].file), what, kind="name_clash")
             continue
         for i in places:
             _give(found.entries[i], i, named[stem], folder, mask_folder, found)
@@ -44,7 +44,7 @@ def _give(entry: Entry, i: int, named: list[Mask], folder: Folder, mask_folder: 
     all_of = list({m.file.resolve(): m for m in [*filter(None, [entry.mask]), *named]}.values())
     if len(all_of) > 1:
         shown = listed([folder.name(m.file) for m in all_of])
-        found.fault(folder.name(entry.image), f"has more than one mask ({shown}); remove all but one")
+        found.fault(folder.name(entry.image), f"has more than one mask ({shown}); remove all but one", kind="bad_mask")
     elif all_of and not leads_into(all_of[0].file, folder.path, *filter(None, [mask_folder])):
         found.fault(folder.name(all_of[0].file), "a link that leaves the folder; copy the file into it")
     elif all_of:

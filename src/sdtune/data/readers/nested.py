@@ -43,7 +43,7 @@ def read_part(folder: Folder, part: Part, found: Found) -> list[Entry]:
     found.masks += [(mask, of) for mask, of in there.masks if mask.file not in known]
     inside = shown(path.relative_to(folder.path)) if path.is_relative_to(folder.path) else shown(path)
     for fault in inner.faults:
-        found.fault(f"{inside}/{fault.where}", fault.what, skippable=fault.skippable)
+        found.faults.append(replace(fault, where=f"{inside}/{fault.where}"))
     found.notes += [f"{inside}/: {note}" for note in inner.notes if not note.startswith("pictures w")]
     if not inner.entries and not inner.faults:
         found.fault(part.where, f"no pictures in {inside}/")

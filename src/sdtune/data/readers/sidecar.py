@@ -50,7 +50,8 @@ def read_sidecars(folder: Folder, files: list[Path], found: Found, extension: st
         read.add(text)
         if len(sharing) > 1 and text in there:
             shown = listed([p.name for p in sharing])
-            found.fault(name, f"belongs to more than one picture ({shown}); give the pictures different names")
+            what = f"belongs to more than one picture ({shown}); give the pictures different names"
+            found.fault(name, what, kind="name_clash", pictures=tuple(sharing))
             continue
         captions = _lines(text, name, found) if text in there else ()
         if captions is None:
@@ -110,7 +111,8 @@ def _tell_of_others(folder: Folder, files: list[Path], pictures: Collection[Path
     for path in files:
         name, captioned = folder.name(path), path.with_suffix("") in pictures
         if path.suffix.lower() in FOREIGN_SUFFIXES:
-            found.fault(name, "not one of the formats that are read; convert it to PNG or JPEG", skippable=True)
+            what = "not one of the formats that are read; convert it to PNG or JPEG"
+            found.fault(name, what, skippable=True, kind="other_format")
         elif is_picture(path) or (path.name == "multiply.txt" and not captioned):
             continue
         elif path.suffix in TEXTS and captioned:

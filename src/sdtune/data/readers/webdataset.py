@@ -115,7 +115,7 @@ def _captions(folder: Folder, shard: Path, parts: list[str], where: str, found: 
             return captions_of(text.splitlines())
         row = json.loads(text)
     except UnicodeDecodeError as error:
-        found.fault(where, f"its text {not_utf8(raw, error)}", skippable=True)
+        found.fault(where, f"its text {not_utf8(raw, error)}", skippable=True, kind="not_utf8")
         return None
     except (ValueError, RecursionError) as error:
         found.fault(where, f"its .json is not valid: {error}; write it again", skippable=True)

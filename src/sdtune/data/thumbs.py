@@ -1,0 +1,20 @@
+"""Small pictures inside a page: data URIs, so that nothing is loaded from anywhere. Imports no torch."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from sdtune.data.images import MAX_PIXELS, load_image
+
+
+def data_uri(path: Path, side: int, *, max_pixels: int = MAX_PIXELS) -> str:
+    """A picture as a JPEG of at most `side` pixels, without its metadata. Raises DataError."""
+    image = load_image(path, max_pixels=max_pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
