@@ -82,7 +82,7 @@ class Telling(Cache):
 
     def __init__(self, count: int, captions: int, crops: int, flip: bool) -> None:
         self.weights_N = torch.arange(count) / 10
-        self.groups, self.crops, self.flips = [[torch.arange(count)]], crops, flip
+        self.groups, self.crops, self.flips, self.colours = [[torch.arange(count)]], crops, flip, 1
         columns = {
             "example_N": torch.arange(count),
             "first_E1": torch.arange(count + 1) * captions,

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sdtune.data.cache import Cache
+from sdtune.data.check.kinds import On
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.dataset import scan
 from sdtune.families.sd1 import Sd1
@@ -65,6 +66,15 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[int, int]]] = [
     ("wildcards", {}, {"wildcards": True}, (0, 1)),
     ("caption_dropout", {}, {"caption_dropout": 0.5}, (0, 0)),
     ("prior_weight", {}, {"prior_weight": 0.5}, (0, 0)),
+    ("jitter", {"validation_share": 0}, {"jitter": 0.1}, (4, 0)),
+    ("jitters", {"jitter": 0.1, "validation_share": 0}, {"jitters": 3}, (4, 0)),
+    ("buckets", {}, {"buckets": True}, (4, 0)),
+    ("bucket_step", {"buckets": True, "resolution": 64}, {"bucket_step": 16}, (4, 0)),
+    ("enlarge", {}, {"enlarge": False}, (0, 0)),
+    ("caption_chunks", {}, {"caption_chunks": 2}, (0, 5)),
+    ("cache_dtype", {}, {"cache_dtype": "fp16"}, (4, 5)),
+    ("download", {}, {"download": True}, (0, 0)),
+    ("on", {}, {"on": On(transparent="ignore")}, (0, 0)),
     ("on_bad", {}, {"on_bad": "skip"}, (0, 0)),
     ("max_pixels", {}, {"max_pixels": 10_000}, (0, 0)),
     ("cache", {}, {"cache": "elsewhere"}, (4, 5)),
@@ -74,13 +84,6 @@ ELSEWHERE = {
     "class_prompt": "class pictures are files, not in a Cache",
     "class_path": "as class_prompt",
     "class_count": "as class_prompt",
-    "jitter": "not yet in the cache",
-    "jitters": "not yet in the cache",
-    "buckets": "not yet in the cache",
-    "bucket_step": "not yet in the cache",
-    "enlarge": "not yet in the cache",
-    "cache_dtype": "not yet in the cache",
-    "caption_chunks": "the pictures' keys still follow the text encoder's length",
 }
 
 
@@ -140,10 +143,11 @@ def fill(model: Model, config: DataConfig) -> dict[str, tuple[int, int]]:
     """How many pictures and captions were encoded, and how many there are, for training and validation as a run has them."""
     counts = {"pictures": (0, 0), "captions": (0, 0)}
     splits = scan(config)
+    model.chunks = config.caption_chunks
     for examples, augment in ((splits.train, True), (splits.validation, False)):
         resolution = config.resolution if isinstance(config.resolution, int) else model.resolution
         told = list(Cache.open(examples, model, config, resolution=resolution, augment=augment).fill())
         for what, (made, total) in counts.items():
-            there = [(done, of) for name, done, of in told if name == what]
+            there = [(done, of) for name, done, of in told if name == what] or [(0, 0)]
             counts[what] = (made + there[0][1] - there[0][0], total + there[0][1])
     return counts
