@@ -17,7 +17,7 @@ from sdtune.data.convert import Read, check_place, not_kept, read_source
 from sdtune.data.dataset import judge
 from sdtune.data.layouts import Entry, Fault, listed, plural, reason
 from sdtune.data.write import Wish, Written, named, write
-from sdtune.errors import ConfigError, DataError
+from sdtune.errors import ConfigError
 from sdtune.happened import Happened
 
 NAMES = ("validation", "test", "train")
@@ -145,9 +145,9 @@ def _looked_at(entry: Entry, path: str, config: DataConfig, rule: Rule) -> _Pict
         else:
             hashed = likeness.dhash(images.decode(data, max_pixels=config.max_pixels))
     except OSError as error:
-        return Fault(path, reason(error), skippable=True)
-    except DataError as error:
-        return Fault(path, str(error), skippable=True)
+        return Fault(path, reason(error), True, "unreadable")
+    except images.Unusable as error:
+        return Fault(path, str(error), True, error.kind)
     return _Picture(entry, path, hashlib.sha256(data).hexdigest(), hashed)
 
 

@@ -162,6 +162,8 @@ def policy(kind: str, on: On, on_bad: Policy, *, skippable: bool = True) -> tupl
 
     `skippable`: whether leaving a picture out would be a cure.
     """
+    if kind == "dataset" and skippable:  # one entry of the file that says what there is
+        return on_bad, "data.on_bad"
     if kind in FIXED or not skippable:
         return FIXED.get(kind, ("fail",))[0], ""  # type: ignore[return-value]
     chosen: Policy | None = getattr(on, kind)
