@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from sdtune import hub
-from sdtune.data import archives, images, masks, readers
+from sdtune.data import images, looking, masks, readers
 from sdtune.data.caption import every_variant, variants
 from sdtune.data.check import findings
 from sdtune.data.check.findings import Fit
@@ -17,6 +17,7 @@ from sdtune.data.check.kinds import policy
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.images import Remark
 from sdtune.data.layouts import Entry, Fault, listed, plural, shown
+from sdtune.data.looking import Looked
 from sdtune.data.places import PREFIX, hub_copy
 from sdtune.data.readers import arrow
 from sdtune.data.readers.imagefolder import METADATA
@@ -372,12 +373,15 @@ def _collect(
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
     out = _Collected(faults=found.faults, notes=found.notes)
-    for done, entry in enumerate(found.entries):
+    seen = looking.look([entry.image for entry in found.entries], config)
+    for done, (entry, looked) in enumerate(zip(found.entries, seen, strict=True)):
         if progress:
             progress(done, len(found.entries))
         where, image = _relative(entry.image, folder), entry.image
         try:
-            example, said = _example(entry, folder, config, masked)
+            if isinstance(looked, images.Unusable):
+                raise looked
+            example, said = _example(entry, looked, folder, config, masked)
         except images.Unusable as error:
             out.faults.append(Fault(where, str(error), True, error.kind, (image,)))
             continue
@@ -416,11 +420,11 @@ def mask_folder_of(config: DataConfig, folder: Path) -> Path | None:
     return named
 
 
-def _example(entry: Entry, folder: Path, config: DataConfig, masked: bool) -> tuple[Example, tuple[Remark, ...]]:
-    """The entry with its checked picture and mask, and remarks on it. Raises Unusable without a name."""
-    data = _read(entry.image, config)
-    checked = images.check(data, background=config.background, max_pixels=config.max_pixels)
-    digest = hashlib.sha256(data).hexdigest()
+def _example(
+    entry: Entry, looked: Looked, folder: Path, config: DataConfig, masked: bool
+) -> tuple[Example, tuple[Remark, ...]]:
+    """The entry with its picture and its checked mask, and remarks on it. Raises Unusable without a name."""
+    digest, checked = looked
     example = Example(
         entry.image, entry.captions, checked.size, digest=digest, repeats=entry.repeats, look=checked.look,
         colours=checked.colours,
@@ -432,7 +436,7 @@ def _example(entry: Entry, folder: Path, config: DataConfig, masked: bool) -> tu
         example = replace(example, mask=entry.image, mask_digest=example.digest, mask_mean=checked.opacity)
     elif entry.mask:
         try:
-            data = _read(entry.mask.file, config)
+            data = looking.read(entry.mask.file, config)
             mean = masks.check(images.read_mask(data, max_pixels=config.max_pixels), checked.size)
         except DataError as error:
             raise images.Unusable(f"its mask {_relative(entry.mask.file, folder)}: {error}", "bad_mask") from None
@@ -441,19 +445,6 @@ def _example(entry: Entry, folder: Path, config: DataConfig, masked: bool) -> tu
     if wrong := images.mislabelled(entry.image.name, checked.format):
         return example, (*checked.remarks, Remark("mislabelled", wrong))
     return example, checked.remarks
-
-
-def _read(path: Path, config: DataConfig) -> bytes:
-    """The bytes of a picture file. Raises Unusable without a name."""
-    if path.exists() and not path.is_file():
-        raise images.Unusable("not a regular file; remove it")
-    try:
-        if archives.size(path) > 16 * config.max_pixels + 2**24:  # no format in use needs more
-            raise images.Unusable("larger than any picture of data.max_pixels can be; make it smaller", "too_large")
-        return archives.read_bytes(path)
-    except OSError as error:
-        why = (error.strerror or "cannot be read").lower()
-        raise images.Unusable(f"{why}; check the file and its permissions") from None
 
 
 def _captionless(entry: Entry, folder: Path) -> Fault:

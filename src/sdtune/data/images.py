@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -209,12 +210,35 @@ def pixels_from(pictures: Sequence[Pixels]) -> Tensor:
     return pixels_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
+class _Quiet:
+    """No warnings while any thread is inside. What Python has for that puts the filters of one thread back in the midst of another."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._caught = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
 def _read(data: bytes, finish: Callable[[Image.Image], T]) -> T:
     """What `finish` makes of the opened file. Raises DataError for whatever goes wrong."""
     if not data:
         raise Unusable("the file is empty; copy it again", "empty_file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of half its size limit and of odd metadata
+    with _QUIET:  # Pillow warns of half its size limit and of odd metadata
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as im:
                 return finish(im)

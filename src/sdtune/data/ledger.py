@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sdtune.data import archives
 from sdtune.data.listing import state
 
 FORMAT = "1"
@@ -41,13 +42,13 @@ class Ledger:
             row = self._db.execute(
                 "select state, said from facts where path = ? and asked = ?", (_text(path), self._asked)
             ).fetchone()
-            if row and row[0] == state(path):
+            if row and row[0] == _state(path):
                 return json.loads(row[1])
         return None
 
     def put(self, path: Path, facts: object) -> None:
         """Remember `facts` of a file, which must be what JSON can hold. `close` writes them."""
-        if self._db is not None and (now := state(path)):
+        if self._db is not None and (now := _state(path)):
             self._new.append((_text(path), self._asked, now, json.dumps(facts)))
             if len(self._new) >= 10_000:
                 self._write()
@@ -66,6 +67,11 @@ class Ledger:
             self._db.execute("begin immediate")
             self._db.executemany("insert or replace into facts values (?, ?, ?, ?)", new)
             self._db.execute("commit")
+
+
+def _state(path: Path) -> str | None:
+    """Of a picture inside an archive, that of the archive."""
+    return state(archives.archive_of(path) or path)
 
 
 def _text(path: Path) -> str:
