@@ -169,7 +169,12 @@ def test_each_picture_is_read_once(folder: Path, tmp_path: Path, monkeypatch: py
     paths = [*sorted(folder.glob("0*.png")), folder / "bad.png"]
     config = DataConfig(path=str(folder), cache=str(tmp_path / "cache"))
     read, check = list[int](), images.check
-    monkeypatch.setattr(images, "check", lambda data, **options: [read.append(1), check(data, **options)][1])
+
+    def counting(data: bytes, **options: Any) -> images.Checked:
+        read.append(1)
+        return check(data, **options)
+
+    monkeypatch.setattr(images, "check", counting)
     first = list(looking.look(paths, config))
     assert [type(f).__name__ for f in first] == ["Looked"] * 5 + ["Unusable"] and len(read) == 6
     again = list(looking.look(paths, config))
@@ -292,12 +297,12 @@ def test_a_damaged_memory_is_no_memory(folder: Path, tmp_path: Path, harm: bytes
 @pytest.mark.usefixtures("settled")
 def test_only_the_last_sets_are_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdtune.data.sets.KEPT", 2)
-    for i in range(4):
-        config = DataConfig(path=str(folder), cache=str(tmp_path / "cache"), caption_prefix=str(i))
+    made = [DataConfig(path=str(folder), cache=str(tmp_path / "cache"), caption_prefix=str(i)) for i in range(4)]
+    for config in made:
         KnownSet(config, 0).remember(dataset.scan(config))
         time.sleep(0.02)
     assert len(list((tmp_path / "cache" / "sets").iterdir())) == 2
-    assert KnownSet(config, 0).scanned
+    assert KnownSet(made[-1], 0).scanned and not KnownSet(made[0], 0).scanned
 
 
 # ---- encoding

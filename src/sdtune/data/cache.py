@@ -316,12 +316,17 @@ class _Encoding:
         for what, table, entries, cell in kinds:
             for number, mine in _of_frame(entries).items():
                 frame = self._plan.frames[number]
-                count = self.shards[f"{table} {frame}"].locate(list(mine))[0].count(MISSING)
+                count = self._absent(self.shards[f"{table} {frame}"], list(mine))
                 yield what, count, cell * frame.pixels // self._model.downscale**2
         texts = [key_of("caption", text) for text in self._plan.texts]
-        if count := self.shards["captions"].locate(texts)[0].count(MISSING):
+        if count := self._absent(self.shards["captions"], texts):
             states = self._model.encode_prompts([""]).tensors().values()
             yield "caption", count, width * sum(tensor[0].numel() for tensor in states)
+
+    def _absent(self, shards: Shards, keys: Sequence[str]) -> int:
+        places, notes = shards.locate(keys)
+        self._damage += notes
+        return places.count(MISSING)
 
     def _of_items(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
         """What holds for an example, for each of its items."""
