@@ -194,5 +194,5 @@ def test_sizes_fit_the_patches(folders: dict[str, Path], tmp_path: Path) -> None
 
     data = pictures(tmp_path / "pictures", ["a red dog"])
     run = config_of(folders["dev"], f"data.path={data}", f"data.cache={tmp_path}", *SETTINGS, "data.resolution=34")
-    with pytest.raises(DataError, match="34 is no multiple of 4, the pixels per patch"):
+    with pytest.raises(DataError, match="34 is no multiple of 4, as this model"):
         list(train(run, Run(tmp_path / "run")))

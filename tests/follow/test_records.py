@@ -6,7 +6,20 @@ import pytest
 from PIL import Image
 
 from sdtune import events
-from sdtune.events import Encoding, Failed, Finished, Noted, Sampled, Saved, Started, Step, Stopped, Validated, Warned
+from sdtune.events import (
+    Encoded,
+    Encoding,
+    Failed,
+    Finished,
+    Noted,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Validated,
+    Warned,
+)
 from sdtune.follow.records import Note, Picture, Scalars, records
 from sdtune.runs import Run
 
@@ -60,7 +73,7 @@ def test_a_preview_that_is_there(run: Run) -> None:
 
 QUIET = (
     Started(0, 9, "r", "cpu", "fp32", 1, 2, 3, 4, 5), Encoding("pictures", 1, 2), Saved(3, "checkpoints/step-000003"), Noted("hello"),
-    Stopped(4),
+    Stopped(4), Encoded(1, 2, "cache", 3.0),
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def step_of(resolution: int, grid: int, asked: int | None = None) -> int:
     if asked is None:
         return max(grid, min(64, resolution // 8) // grid * grid)
     if asked % grid:
-        raise DataError(f"data.bucket_step: {asked} is no multiple of {grid}, the pixels per latent")
+        raise DataError(f"data.bucket_step: {asked} is no multiple of {grid}, as this model's sides have to be")
     return asked
 
 
@@ -55,7 +55,7 @@ class Frames:
     def __init__(self, resolution: int, config: DataConfig, *, grid: int) -> None:
         """`grid`: pixels per latent (and patch), which sides are multiples of. Raises DataError."""
         if resolution % grid:
-            raise DataError(f"data.resolution: {resolution} is no multiple of {grid}, the pixels per latent")
+            raise DataError(f"data.resolution: {resolution} is no multiple of {grid}, as this model's sides have to be")
         self.resolution, self.enlarge = resolution, config.enlarge
         self.step = step_of(resolution, grid, config.bucket_step) if config.buckets else resolution
         self.all = family(resolution, self.step) if config.buckets else (Frame(resolution, resolution),)

@@ -22,7 +22,7 @@ from sdtune.files import atomic_write
 Row = dict[str, Tensor]
 """Named tensors of one entry, for example mean and logvar of a picture."""
 MISSING = -1
-CHECKED_BYTES = 2**30
+CHECKED_BYTES = 2**28
 """A smaller table is checked to the last byte whenever it is opened; of a larger one each row when it is first read."""
 _DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
