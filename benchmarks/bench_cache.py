@@ -96,7 +96,6 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     """One start and some steps, in this process."""
     import torch
 
-    from sdtune import train as _
     from sdtune.data.batch import ahead, batches
     from sdtune.data.cache import Cache
     from sdtune.devices import set_up_cpu
@@ -207,11 +206,12 @@ def table(
 
     import psutil
 
-    sizes = list(found)
+    sizes, cores = list(found), psutil.cpu_count(logical=False)
+    machine = (
+        f"{platform.machine()}, {cores} cores; Python {platform.python_version()}, torch {metadata.version('torch')}"
+    )
     lines = [
-        "# A large set: what it costs", "",
-        f"{platform.processor() or platform.machine()}, {psutil.cpu_count(logical=False)} cores; Python {platform.python_version()}, "
-        f"torch {metadata.version('torch')}; `benchmarks/bench_cache.py`. Medians with ranges.", "",
+        "# A large set: what it costs", "", f"{machine}; `benchmarks/bench_cache.py`. Medians with ranges.", "",
         "| pictures | " + " | ".join(f"{size:,}" for size in sizes) + " |", "|---|" + "---|" * len(sizes),
     ]  # fmt: skip
     for key, (what, unit) in ROWS.items():
