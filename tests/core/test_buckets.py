@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -15,12 +17,13 @@ from sdtune.config import RunConfig
 from sdtune.data.batch import batches
 from sdtune.data.masks import LABEL
 from sdtune.encode import encoded, look
-from sdtune.events import Finished, Started, Step, Validated, Warned
+from sdtune.events import Event, Finished, Started, Step, Validated, Warned
 from sdtune.families import recognise
 from sdtune.runs import Run
 from sdtune.train import train
 from tests import tiny
 
+T = TypeVar("T")
 SIZES = [(96, 64), (64, 96), (64, 64), (70, 64), (128, 64), (64, 128), (90, 64), (64, 90)]
 
 
@@ -72,18 +75,22 @@ def test_it_trains_and_goes_on_bit_by_bit(kind: str, pictures: Path, tmp_path: P
     ]
 
 
+def ended(events: Generator[Event, None, T]) -> T:
+    """What a generator gives at its end."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
 @pytest.mark.parametrize("kind", ["sd1-inpainting", "sdxl"])
 def test_all_parts_of_a_batch_have_its_frame(kind: str, pictures: Path, tmp_path: Path) -> None:
     config = config_of(kind, pictures, tmp_path)
     model = config.model.load(device="cpu", dtype=torch.float32)
     known, splits = look(config)
-    filling = encoded(known, splits, model, config)
-    while True:
-        try:
-            next(filling)
-        except StopIteration as end:
-            cache = end.value[0]
-            break
+    cache, _ = ended(encoded(known, splits, model, config))
     shapes, masked = set(), 0
     for _, batch in zip(range(20), batches(cache, config.data, batch_size=2, seed=0, start=0), strict=False):
         height, width = batch.latents_BCHW.shape[2:]

@@ -46,6 +46,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[int, int]]] = [
     ("roots", {}, {"roots": ("other",)}, (0, 0)),
     ("validation", {}, {"validation": "other"}, (1, 1)),
     ("validation_share", {}, {"validation_share": 0.5}, (0, 0)),
+    ("validation_most", {"validation_share": 0.5}, {"validation_most": 1}, (0, 0)),
     ("caption_column", {}, {"caption_column": "note"}, (0, 1)),
     ("resolution", {}, {"resolution": 16}, (4, 0)),
     ("crop", {}, {"crop": "squash"}, (4, 0)),

@@ -196,6 +196,12 @@ def test_validation_share_follows_from_content(tmp_path: Path) -> None:
     assert len(held_out(here) ^ held_out(there)) <= 2
 
 
+def test_of_many_pictures_no_more_are_held_out_than_are_told(tmp_path: Path) -> None:
+    tiny.imagefolder(tmp_path / "data", ["a cat"] * 12)
+    found = scan(tmp_path / "data", validation_share=0.5, validation_most=2)
+    assert (len(found.train), len(found.validation)) == (10, 2)
+
+
 @pytest.mark.parametrize("count, share, expected", [(1, 0.5, 0), (2, 0.01, 1), (3, 1, 2), (3, 0, 0)])
 def test_validation_share_of_few_pictures(tmp_path: Path, count: int, share: float, expected: int) -> None:
     for i in range(count):

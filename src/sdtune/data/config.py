@@ -64,6 +64,8 @@ class DataConfig(Section):
     validation_share: Fraction = 0.1
     """Share of the pictures kept for validation when there is no validation folder. 0 turns validation off.
     Cache: only what is new."""
+    validation_most: Annotated[int, Field(gt=0)] = 500
+    """`validation_share` keeps no more than so many: every validation looks at all of them. Cache: only what is new."""
     caption_column: str = "text"
     """Key of the caption in metadata.jsonl or metadata.csv. A list there (several lines in a .txt file) means several
     captions, one drawn at each visit. Cache: only what is new."""

@@ -186,7 +186,7 @@ def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progres
     look(findings.near_copies(all_of.examples, called))
     look(findings.leaks(all_of.examples, validation, called))
     if not validation:
-        validation += _by_hash(all_of, config.validation_share, seed)
+        validation += _by_hash(all_of, config, seed)
     look(findings.near_leaks(all_of.examples, validation, called))
     if config.varies_captions:  # held-out pictures are judged by their caption as it stands
         validation = [replace(e, captions=e.captions[:1]) for e in validation]
@@ -305,10 +305,11 @@ def split_of(image: Path, folder: Path) -> str:
     return image.relative_to(folder).parts[0] if image.is_relative_to(folder) else ""
 
 
-def _by_hash(train: _Collected, share: float, seed: int) -> list[Example]:
-    """Take `share` of the pictures out of `train`, at least one and never all, copies of one picture together."""
+def _by_hash(train: _Collected, config: DataConfig, seed: int) -> list[Example]:
+    """Take a share of the pictures out of `train`, at least one and never all, copies of one picture together."""
     ranked = sorted({e.digest for e in train.examples}, key=lambda d: hashlib.sha256(f"{seed}/{d}".encode()).digest())
-    count = min(max(1, round(share * len(ranked))), len(ranked) - 1) if share and ranked else 0
+    count = min(max(1, round(config.validation_share * len(ranked))), config.validation_most, len(ranked) - 1)
+    count = count if config.validation_share and ranked else 0
     held = set(ranked[:count])
     validation = [e for e in train.examples if e.digest in held]
     train.examples = [e for e in train.examples if e.digest not in held]
