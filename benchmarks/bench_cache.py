@@ -57,7 +57,7 @@ def fill(folder: Path, count: int) -> float:
         for i in range(count)
     ]  # fmt: skip
     cache = Cache.open(examples, model, config.data)
-    encoding = cache._encoding()
+    filling = cache._filling()
     cond = model.encode_prompts([""]).tensors()
     side, rng = model.resolution // model.downscale, torch.Generator().manual_seed(0)
     frame = cache._plan.frames[0]  # type: ignore[union-attr]
@@ -69,7 +69,7 @@ def fill(folder: Path, count: int) -> float:
         ),  # type: ignore[union-attr]
     }
     for table, (keys, shapes) in kinds.items():
-        shards = encoding.shards[table]
+        shards = filling.shards[table]
         missing = [key for key, place in zip(keys, shards.locate(keys)[0], strict=True) if place < 0]
         for at in range(0, len(missing), SHARD):
             some = missing[at : at + SHARD]

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sdtune.data import cache as cache_module
+from sdtune.data import filling
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import scan_folder
@@ -179,14 +179,14 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(
     whole = all_latents(filled(folder, model))
     for file in files(folder):
         file.unlink()
-    monkeypatch.setattr(cache_module, "ENCODE_BATCH", 1)
+    monkeypatch.setattr(filling, "ENCODE_BATCH", 1)
     fill = opened(folder, model).fill()
     assert [next(fill) for _ in range(3)][-1] == ("pictures", 2, 4)
     fill.close()
     seen.clear()
     again = opened(folder, model)
     assert next(again.fill()) == ("pictures", 2, 4)
-    monkeypatch.setattr(cache_module, "ENCODE_BATCH", 8)
+    monkeypatch.setattr(filling, "ENCODE_BATCH", 8)
     again = filled(folder, model)
     assert seen.count("8 pictures") == 1
     assert torch.allclose(all_latents(again).mean_BCHW, whole.mean_BCHW, atol=1e-5)
@@ -206,12 +206,12 @@ def test_what_is_cached_does_not_depend_on_the_company(tmp_path: Path, model: Mo
 
 def test_work_is_kept_before_the_end(folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a SIGKILL there is no `finally`: shards are written on the way."""
-    monkeypatch.setattr(cache_module, "ENCODE_BATCH", 1)
-    monkeypatch.setattr(cache_module, "SHARD_ENTRIES", 2)
+    monkeypatch.setattr(filling, "ENCODE_BATCH", 1)
+    monkeypatch.setattr(filling, "SHARD_ENTRIES", 2)
     fill = opened(folder, model).fill()
     counts = [len(files(folder)) for _ in zip(range(5), fill, strict=False)]
     assert counts == [0, 0, 1, 1, 2]
-    monkeypatch.setattr(cache_module, "SHARD_SECONDS", 0)
+    monkeypatch.setattr(filling, "SHARD_SECONDS", 0)
     fill = opened(folder, model).fill()
     counts = [len(files(folder)) for _ in zip(range(4), fill, strict=False)]
     assert counts == [2, 2, 3, 4]

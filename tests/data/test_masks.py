@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdtune.data import cache as cache_module
-from sdtune.data import dataset, images, masks
+from sdtune.data import dataset, filling, images, masks
 from sdtune.data.batch import batches, validation_batches
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
@@ -474,7 +473,7 @@ def model(base: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
         return read_mask(data, **options)
 
     monkeypatch.setattr(base, "encode_images", encode_images)
-    monkeypatch.setattr(cache_module, "read_mask", reading)
+    monkeypatch.setattr(filling, "read_mask", reading)
     return base
 
 

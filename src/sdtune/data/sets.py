@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from sdtune.data.cache import FORMAT, Cache
+from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Splits, locate, resolve, root_of
+from sdtune.data.filling import FORMAT
 from sdtune.data.listing import listing
 from sdtune.data.plan import key_of
 from sdtune.data.record import Record, record
