@@ -197,7 +197,7 @@ def test_torchrun_on_several_machines(recipe: Path, alone: Run, tmp_path: Path) 
     assert_same_but_for_rounding(run, alone)
 
 
-@pytest.mark.parametrize("validate_every", [1, 2])
+@pytest.mark.parametrize("validate_every", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stop_is_the_same_step_for_all_and_one_process_goes_on(
     recipe: Path, tmp_path: Path, validate_every: int
 ) -> None:

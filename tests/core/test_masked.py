@@ -122,6 +122,7 @@ def test_a_resumed_run_is_bit_identical(straight: Run, world: Path, tmp_path: Pa
     assert all(torch.equal(w, final(run)[name]) for name, w in final(straight).items())
 
 
+@pytest.mark.slow
 def test_several_processes_train_what_one_trains(straight: Run, world: Path, tmp_path: Path) -> None:
     recipe, run = tmp_path / "recipe.toml", Run(tmp_path / "run")
     recipe.write_text(configs.to_toml(config_of(world)))

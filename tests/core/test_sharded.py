@@ -273,6 +273,7 @@ def test_ctrl_c_saves_once_and_one_process_goes_on(world: World, tmp_path: Path)
     assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_with_its_checkpoints_whole(world: World, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     with start(world, run) as process:

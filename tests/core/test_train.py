@@ -135,6 +135,7 @@ def test_resume_is_bit_identical(
     assert_same(run, reference)
 
 
+@pytest.mark.parametrize("straight", ["lora", pytest.param("full", marks=pytest.mark.slow)], indirect=True)
 def test_sigkill_three_times_changes_nothing(straight: tuple[RunConfig, Run, list[Event]], tmp_path: Path) -> None:
     config, reference, _ = straight
     run, recipe = Run(tmp_path / "run"), tmp_path / "recipe.toml"
@@ -446,6 +447,7 @@ def test_a_moving_average_that_stands_still_is_named(
     assert warned.message.endswith(f"(train.ema) does not: all {count} of unet")
 
 
+@pytest.mark.slow
 def test_steps_that_were_given_up_are_no_sign_of_a_dead_part(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
