@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from sdtune import config as configs
 from sdtune.config import RunConfig
@@ -23,6 +28,8 @@ from sdtune.encode import encode
 from sdtune.errors import DataError
 from sdtune.events import Encoded, Encoding, Noted, Warned
 from tests import tiny
+from tests.data.test_convert import Done
+from tests.data.test_convert import run as run_command
 
 
 def age(folder: Path, seconds: float = 3600) -> None:
@@ -374,6 +381,56 @@ def test_a_damaged_entry_of_a_large_table_is_found_when_it_is_read(
     with pytest.raises(DataError, match=r"damaged and has been taken away; the same command encodes it again"):
         list(train(config, Run(tmp_path / "run")))
     assert counted(list(train(config, Run(tmp_path / "run"))))["pictures"] == (4, 5)
+
+
+# ---- the command
+
+
+def command(*arguments: object) -> Done:
+    return run_command(*arguments, command="encode")
+
+
+def test_the_command_encodes_and_says_what(folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(configs.to_toml(run_config(folder, tmp_path)), encoding="utf-8")
+    done = command(recipe, "--dry-run")
+    assert done.code == 0 and "to be encoded: 5 pictures, 7 captions; 0.0 MB, of " in done.out
+    done = command(recipe)
+    assert done.code == 0 and "encoding pictures (4) ..." in done.out
+    assert f"4 pictures and 1 held out, encoded in {tmp_path / 'cache'}" in done.out
+    assert "all is encoded already" in command(recipe, "--dry-run").out
+    (folder / "002.png").write_bytes(b"no picture")
+    done = command(recipe)
+    assert done.code == 3 and "002.png: text, not a picture" in done.err
+    assert command(recipe, "data.cach=x").code == 2 and command(tmp_path / "none.toml").code == 2
+
+
+@pytest.mark.slow
+def test_two_processes_encode_a_share_each(folder: Path, tmp_path: Path) -> None:
+    recipe, config = tmp_path / "recipe.toml", run_config(folder, tmp_path, "data.flip=true", "data.jitter=0.1")
+    recipe.write_text(configs.to_toml(config), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "sdtune", "data", "encode", str(recipe), "--devices", "2"],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("encoded in") == 1, "one process talks"
+    both = list((tmp_path / "cache").glob("pictures-*/*.safetensors"))
+    assert len(both) >= 3, "of training and validation, by two processes"
+    assert told(config, dry_run=True)[-1].message == "all is encoded already"
+    alone = run_config(folder, tmp_path, "data.flip=true", "data.jitter=0.1", f"data.cache='{tmp_path / 'alone'}'")
+    told(alone)
+    assert rows(both) == rows((tmp_path / "alone").glob("pictures-*/*.safetensors")), "bit by bit"
+
+
+def rows(files: Iterable[Path]) -> dict[str, int]:
+    """Key -> checksum."""
+    found: dict[str, int] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            said = opened.metadata()
+        found |= zip(json.loads(said["keys"]), json.loads(said["crc32"]), strict=True)
+    return found
 
 
 def test_fp16_is_near(folder: Path, tmp_path: Path) -> None:
