@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 16
-SHARD = 4096
 
 
 def config_of(folder: Path) -> Any:
@@ -45,6 +44,7 @@ def fill(folder: Path, count: int) -> float:
 
     from sdtune.data.cache import Cache
     from sdtune.data.dataset import Example
+    from sdtune.data.filling import SHARD_ENTRIES
     from sdtune.data.plan import key_of
 
     config = config_of(folder)
@@ -71,11 +71,12 @@ def fill(folder: Path, count: int) -> float:
     for table, (keys, shapes) in kinds.items():
         shards = filling.shards[table]
         missing = [key for key, place in zip(keys, shards.locate(keys)[0], strict=True) if place < 0]
-        for at in range(0, len(missing), SHARD):
-            some = missing[at : at + SHARD]
+        for at in range(0, len(missing), SHARD_ENTRIES):
+            some = missing[at : at + SHARD_ENTRIES]
             stacked = {n: torch.randn((len(some), *shape), generator=rng).half() for n, shape in shapes.items()}
             shards._write(some, stacked)
-            print(f"{table}: {at + len(some)} of {len(missing)}", flush=True)
+            if at // SHARD_ENTRIES % 100 == 0:
+                print(f"{table}: {at + len(some)} of {len(missing)}", flush=True)
     began = time.perf_counter()
     cache = Cache.open(examples, model, config.data)
     for _ in cache.fill():

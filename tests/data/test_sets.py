@@ -428,8 +428,8 @@ def rows(files: Iterable[Path]) -> dict[str, int]:
     found: dict[str, int] = {}
     for file in files:
         with safe_open(file, "pt") as opened:
-            said = opened.metadata()
-        found |= zip(json.loads(said["keys"]), json.loads(said["crc32"]), strict=True)
+            keys, sums = json.loads(opened.metadata()["keys"]), opened.get_tensor("crc32").tolist()
+        found |= zip(keys, sums, strict=True)
     return found
 
 

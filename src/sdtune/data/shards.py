@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,11 @@ Row = dict[str, Tensor]
 MISSING = -1
 CHECKED_BYTES = 2**28
 """A smaller table is checked to the last byte whenever it is opened; of a larger one each row when it is first read."""
-_DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
+SUMS = "crc32"
+"""The tensor of the checksums, one of each row."""
+HEADER_BYTES = 2**24
+_DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
 class Shards:
@@ -54,10 +59,12 @@ class Shards:
         while paths:
             path = paths.pop(0)
             try:
-                mapped = _Mapped(path)
-                if wanted.keys().isdisjoint(mapped.keys):
+                with safe_open(path, framework="pt"):  # checks that all is where the header says
+                    mapped = _Mapped(path)
+                keys_here = mapped.keys
+                if wanted.keys().isdisjoint(keys_here):
                     continue
-                sound = [not small or mapped.is_sound(row) for row in range(len(mapped.keys))]
+                sound = [not small or mapped.is_sound(row) for row in range(len(mapped))]
             except FileNotFoundError:
                 continue  # another run has just mended it
             except _DAMAGE as error:
@@ -70,7 +77,7 @@ class Shards:
                 paths += [mended] if (mended := self._mend(path, mapped, sound)) else []
                 continue
             number = self._number(path.name, mapped)
-            for row, key in enumerate(mapped.keys):
+            for row, key in enumerate(keys_here):
                 if (i := wanted.get(key)) is not None and places[i] == MISSING:
                     places[i] = number << self.ROW_BITS | row
         return places, notes
@@ -104,7 +111,7 @@ class Shards:
             return False
         try:
             mapped = [self._map(n) for n in range(len(paths))] if _bytes(paths) <= CHECKED_BYTES else []
-            return all(m.is_sound(row) for m in mapped for row in range(len(m.keys)))
+            return all(m.is_sound(row) for m in mapped for row in range(len(m)))
         except _DAMAGE:
             return False
 
@@ -118,7 +125,7 @@ class Shards:
         except _DAMAGE:
             _remove(path)
         else:
-            self._mend(path, mapped, [mapped.is_sound(row) for row in range(len(mapped.keys))])
+            self._mend(path, mapped, [mapped.is_sound(row) for row in range(len(mapped))])
         raise DataError(f"{path}: a cached entry is damaged and has been taken away; the same command encodes it again")
 
     def _map(self, number: int) -> _Mapped:
@@ -134,8 +141,7 @@ class Shards:
         return number
 
     def _write(self, keys: list[str], stacked: Row) -> Path:
-        header = {"keys": json.dumps(keys), "crc32": json.dumps(_checksums(stacked))}
-        data = save(stacked, header)
+        data = save({**stacked, SUMS: torch.tensor(_checksums(stacked))}, {"keys": json.dumps(keys)})
         # named by content: a damaged file of the same keys has another name than its replacement
         path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
         try:
@@ -158,20 +164,43 @@ class Shards:
 
 
 class _Mapped:
-    """A file mapped into memory: its rows are read where they lie, when they are looked at."""
+    """A file mapped into memory: its rows are read where they lie, when they are looked at.
+
+    Of a million entries nothing is held here but what has been looked at: keys are read from the file when they are asked for, and
+    checksums are a tensor of their own. torch's mapping keeps no file open, so that their number is not limited by that of open files.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises what `_DAMAGE` lists for a file that is none of ours."""
-        with safe_open(
-            path, framework="pt"
-        ) as file:  # its tensors are views of the mapped file, which stays when it is closed
-            said = file.metadata()
-            self._tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        self.keys: list[str] = json.loads(said["keys"])
-        self._sums: list[int] = json.loads(said["crc32"])
-        if {len(t) for t in self._tensors.values()} != {len(self.keys)} or len(self._sums) != len(self.keys):
+        self._path = path
+        header, start = self._header()
+        data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        tensors = {}
+        for name in sorted(header.keys() - {"__metadata__"}):
+            begin, end = (start + at for at in header[name]["data_offsets"])
+            tensors[name] = data[begin:end].view(_DTYPES[header[name]["dtype"]]).view(header[name]["shape"])
+        self._sums: Tensor = tensors.pop(SUMS)
+        self._tensors, self._seen = tensors, bytearray(len(self._sums))
+        if {len(tensor) for tensor in tensors.values()} != {len(self)}:
             raise ValueError("its header contradicts itself")
-        self._seen = bytearray(len(self.keys))
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    @property
+    def keys(self) -> list[str]:
+        keys: list[str] = json.loads(self._header()[0]["__metadata__"]["keys"])
+        if len(keys) != len(self):
+            raise ValueError("its header contradicts itself")
+        return keys
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        """What the file says of itself, and where its tensors begin."""
+        with self._path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > HEADER_BYTES:
+                raise ValueError("its header is too large")
+            return json.loads(file.read(size)), 8 + size
 
     def rows(self, rows: Sequence[int]) -> Row:
         """Copies, stacked."""
@@ -180,9 +209,8 @@ class _Mapped:
     def is_sound(self, row: int) -> bool:
         """Whether its bytes are what was written; looked at once."""
         if not self._seen[row]:
-            self._seen[row] = _checksums({name: t[row : row + 1] for name, t in self._tensors.items()}) == [
-                self._sums[row]
-            ]
+            now = _checksums({name: tensor[row : row + 1] for name, tensor in self._tensors.items()})
+            self._seen[row] = now == [int(self._sums[row])]
         return bool(self._seen[row])
 
 
