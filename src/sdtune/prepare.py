@@ -131,12 +131,12 @@ def _check_words(model: Model, cache: Cache) -> None:
 
 def _note_changed_pictures(known: KnownSet, run: Run, step: int) -> Iterator[Event]:
     """Say which pictures or captions are no longer what this run began with, and remember them as they are now."""
-    assert known.record is not None
-    now = known.record
-    if run.data_file.exists() and (text := changes(json.loads(run.data_file.read_text(encoding="utf-8")), now)):
+    now = known.record()
+    was = run.data_file.read_text(encoding="utf-8") if run.data_file.exists() else now
+    if was != now and (text := changes(json.loads(was), json.loads(now))):
         message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
         yield run.logged(Warned(message, step))
-    run.write(run.data_file, as_json(now))
+    run.write(run.data_file, now)
 
 
 HARMLESS = {

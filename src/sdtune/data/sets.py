@@ -15,8 +15,8 @@ from sdtune.data.dataset import Splits, locate, resolve, root_of
 from sdtune.data.filling import FORMAT
 from sdtune.data.listing import listing
 from sdtune.data.plan import key_of
-from sdtune.data.record import Record, record
-from sdtune.files import write_json
+from sdtune.data.record import record
+from sdtune.files import as_json, write_json, write_text
 from sdtune.model import Model
 
 KEPT = 20
@@ -40,19 +40,33 @@ class KnownSet:
         settings = json.dumps({**asdict(config), "cache": ""}, sort_keys=True)
         self._settled = found.settled
         self._folder = config.cache_folder() / "sets" / key_of(FORMAT, settings, str(seed), read_by, found.fingerprint)
-        self.notes, self.record = self._read()
+        self.scanned, self.notes, self._record = False, list[str](), ""
+        """Whether a scan of just these files found nothing against them; and what it said."""
+        with suppress(OSError, ValueError, KeyError):
+            self.notes = json.loads(self._scan_file.read_text(encoding="utf-8"))["notes"]
+            self.scanned = self._record_file.is_file()
+            self._folder.touch()
 
     @property
-    def scanned(self) -> bool:
-        """Whether a scan of just these files found nothing against them; `notes` and `record` are what it gave."""
-        return self.record is not None
+    def _scan_file(self) -> Path:
+        return self._folder / "scan.json"
+
+    @property
+    def _record_file(self) -> Path:
+        return self._folder / "record.json"
+
+    def record(self) -> str:
+        """The `Record` of the set as JSON: read when it is asked for, since it is the only thing here that is large."""
+        return self._record or self._record_file.read_text(encoding="utf-8")
 
     def remember(self, splits: Splits) -> None:
         """Keep what a scan gave, unless a file has changed so lately that another change would not show."""
-        self.notes, self.record = splits.notes, record(splits, root_of(self._config))
+        self.notes, self._record = splits.notes, as_json(record(splits, root_of(self._config)))
+        self.scanned = True
         if self._settled:
             with suppress(OSError):
-                write_json(self._folder / "scan.json", {"notes": self.notes, "record": self.record})
+                write_text(self._record_file, self._record)
+                write_json(self._scan_file, {"notes": self.notes})
                 self._sweep()
 
     def caches(self, model: Model, class_pictures: Sequence[Path] = ()) -> tuple[Cache, Cache] | None:
@@ -78,14 +92,6 @@ class KnownSet:
         )
         key = key_of(*asked, listing(class_pictures).fingerprint)[:24]
         return [self._folder / f"{key}-{part}.safetensors" for part in PARTS]
-
-    def _read(self) -> tuple[list[str], Record | None]:
-        try:
-            said = json.loads((self._folder / "scan.json").read_text(encoding="utf-8"))
-            self._folder.touch()
-            return said["notes"], said["record"]
-        except (OSError, ValueError, KeyError):
-            return [], None
 
     def _sweep(self) -> None:
         folders = sorted(self._folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
