@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from sdtune import hub
 from sdtune.data import images, looking, masks, readers
@@ -16,7 +17,7 @@ from sdtune.data.check.findings import Fit
 from sdtune.data.check.kinds import policy
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.images import Remark
-from sdtune.data.layouts import Entry, Fault, listed, plural, shown
+from sdtune.data.layouts import Entry, Fault, called, listed, plural
 from sdtune.data.looking import Looked
 from sdtune.data.places import PREFIX, hub_copy
 from sdtune.data.readers import arrow
@@ -68,6 +69,21 @@ class Splits:
 
 Progress = Callable[[int, int], object]
 """Told how many pictures of a folder are read, and of how many."""
+T = TypeVar("T")
+Reading = Generator[tuple[int, int], None, T]
+"""Yields what `Progress` is told, before each picture, and gives what was found."""
+
+
+def read_through(reading: Reading[T], progress: Progress | None = None) -> T:
+    """What `reading` ends with."""
+    while True:
+        try:
+            done, total = next(reading)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        if progress:
+            progress(done, total)
 
 
 @dataclass
@@ -138,13 +154,18 @@ def root_of(config: DataConfig) -> Path:
 
 
 def scan(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Splits:
+    """What `scanning` ends with."""
+    return read_through(scanning(config, seed=seed, fit=fit))
+
+
+def scanning(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Reading[Splits]:
     """The training and validation pictures of `config`. Raises DataError that lists everything that is wrong.
 
     Without a validation folder, the pictures with the lowest hash of `seed` and their bytes are kept for validation:
     the choice does not depend on names or order, and a copy of a picture goes where the picture goes.
     `fit`: what the model reads; captions and sizes are looked at only with it.
     """
-    found = survey(config, seed=seed, fit=fit)
+    found = yield from surveying(config, seed=seed, fit=fit)
     notes = found.notes + judge(found.faults, config, config.label)
     if not found.train:
         raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
@@ -154,12 +175,17 @@ def scan(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Splits
 
 
 def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progress: Progress | None = None) -> Survey:
+    """What `surveying` ends with."""
+    return read_through(surveying(config, seed=seed, fit=fit), progress)
+
+
+def surveying(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Reading[Survey]:
     """What `scan` finds, judged by nobody yet. Raises DataError only if there is nothing to be read."""
     images.colour(config.background)
     places, root, fit = config.places(), root_of(config), fit or Fit()
     all_of, validation = _Collected(), list[Example]()
     for place in places:
-        part, held_out = _scan_place(place, config, first=place is places[0], progress=progress)
+        part, held_out = yield from _scan_place(place, config, first=place is places[0])
         name = f"{place.path}: " if len(places) > 1 else ""
         all_of.examples += part.examples
         all_of.faults += [replace(f, where=name + f.where) for f in part.faults]
@@ -193,9 +219,7 @@ def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progres
     return Survey(config, all_of.examples, validation, all_of.faults, all_of.notes, root)
 
 
-def _scan_place(
-    place: Source, config: DataConfig, *, first: bool, progress: Progress | None = None
-) -> tuple[_Collected, list[Example]]:
+def _scan_place(place: Source, config: DataConfig, *, first: bool) -> Reading[tuple[_Collected, list[Example]]]:
     """What one source gives to train on, with its faults and notes; and what it holds out itself."""
     root = locate(place.path, download=config.download)
     if root.is_dir():
@@ -205,14 +229,14 @@ def _scan_place(
         validation_folder = (
             resolve(config.validation, download=config.download) if first and config.validation else None
         )
-    train = _collect(train_folder, config, skip, layout=place.layout, masked=True, progress=progress)
+    train = yield from _collect(train_folder, config, skip, layout=place.layout, masked=True)
     parts, validation = [(train_folder, train)], list[Example]()
     if train_folder == root:
         validation = _by_row(train, train_folder)
     if validation_folder:
         inside = validation_folder.is_relative_to(root)
         layout = place.layout if inside else "auto"
-        part = _collect(validation_folder, config, layout=layout, masked=True, progress=progress)
+        part = yield from _collect(validation_folder, config, layout=layout, masked=True)
         parts.append((validation_folder, part))
         validation = part.examples
     faults = [replace(f, where=_within(folder, root, f.where)) for folder, part in parts for f in part.faults]
@@ -244,7 +268,7 @@ def scan_folder(
 ) -> tuple[list[Example], list[str]]:
     """The examples of one folder, and notes; masks only if asked for. Raises DataError that lists everything that is wrong."""
     images.colour(config.background)
-    part = _collect(folder, config, layout=layout, masked=masked)
+    part = read_through(_collect(folder, config, layout=layout, masked=masked))
     part.faults += findings.copies(part.examples, lambda path: _relative(path, folder))
     notes = part.notes + judge(part.faults, config, folder)
     part.examples = _without(part.examples, part.faults, config)
@@ -302,7 +326,8 @@ def split_of(image: Path, folder: Path) -> str:
     """The split folder inside `folder` that a picture lies in, or what the file of its row is called after; "" or another name for none."""
     if named := arrow.split_of(image, folder):
         return named
-    return image.relative_to(folder).parts[0] if image.is_relative_to(folder) else ""
+    depth = len(folder.parts)
+    return image.parts[depth] if image.parts[:depth] == folder.parts else ""
 
 
 def _by_hash(train: _Collected, config: DataConfig, seed: int) -> list[Example]:
@@ -323,7 +348,7 @@ def _within(folder: Path, root: Path, where: str) -> str:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return shown(path.relative_to(root) if path.is_relative_to(root) else path)
+    return called(path, root)
 
 
 def _decided(faults: Sequence[Fault], config: DataConfig) -> list[tuple[Fault, str, str]]:
@@ -362,9 +387,8 @@ def _more(faults: Sequence[object]) -> list[str]:
 
 
 def _collect(
-    folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False,
-    progress: Progress | None = None,
-) -> _Collected:  # fmt: skip
+    folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False
+) -> Reading[_Collected]:
     """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`."""
     found = readers.read(
         folder, config.caption_column, skip, layout=layout, roots=roots_of(folder, config),
@@ -376,8 +400,7 @@ def _collect(
     out = _Collected(faults=found.faults, notes=found.notes)
     seen = looking.look([entry.image for entry in found.entries], config)
     for done, (entry, looked) in enumerate(zip(found.entries, seen, strict=True)):
-        if progress:
-            progress(done, len(found.entries))
+        yield done, len(found.entries)
         where, image = _relative(entry.image, folder), entry.image
         try:
             if isinstance(looked, images.Unusable):
