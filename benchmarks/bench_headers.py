@@ -1,6 +1,5 @@
 """How many pictures a second tell their size: `python benchmarks/bench_headers.py [FOLDER]`; without one, on files made here."""
 
-import itertools
 import sys
 import tempfile
 import time
@@ -28,12 +27,10 @@ def make(folder: Path) -> list[Path]:
     ):  # fmt: skip
         im.save(folder / name, **options)
         kinds.append((folder / name).read_bytes())
-    paths = []
-    for i, (data, suffix) in zip(
-        range(FILES), itertools.cycle(zip(kinds, ("jpg",) * 3 + ("png",) * 2 + ("webp",) * 2))
-    ):
-        paths.append(folder / f"{i:06d}.{suffix}")
-        paths[-1].write_bytes(data)
+    paths, suffixes = [], ("jpg",) * 3 + ("png",) * 2 + ("webp",) * 2
+    for i in range(FILES):
+        paths.append(folder / f"{i:06d}.{suffixes[i % len(suffixes)]}")
+        paths[-1].write_bytes(kinds[i % len(kinds)])
     return paths
 
 

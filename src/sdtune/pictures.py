@@ -51,9 +51,9 @@ def scanning(config: RunConfig) -> dataset.Reading[Splits]:
     return splits
 
 
-def survey(config: RunConfig, reading: Reading, progress: Progress | None = None) -> Survey:
+def survey(config: RunConfig, reading: Reading, progress: Progress | None = None, *, quick: bool = False) -> Survey:
     """See `dataset.survey`."""
-    return dataset.survey(config.data, seed=config.train.seed, fit=reading.fit, progress=progress)
+    return dataset.survey(config.data, seed=config.train.seed, fit=reading.fit, quick=quick, progress=progress)
 
 
 def trigger_words(config: RunConfig, more: Sequence[str] = ()) -> list[str]:

@@ -104,8 +104,13 @@ def test_pillow_is_not_asked(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert header(tmp_path / "any")
 
 
-@pytest.mark.parametrize("data", [b"", b"some words", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF1234WEBPVP8X", b"GIF89a", b"BM",
-                                  b"II*\0 and no more", encoded("PPM"), encoded("ICO")])  # fmt: skip
+NOTHING = [
+    b"", b"some words", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF1234WEBPVP8X", b"GIF89a", b"BM",
+    b"II*\0 and no more", encoded("PPM"), encoded("ICO"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NOTHING)
 def test_what_is_no_picture(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "any").write_bytes(data)
     assert header(tmp_path / "any") is None

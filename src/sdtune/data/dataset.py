@@ -174,18 +174,23 @@ def scanning(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Re
     return Splits(found.train, found.validation, notes)
 
 
-def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progress: Progress | None = None) -> Survey:
+def survey(
+    config: DataConfig, *, seed: int = 0, fit: Fit | None = None, quick: bool = False, progress: Progress | None = None
+) -> Survey:
     """What `surveying` ends with."""
-    return read_through(surveying(config, seed=seed, fit=fit), progress)
+    return read_through(surveying(config, seed=seed, fit=fit, quick=quick), progress)
 
 
-def surveying(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Reading[Survey]:
-    """What `scan` finds, judged by nobody yet. Raises DataError only if there is nothing to be read."""
+def surveying(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, quick: bool = False) -> Reading[Survey]:
+    """What `scan` finds, judged by nobody yet. Raises DataError only if there is nothing to be read.
+
+    `quick`: of pictures only their headers are read, and nothing is known of damage, copies, look-alikes and masks.
+    """
     images.colour(config.background)
     places, root, fit = config.places(), root_of(config), fit or Fit()
     all_of, validation = _Collected(), list[Example]()
     for place in places:
-        part, held_out = yield from _scan_place(place, config, first=place is places[0])
+        part, held_out = yield from _scan_place(place, config, first=place is places[0], quick=quick)
         name = f"{place.path}: " if len(places) > 1 else ""
         all_of.examples += part.examples
         all_of.faults += [replace(f, where=name + f.where) for f in part.faults]
@@ -219,7 +224,9 @@ def surveying(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> R
     return Survey(config, all_of.examples, validation, all_of.faults, all_of.notes, root)
 
 
-def _scan_place(place: Source, config: DataConfig, *, first: bool) -> Reading[tuple[_Collected, list[Example]]]:
+def _scan_place(
+    place: Source, config: DataConfig, *, first: bool, quick: bool
+) -> Reading[tuple[_Collected, list[Example]]]:
     """What one source gives to train on, with its faults and notes; and what it holds out itself."""
     root = locate(place.path, download=config.download)
     if root.is_dir():
@@ -229,20 +236,22 @@ def _scan_place(place: Source, config: DataConfig, *, first: bool) -> Reading[tu
         validation_folder = (
             resolve(config.validation, download=config.download) if first and config.validation else None
         )
-    train = yield from _collect(train_folder, config, skip, layout=place.layout, masked=True)
+    train = yield from _collect(train_folder, config, skip, layout=place.layout, masked=True, quick=quick)
     parts, validation = [(train_folder, train)], list[Example]()
     if train_folder == root:
         validation = _by_row(train, train_folder)
     if validation_folder:
         inside = validation_folder.is_relative_to(root)
         layout = place.layout if inside else "auto"
-        part = yield from _collect(validation_folder, config, layout=layout, masked=True)
+        part = yield from _collect(validation_folder, config, layout=layout, masked=True, quick=quick)
         parts.append((validation_folder, part))
         validation = part.examples
     faults = [replace(f, where=_within(folder, root, f.where)) for folder, part in parts for f in part.faults]
     for folder, part in parts:
         notes += [n if len(parts) == 1 else f"{folder.name}/: {n}" for n in part.notes]
-    examples = [replace(e, repeats=e.repeats * place.repeats, weight=e.weight * place.weight) for e in train.examples]
+    examples = train.examples
+    if (place.repeats, place.weight) != (1, 1):
+        examples = [replace(e, repeats=e.repeats * place.repeats, weight=e.weight * place.weight) for e in examples]
     if place.repeats > 1:
         notes.append(f"each picture {place.repeats} times in an epoch")
     if place.weight != 1:
@@ -387,9 +396,10 @@ def _more(faults: Sequence[object]) -> list[str]:
 
 
 def _collect(
-    folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False
-) -> Reading[_Collected]:
-    """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`."""
+    folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False,
+    quick: bool = False,
+) -> Reading[_Collected]:  # fmt: skip
+    """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`; or `quick` see `surveying`."""
     found = readers.read(
         folder, config.caption_column, skip, layout=layout, roots=roots_of(folder, config),
         masked=masked and config.mask == "files", mask_folder=mask_folder_of(config, folder) if masked else None,
@@ -398,25 +408,26 @@ def _collect(
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
     out = _Collected(faults=found.faults, notes=found.notes)
-    seen = looking.look([entry.image for entry in found.entries], config)
+    pictures = [entry.image for entry in found.entries]
+    seen = looking.glance(pictures, config) if quick else looking.look(pictures, config)
     for done, (entry, looked) in enumerate(zip(found.entries, seen, strict=True)):
         yield done, len(found.entries)
-        where, image = _relative(entry.image, folder), entry.image
+        image = entry.image
         try:
             if isinstance(looked, images.Unusable):
                 raise looked
-            example, said = _example(entry, looked, folder, config, masked)
+            example, said = _example(entry, looked, folder, config, masked and not quick)
         except images.Unusable as error:
-            out.faults.append(Fault(where, str(error), True, error.kind, (image,)))
+            out.faults.append(Fault(_relative(image, folder), str(error), True, error.kind, (image,)))
             continue
-        out.faults += [Fault(where, remark.text, True, remark.kind, (image,)) for remark in said]
+        out.faults += [Fault(_relative(image, folder), remark.text, True, remark.kind, (image,)) for remark in said]
         if example.captions or config.caption_prefix.strip() or config.caption_suffix.strip():
             out.examples.append(example)
         else:
             out.faults.append(_captionless(entry, folder))
     out.examples = [_decorated(e, config) for e in out.examples]
-    out.masked = any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
-    if masked and config.mask != "none":
+    out.masked = quick or any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
+    if masked and config.mask != "none" and not quick:
         out.notes += _mask_notes(found.entries, out.examples, config)
         out.faults += _without_mask(out.examples, folder)
     kept = {e.image for e in out.examples}
@@ -481,7 +492,8 @@ def _captionless(entry: Entry, folder: Path) -> Fault:
 
 
 def _decorated(example: Example, config: DataConfig) -> Example:
-    return replace(example, captions=every_variant(example.captions, config))
+    captions = every_variant(example.captions, config)
+    return example if captions == example.captions else replace(example, captions=captions)
 
 
 def _bare(entries: Sequence[Entry], examples: Sequence[Example], folder: Path, config: DataConfig) -> Iterable[Fault]:

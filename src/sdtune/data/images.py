@@ -262,7 +262,7 @@ class _Finished(NamedTuple):
 
 def _finish(im: Image.Image, background: str, max_pixels: int, quick: bool) -> _Finished:
     """Picture, upright size, remarks, mean opacity. `quick` decodes a JPEG at an eighth of its size, to its last byte."""
-    _bounded(im.size, max_pixels)
+    bounded(im.size, max_pixels)
     remarks, opacity, mode = [], 1.0, im.mode
     if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview behind it
         remarks.append(Remark("animated", "animated or with several pages: its first frame is used"))
@@ -282,7 +282,7 @@ def _finish(im: Image.Image, background: str, max_pixels: int, quick: bool) -> _
 
 
 def _mask(im: Image.Image, opacity: bool, max_pixels: int) -> Pixels:
-    _bounded(im.size, max_pixels)
+    bounded(im.size, max_pixels)
     colours, alpha, _ = _upright(im)
     if opacity:
         return np.asarray(alpha) if alpha is not None else np.full(colours.size[::-1], 255, np.uint8)
@@ -290,7 +290,8 @@ def _mask(im: Image.Image, opacity: bool, max_pixels: int) -> Pixels:
     return np.asarray(grey if alpha is None else ImageChops.multiply(grey, alpha))
 
 
-def _bounded(size: tuple[int, int], max_pixels: int) -> None:
+def bounded(size: tuple[int, int], max_pixels: int) -> None:
+    """Raises Unusable for a picture that is too large."""
     if size[0] * size[1] > max_pixels:
         what = f"{size[0]}x{size[1]} is more than data.max_pixels={max_pixels}; make it smaller or raise the limit"
         raise Unusable(what, "too_large")

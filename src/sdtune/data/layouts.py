@@ -94,7 +94,7 @@ class Folder:
     @cached_property
     def links(self) -> frozenset[Path]:
         """Files that are links out of the folder and of `roots`: never to be opened."""
-        return frozenset(p for p in self._all if os.path.islink(p) and not self.holds(p))
+        return frozenset(p for p in self._all if p.is_symlink() and not self.holds(p))
 
     @cached_property
     def masks(self) -> list[tuple[Mask, Path]]:
