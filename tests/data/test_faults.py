@@ -10,6 +10,7 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,7 @@ def test_odd_and_long_paths_from_scan_to_sample(model: Path, tmp_path: Path) -> 
     events = trained(config, deep / "run")
     assert [e.step for e in events if isinstance(e, Step)] == [3, 4]
     pipeline = config.model.load(device="cpu", dtype=None)
-    (picture, *_) = sample(pipeline, config.sample)
+    (picture, *_) = sample(pipeline, replace(config.sample, prompts=("a red apple",)))
     save_png(picture, deep / "out" / f"{ODD}.png")
     assert Image.open(deep / "out" / f"{ODD}.png").size == (32, 32)
     done = check(deep / "pictures", "data.validation_share=0", "--html", deep / "page.html")
