@@ -455,6 +455,7 @@ def check(
 
     Example  [cyan]sdtune data check pictures --trigger sks --html check.html[/cyan]
              [cyan]sdtune data check mine.toml data.on_bad=skip[/cyan]
+             [cyan]sdtune data check pictures --quick[/cyan]
     Writes   nothing but --html and --json-file. Exit code 3 if training
              would stop.
     Again    the same command; its own files are replaced, no others.
