@@ -436,6 +436,9 @@ def check(
             show_default=False,
         ),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read headers, captions and names alone: seconds for 100,000 pictures.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures.", show_default=False)
     ] = None,
@@ -452,6 +455,7 @@ def check(
 
     Example  [cyan]sdtune data check pictures --trigger sks --html check.html[/cyan]
              [cyan]sdtune data check mine.toml data.on_bad=skip[/cyan]
+             [cyan]sdtune data check pictures --quick[/cyan]
     Writes   nothing but --html and --json-file. Exit code 3 if training
              would stop.
     Again    the same command; its own files are replaced, no others.
@@ -463,7 +467,7 @@ def check(
         if path:
             refuse(path)  # rather than after a long look
     with options.screen() as screen, interrupts(lambda: screen.stopping("nothing is written")) as caught:
-        found = _examine(source, overrides or [], trigger or [], screen, caught)
+        found = _examine(source, overrides or [], trigger or [], screen, caught, quick=quick)
         if isinstance(screen, console.Json):
             screen.emit(report.as_json(found))
         elif not options.quiet or found.stopping:
@@ -481,8 +485,10 @@ def check(
         raise typer.Exit(DataError.exit_code)
 
 
-def _examine(source: str | None, overrides: list[str], words: list[str], screen: Screen, caught: list[int]) -> Report:
-    """Read everything, with a bar."""
+def _examine(
+    source: str | None, overrides: list[str], words: list[str], screen: Screen, caught: list[int], *, quick: bool
+) -> Report:
+    """Read everything (the headers, if it is to be `quick`), with a bar."""
     from sdtune import pictures
     from sdtune.data.check.report import examine
     from sdtune.data.layouts import listed
@@ -490,8 +496,12 @@ def _examine(source: str | None, overrides: list[str], words: list[str], screen:
     config = _config_of(source, overrides)
     screen.busy(f"looking through {config.data.label}")
     reading = pictures.reading(config)
-    survey = pictures.survey(config, reading, lambda done, total: _advance("reading", done, total, screen, caught))
-    report = examine(survey, reading.fit, words=pictures.trigger_words(config, words), batch=config.train.batch_size)
+    survey = pictures.survey(
+        config, reading, lambda done, total: _advance("reading", done, total, screen, caught), quick=quick
+    )
+    report = examine(
+        survey, reading.fit, words=pictures.trigger_words(config, words), batch=config.train.batch_size, quick=quick
+    )
     screen.done()
     fit, model = reading.fit, config.model.path
     rows = [("pictures", f"{report.train} to train on, {report.validation} held out ({report.label})")]

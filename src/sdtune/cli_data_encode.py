@@ -72,7 +72,7 @@ def _encode(config: RunConfig, screen: Screen, options: Options, *, verify: bool
                 screen.emit(events.record(event))
                 match event:
                     case events.Encoding():
-                        screen.doing(f"encoding {event.what}", event.done, event.total)
+                        screen.doing(event.words, event.done, event.total)
                     case events.Noted():
                         screen.say(event.message)
                     case events.Warned():

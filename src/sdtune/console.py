@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sdtune.events import (
+    LOOKING,
     Encoding,
     Event,
     Failed,
@@ -409,7 +410,8 @@ class Plain(Screen):
                 yield from aligned(plan(self._config, event, self._folder))
             case Encoding():
                 if event.what != self._encoding:
-                    yield f"encoding {event.total} {event.what}"
+                    looking = event.what == LOOKING
+                    yield f"looking at {event.total} pictures" if looking else f"encoding {event.total} {event.what}"
                 self._encoding = event.what
             case Step():
                 if self._due(event.step):
@@ -537,7 +539,7 @@ class Live(Screen):
                 self.rows(plan(self._config, event, self._folder))
                 self.say("")
             case Encoding():
-                self._bar = (f"encoding {event.what}", event.done, event.total, "")
+                self._bar = (event.words, event.done, event.total, "")
             case Step():
                 self._busy = ""
             case Validated():

@@ -14,18 +14,20 @@ from sdtune import distributed
 from sdtune.config import RunConfig
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
-from sdtune.data.dataset import Example, Splits, resolve, scan_class
+from sdtune.data.dataset import Example, Reading, Splits, resolve, scan_class
 from sdtune.data.layouts import plural
 from sdtune.data.sets import KnownSet
 from sdtune.devices import choose, set_up_cpu
 from sdtune.errors import DataError
-from sdtune.events import Encoded, Encoding, Event, Noted, Warned
+from sdtune.events import LOOKING, Encoded, Encoding, Event, Noted, Warned
 from sdtune.model import Model
-from sdtune.pictures import scan
+from sdtune.pictures import scanning
 from sdtune.sample import sample, save_png
 
 TOLD_BYTES = 2**28
 """What is to be encoded is announced if it takes more than that."""
+TOLD_S = 0.3
+"""How often it is told how many pictures are looked at."""
 
 
 def encode(config: RunConfig, *, verify: bool = False, dry_run: bool = False) -> Generator[Event, None, None]:
@@ -37,19 +39,19 @@ def encode(config: RunConfig, *, verify: bool = False, dry_run: bool = False) ->
     device, dtype = choose(config.train)
     began = time.monotonic()
     with distributed.joined(device):
-        known, splits = look(config)
+        known, splits = yield from look(config)
         yield from (Noted(note) for note in known.notes)
         model = config.model.load(device=device, dtype=dtype)
         model.chunks = config.data.caption_chunks
         if dry_run:
-            splits = splits or _look_at_pictures(config)
+            splits = splits or (yield from _look_at_pictures(config))
             yield Noted(to_do(_opened(splits, [], model, config.data), config.data) or "all is encoded already")
             return
         caches = yield from encoded(known, splits, model, config, verify=verify)
         yield Encoded(caches[0].pictures, caches[1].pictures, str(config.data.cache_folder()), time.monotonic() - began)
 
 
-def look(config: RunConfig) -> tuple[KnownSet, Splits | None]:
+def look(config: RunConfig) -> Generator[Event, None, tuple[KnownSet, Splits | None]]:
     """What is known of the set; and what a scan gives, if there had to be one. Raises DataError that lists all that is wrong.
 
     The first process scans before the others, which then find what it has found out about the files.
@@ -57,25 +59,39 @@ def look(config: RunConfig) -> tuple[KnownSet, Splits | None]:
     known = KnownSet(
         config.data, config.train.seed, read_by=json.dumps(vars(config.model), default=str, sort_keys=True)
     )
-    return known, None if known.scanned else _scan(known, config)
+    return known, None if known.scanned else (yield from _scan(known, config))
 
 
-def _scan(known: KnownSet, config: RunConfig) -> Splits:
+def _scan(known: KnownSet, config: RunConfig) -> Generator[Event, None, Splits]:
     if not distributed.primary():
         distributed.wait()
-    splits = _look_at_pictures(config)
+    splits = yield from _look_at_pictures(config)
     known.remember(splits)
     if distributed.primary():
         distributed.wait()
     return splits
 
 
-def _look_at_pictures(config: RunConfig) -> Splits:
+def _look_at_pictures(config: RunConfig) -> Generator[Event, None, Splits]:
     """Those of the sources, and the class pictures that are given."""
-    splits, data = scan(config), config.data
+    splits, data = (yield from _told(scanning(config))), config.data
     if not data.class_prompt or not data.class_path:
         return splits
     return replace(splits, train=[*splits.train, *scan_class(resolve(data.class_path), data)])
+
+
+def _told(reading: Reading[Splits]) -> Generator[Event, None, Splits]:
+    """How far it is, a few times a second."""
+    last = time.monotonic()
+    while True:
+        try:
+            done, total = next(reading)
+        except StopIteration as end:
+            splits: Splits = end.value
+            return splits
+        if time.monotonic() - last > TOLD_S:
+            yield Encoding(LOOKING, done, total)
+            last = time.monotonic()
 
 
 def encoded(
@@ -91,7 +107,7 @@ def encoded(
         assert caches
         yield from (Warned(note) for cache in caches for note in cache.notes)
         return caches
-    splits, data = splits or _look_at_pictures(config), config.data
+    splits, data = splits or (yield from _look_at_pictures(config)), config.data
     drawn = [example for folder in class_pictures for example in scan_class(folder, data)[: data.class_count]]
     caches = _opened(splits, drawn, model, data)
     if text := _room(caches, data):

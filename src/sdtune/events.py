@@ -27,13 +27,21 @@ class Started(Happened):
     """Pictures per optimiser step (micro-batch times accumulation)."""
 
 
+LOOKING = "looking at pictures"
+"""What `Encoding` says while pictures are only read."""
+
+
 @dataclass(frozen=True)
 class Encoding(Happened):
-    """Pictures or captions are being encoded into the cache: `done` of `total`."""
+    """Pictures or captions are being encoded into the cache: `done` of `total`. Or pictures are read before that."""
 
     what: str
     done: int
     total: int
+
+    @property
+    def words(self) -> str:
+        return self.what if self.what == LOOKING else f"encoding {self.what}"
 
 
 @dataclass(frozen=True)

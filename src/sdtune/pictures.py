@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sdtune.config import RunConfig
 from sdtune.data import dataset
 from sdtune.data.check.findings import Fit
-from sdtune.data.dataset import Progress, Splits, Survey
+from sdtune.data.dataset import Progress, Splits, Survey, read_through
 from sdtune.data.frames import resolutions
 from sdtune.errors import ModelError
 from sdtune.families import settings
@@ -39,16 +39,21 @@ def reading(config: RunConfig) -> Reading:
 
 def scan(config: RunConfig) -> Splits:
     """See `dataset.scan`."""
+    return read_through(scanning(config))
+
+
+def scanning(config: RunConfig) -> dataset.Reading[Splits]:
+    """See `dataset.scanning`."""
     known, on = reading(config), config.data.on
-    splits = dataset.scan(config.data, seed=config.train.seed, fit=known.fit)
+    splits = yield from dataset.scanning(config.data, seed=config.train.seed, fit=known.fit)
     if known.unknown and {on.tiny, on.enlarged, on.long_caption} & {"fail", "skip"}:
         splits.notes.append(f"what data.on says of sizes or long captions cannot be obeyed: {known.unknown}")
     return splits
 
 
-def survey(config: RunConfig, reading: Reading, progress: Progress | None = None) -> Survey:
+def survey(config: RunConfig, reading: Reading, progress: Progress | None = None, *, quick: bool = False) -> Survey:
     """See `dataset.survey`."""
-    return dataset.survey(config.data, seed=config.train.seed, fit=reading.fit, progress=progress)
+    return dataset.survey(config.data, seed=config.train.seed, fit=reading.fit, quick=quick, progress=progress)
 
 
 def trigger_words(config: RunConfig, more: Sequence[str] = ()) -> list[str]:

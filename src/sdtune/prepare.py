@@ -50,7 +50,7 @@ class Ready:
 def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | Ready]:
     config.optimizer.check()
     found = yield from take_up(run)
-    known, splits = look(config)
+    known, splits = yield from look(config)
     model = config.model.load(device=device, dtype=dtype)
     model.chunks = config.data.caption_chunks
     run.write(run.environment_file, as_json(environment(device)))

@@ -89,7 +89,7 @@ def ended(events: Generator[Event, None, T]) -> T:
 def test_all_parts_of_a_batch_have_its_frame(kind: str, pictures: Path, tmp_path: Path) -> None:
     config = config_of(kind, pictures, tmp_path)
     model = config.model.load(device="cpu", dtype=torch.float32)
-    known, splits = look(config)
+    known, splits = ended(look(config))
     cache, _ = ended(encoded(known, splits, model, config))
     shapes, masked = set(), 0
     for _, batch in zip(range(20), batches(cache, config.data, batch_size=2, seed=0, start=0), strict=False):

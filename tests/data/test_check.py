@@ -595,3 +595,31 @@ def _once(call: Callable[..., None]) -> Callable[..., None]:
             call(*arguments)
 
     return first
+
+
+def test_a_quick_look_reads_headers_alone(folder: Path, tmp_path: Path) -> None:
+    cut(folder)  # which only decoding shows
+    twice(folder)
+    put(folder / "lying.jpg", 7, "a red apple " * 30, size=(200, 100), exif=_turned(6))
+    put(folder / "page.png", 8).write_text("<html>", encoding="utf-8")
+    put(folder / "none.png", 9, None)
+    Image.new("1", (14000, 14000)).save(put(folder / "huge.png", 10))
+    json_file = tmp_path / "quick.json"
+    done = run(folder, "--quick", "--json-file", json_file)
+    said = json.loads(json_file.read_text())
+    kinds_of = {row["kind"]: [f["where"] for f in row["findings"]] for row in said["kinds"]}
+    assert done.code == 3 and said["quick"] is True
+    assert (kinds_of["unreadable"], kinds_of["too_large"], kinds_of["no_caption"]) == (
+        ["page.png"],
+        ["huge.png"],
+        ["none.png"],
+    )
+    assert kinds_of["long_caption"] == ["lying.jpg"] and "copies" not in kinds_of and "near_copies" not in kinds_of
+    assert "not looked at are damage" in " ".join(done.out.split())
+    assert {bar["label"]: bar["count"] for bar in said["proportions"]}["9:16"] == 1
+
+
+def _turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from sdtune import config as configs
+from sdtune import pictures
 from sdtune.config import RunConfig
 from sdtune.data import dataset, images, looking
 from sdtune.data.config import DataConfig
@@ -201,7 +202,7 @@ def test_warnings_are_quiet_in_all_threads(tmp_path: Path) -> None:
     def decode() -> None:
         try:
             for _ in range(100):
-                with images._QUIET:
+                with images.QUIET:
                     warnings.warn("loud", stacklevel=1)
                 images.check(data)
         except BaseException as error:
@@ -325,12 +326,11 @@ def test_a_dry_run_says_how_much(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_size_that_is_told_is_what_it_takes(folder: Path, tmp_path: Path) -> None:
-    from sdtune.encode import _missing, _opened, look
+    from sdtune.encode import _missing, _opened
 
     config = run_config(folder, tmp_path, "data.flip=true", "data.buckets=true")
     model = config.model.load(device="cpu", dtype=None)
-    _, splits = look(config)
-    assert splits
+    splits = pictures.scan(config)
     needed = _missing(_opened(splits, [], model, config.data))[1]
     told(config)
     files = list((tmp_path / "cache").glob("*/*.safetensors"))
@@ -436,12 +436,11 @@ def rows(files: Iterable[Path]) -> dict[str, int]:
 def test_fp16_is_near(folder: Path, tmp_path: Path) -> None:
     import torch
 
-    from sdtune.encode import _opened, look
+    from sdtune.encode import _opened
 
     config, half = run_config(folder, tmp_path), run_config(folder, tmp_path, "data.cache_dtype=fp16")
     model = config.model.load(device="cpu", dtype=None)
-    _, splits = look(config)
-    assert splits
+    splits = pictures.scan(config)
     caches = [_opened(splits, [], model, c.data)[0] for c in (config, half)]
     for cache in caches:
         list(cache.fill())

@@ -50,6 +50,8 @@ def _member(archive: Path, path: Path) -> Member:
 
 def archive_of(path: Path) -> Path | None:
     """The archive that `path` leads into, if it does."""
+    if not any(suffix in str(path) for suffix in SUFFIXES):  # nearly always, and parents are slow
+        return None
     return next((p for p in path.parents if p.suffix in SUFFIXES and p.is_file()), None)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from sdtune import hub
 from sdtune.data import images, looking, masks, readers
@@ -16,7 +17,7 @@ from sdtune.data.check.findings import Fit
 from sdtune.data.check.kinds import policy
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.images import Remark
-from sdtune.data.layouts import Entry, Fault, listed, plural, shown
+from sdtune.data.layouts import Entry, Fault, called, listed, plural
 from sdtune.data.looking import Looked
 from sdtune.data.places import PREFIX, hub_copy
 from sdtune.data.readers import arrow
@@ -68,6 +69,21 @@ class Splits:
 
 Progress = Callable[[int, int], object]
 """Told how many pictures of a folder are read, and of how many."""
+T = TypeVar("T")
+Reading = Generator[tuple[int, int], None, T]
+"""Yields what `Progress` is told, before each picture, and gives what was found."""
+
+
+def read_through(reading: Reading[T], progress: Progress | None = None) -> T:
+    """What `reading` ends with."""
+    while True:
+        try:
+            done, total = next(reading)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        if progress:
+            progress(done, total)
 
 
 @dataclass
@@ -138,13 +154,18 @@ def root_of(config: DataConfig) -> Path:
 
 
 def scan(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Splits:
+    """What `scanning` ends with."""
+    return read_through(scanning(config, seed=seed, fit=fit))
+
+
+def scanning(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Reading[Splits]:
     """The training and validation pictures of `config`. Raises DataError that lists everything that is wrong.
 
     Without a validation folder, the pictures with the lowest hash of `seed` and their bytes are kept for validation:
     the choice does not depend on names or order, and a copy of a picture goes where the picture goes.
     `fit`: what the model reads; captions and sizes are looked at only with it.
     """
-    found = survey(config, seed=seed, fit=fit)
+    found = yield from surveying(config, seed=seed, fit=fit)
     notes = found.notes + judge(found.faults, config, config.label)
     if not found.train:
         raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
@@ -153,13 +174,23 @@ def scan(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Splits
     return Splits(found.train, found.validation, notes)
 
 
-def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progress: Progress | None = None) -> Survey:
-    """What `scan` finds, judged by nobody yet. Raises DataError only if there is nothing to be read."""
+def survey(
+    config: DataConfig, *, seed: int = 0, fit: Fit | None = None, quick: bool = False, progress: Progress | None = None
+) -> Survey:
+    """What `surveying` ends with."""
+    return read_through(surveying(config, seed=seed, fit=fit, quick=quick), progress)
+
+
+def surveying(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, quick: bool = False) -> Reading[Survey]:
+    """What `scan` finds, judged by nobody yet. Raises DataError only if there is nothing to be read.
+
+    `quick`: of pictures only their headers are read, and nothing is known of damage, copies, look-alikes and masks.
+    """
     images.colour(config.background)
     places, root, fit = config.places(), root_of(config), fit or Fit()
     all_of, validation = _Collected(), list[Example]()
     for place in places:
-        part, held_out = _scan_place(place, config, first=place is places[0], progress=progress)
+        part, held_out = yield from _scan_place(place, config, first=place is places[0], quick=quick)
         name = f"{place.path}: " if len(places) > 1 else ""
         all_of.examples += part.examples
         all_of.faults += [replace(f, where=name + f.where) for f in part.faults]
@@ -194,8 +225,8 @@ def survey(config: DataConfig, *, seed: int = 0, fit: Fit | None = None, progres
 
 
 def _scan_place(
-    place: Source, config: DataConfig, *, first: bool, progress: Progress | None = None
-) -> tuple[_Collected, list[Example]]:
+    place: Source, config: DataConfig, *, first: bool, quick: bool
+) -> Reading[tuple[_Collected, list[Example]]]:
     """What one source gives to train on, with its faults and notes; and what it holds out itself."""
     root = locate(place.path, download=config.download)
     if root.is_dir():
@@ -205,20 +236,22 @@ def _scan_place(
         validation_folder = (
             resolve(config.validation, download=config.download) if first and config.validation else None
         )
-    train = _collect(train_folder, config, skip, layout=place.layout, masked=True, progress=progress)
+    train = yield from _collect(train_folder, config, skip, layout=place.layout, masked=True, quick=quick)
     parts, validation = [(train_folder, train)], list[Example]()
     if train_folder == root:
         validation = _by_row(train, train_folder)
     if validation_folder:
         inside = validation_folder.is_relative_to(root)
         layout = place.layout if inside else "auto"
-        part = _collect(validation_folder, config, layout=layout, masked=True, progress=progress)
+        part = yield from _collect(validation_folder, config, layout=layout, masked=True, quick=quick)
         parts.append((validation_folder, part))
         validation = part.examples
     faults = [replace(f, where=_within(folder, root, f.where)) for folder, part in parts for f in part.faults]
     for folder, part in parts:
         notes += [n if len(parts) == 1 else f"{folder.name}/: {n}" for n in part.notes]
-    examples = [replace(e, repeats=e.repeats * place.repeats, weight=e.weight * place.weight) for e in train.examples]
+    examples = train.examples
+    if (place.repeats, place.weight) != (1, 1):
+        examples = [replace(e, repeats=e.repeats * place.repeats, weight=e.weight * place.weight) for e in examples]
     if place.repeats > 1:
         notes.append(f"each picture {place.repeats} times in an epoch")
     if place.weight != 1:
@@ -244,7 +277,7 @@ def scan_folder(
 ) -> tuple[list[Example], list[str]]:
     """The examples of one folder, and notes; masks only if asked for. Raises DataError that lists everything that is wrong."""
     images.colour(config.background)
-    part = _collect(folder, config, layout=layout, masked=masked)
+    part = read_through(_collect(folder, config, layout=layout, masked=masked))
     part.faults += findings.copies(part.examples, lambda path: _relative(path, folder))
     notes = part.notes + judge(part.faults, config, folder)
     part.examples = _without(part.examples, part.faults, config)
@@ -302,7 +335,8 @@ def split_of(image: Path, folder: Path) -> str:
     """The split folder inside `folder` that a picture lies in, or what the file of its row is called after; "" or another name for none."""
     if named := arrow.split_of(image, folder):
         return named
-    return image.relative_to(folder).parts[0] if image.is_relative_to(folder) else ""
+    depth = len(folder.parts)
+    return image.parts[depth] if image.parts[:depth] == folder.parts else ""
 
 
 def _by_hash(train: _Collected, config: DataConfig, seed: int) -> list[Example]:
@@ -323,7 +357,7 @@ def _within(folder: Path, root: Path, where: str) -> str:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return shown(path.relative_to(root) if path.is_relative_to(root) else path)
+    return called(path, root)
 
 
 def _decided(faults: Sequence[Fault], config: DataConfig) -> list[tuple[Fault, str, str]]:
@@ -363,9 +397,9 @@ def _more(faults: Sequence[object]) -> list[str]:
 
 def _collect(
     folder: Path, config: DataConfig, skip: Collection[str] = (), *, layout: str = "auto", masked: bool = False,
-    progress: Progress | None = None,
-) -> _Collected:  # fmt: skip
-    """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`."""
+    quick: bool = False,
+) -> Reading[_Collected]:  # fmt: skip
+    """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`; or `quick` see `surveying`."""
     found = readers.read(
         folder, config.caption_column, skip, layout=layout, roots=roots_of(folder, config),
         masked=masked and config.mask == "files", mask_folder=mask_folder_of(config, folder) if masked else None,
@@ -374,26 +408,26 @@ def _collect(
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
     out = _Collected(faults=found.faults, notes=found.notes)
-    seen = looking.look([entry.image for entry in found.entries], config)
+    pictures = [entry.image for entry in found.entries]
+    seen = looking.glance(pictures, config) if quick else looking.look(pictures, config)
     for done, (entry, looked) in enumerate(zip(found.entries, seen, strict=True)):
-        if progress:
-            progress(done, len(found.entries))
-        where, image = _relative(entry.image, folder), entry.image
+        yield done, len(found.entries)
+        image = entry.image
         try:
             if isinstance(looked, images.Unusable):
                 raise looked
-            example, said = _example(entry, looked, folder, config, masked)
+            example, said = _example(entry, looked, folder, config, masked and not quick)
         except images.Unusable as error:
-            out.faults.append(Fault(where, str(error), True, error.kind, (image,)))
+            out.faults.append(Fault(_relative(image, folder), str(error), True, error.kind, (image,)))
             continue
-        out.faults += [Fault(where, remark.text, True, remark.kind, (image,)) for remark in said]
+        out.faults += [Fault(_relative(image, folder), remark.text, True, remark.kind, (image,)) for remark in said]
         if example.captions or config.caption_prefix.strip() or config.caption_suffix.strip():
             out.examples.append(example)
         else:
             out.faults.append(_captionless(entry, folder))
     out.examples = [_decorated(e, config) for e in out.examples]
-    out.masked = any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
-    if masked and config.mask != "none":
+    out.masked = quick or any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
+    if masked and config.mask != "none" and not quick:
         out.notes += _mask_notes(found.entries, out.examples, config)
         out.faults += _without_mask(out.examples, folder)
     kept = {e.image for e in out.examples}
@@ -458,7 +492,8 @@ def _captionless(entry: Entry, folder: Path) -> Fault:
 
 
 def _decorated(example: Example, config: DataConfig) -> Example:
-    return replace(example, captions=every_variant(example.captions, config))
+    captions = every_variant(example.captions, config)
+    return example if captions == example.captions else replace(example, captions=captions)
 
 
 def _bare(entries: Sequence[Entry], examples: Sequence[Example], folder: Path, config: DataConfig) -> Iterable[Fault]:

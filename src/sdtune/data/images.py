@@ -231,14 +231,14 @@ class _Quiet:
                 self._caught.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
 
 
 def _read(data: bytes, finish: Callable[[Image.Image], T]) -> T:
     """What `finish` makes of the opened file. Raises DataError for whatever goes wrong."""
     if not data:
         raise Unusable("the file is empty; copy it again", "empty_file")
-    with _QUIET:  # Pillow warns of half its size limit and of odd metadata
+    with QUIET:  # Pillow warns of half its size limit and of odd metadata
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as im:
                 return finish(im)
@@ -262,12 +262,12 @@ class _Finished(NamedTuple):
 
 def _finish(im: Image.Image, background: str, max_pixels: int, quick: bool) -> _Finished:
     """Picture, upright size, remarks, mean opacity. `quick` decodes a JPEG at an eighth of its size, to its last byte."""
-    _bounded(im.size, max_pixels)
+    bounded(im.size, max_pixels)
     remarks, opacity, mode = [], 1.0, im.mode
     if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview behind it
         remarks.append(Remark("animated", "animated or with several pages: its first frame is used"))
     colours, alpha, size = _upright(im, quick)
-    if (turned := _orientation(im)) in _UPRIGHT:
+    if (turned := orientation_of(im)) in _UPRIGHT:
         remarks.append(Remark("turned", f"stored on its side or mirrored (EXIF orientation {turned}): set upright"))
     if mode not in _PLAIN:
         remarks.append(Remark("odd_mode", f"stored as {_MODES.get(mode, mode)}: made 8-bit RGB"))
@@ -282,7 +282,7 @@ def _finish(im: Image.Image, background: str, max_pixels: int, quick: bool) -> _
 
 
 def _mask(im: Image.Image, opacity: bool, max_pixels: int) -> Pixels:
-    _bounded(im.size, max_pixels)
+    bounded(im.size, max_pixels)
     colours, alpha, _ = _upright(im)
     if opacity:
         return np.asarray(alpha) if alpha is not None else np.full(colours.size[::-1], 255, np.uint8)
@@ -290,7 +290,8 @@ def _mask(im: Image.Image, opacity: bool, max_pixels: int) -> Pixels:
     return np.asarray(grey if alpha is None else ImageChops.multiply(grey, alpha))
 
 
-def _bounded(size: tuple[int, int], max_pixels: int) -> None:
+def bounded(size: tuple[int, int], max_pixels: int) -> None:
+    """Raises Unusable for a picture that is too large."""
     if size[0] * size[1] > max_pixels:
         what = f"{size[0]}x{size[1]} is more than data.max_pixels={max_pixels}; make it smaller or raise the limit"
         raise Unusable(what, "too_large")
@@ -301,14 +302,14 @@ def _upright(im: Image.Image, quick: bool = False) -> tuple[Image.Image, Image.I
     size = im.size
     drafted = quick and im.format in ("JPEG", "MPO") and im.draft(None, _DRAFT) is not None
     im.load()
-    orientation = _orientation(im)
+    orientation = orientation_of(im)
     colours, alpha = _parts(im.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else im)
     if drafted:
         return colours, alpha, size[::-1] if orientation in (5, 6, 7, 8) else size
     return colours, alpha, colours.size
 
 
-def _orientation(im: Image.Image) -> int:
+def orientation_of(im: Image.Image) -> int:
     try:
         return int(im.getexif().get(_ORIENTATION, 1))
     except Exception:  # unreadable EXIF says nothing about the picture

@@ -89,7 +89,7 @@ class Folder:
     @cached_property
     def files(self) -> list[Path]:
         """All files but the `links`."""
-        return [p for p in self._all if p not in self.links]
+        return [p for p in self._all if p not in self.links] if self.links else self._all
 
     @cached_property
     def links(self) -> frozenset[Path]:
@@ -105,12 +105,13 @@ class Folder:
     def pictures(self) -> list[Path]:
         """The pictures that are no masks."""
         hidden = {mask.file for mask, _ in self.masks}
-        return [p for p in self.files if is_picture(p) and p not in hidden]
+        return [p for p in self.files if is_picture(p) and not (hidden and p in hidden)]
 
     @cached_property
     def names(self) -> frozenset[str]:
         """Names of the files directly in it."""
-        return frozenset(p.name for p in self.files if p.parent == self.path)
+        depth = len(self.path.parts) + 1
+        return frozenset(p.name for p in self.files if len(p.parts) == depth)
 
     @cached_property
     def _all(self) -> list[Path]:
@@ -122,7 +123,7 @@ class Folder:
 
     def name(self, path: Path) -> str:
         """`path` as it is called in messages."""
-        return shown(path.relative_to(self.path) if path.is_relative_to(self.path) else path)
+        return called(path, self.path)
 
     def holds(self, path: Path) -> bool:
         """Whether `path` leads into this folder or one of its `roots`, links followed, and not in circles."""
@@ -146,6 +147,14 @@ def plural(number: int, name: str) -> str:
 def shown(path: Path) -> str:
     """A path as text that can be printed and stored, whatever bytes the file system allows in names."""
     return path.as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def called(path: Path, root: Path) -> str:
+    """`path` as it is called in messages: relative to `root` if it lies there. By its text, since a set has 100,000 of them."""
+    text, top = shown(path), shown(root)
+    if text == top:
+        return "."
+    return text.removeprefix(top if top.endswith("/") else f"{top}/")
 
 
 def is_picture(path: Path) -> bool:

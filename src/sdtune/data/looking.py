@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from sdtune.data import archives, images
 from sdtune.data.config import DataConfig
+from sdtune.data.headers import header
 from sdtune.data.images import Checked, Remark
+from sdtune.data.layouts import reason
 from sdtune.data.ledger import Ledger
 
 WAITING = 64
@@ -44,6 +46,22 @@ def look(paths: Sequence[Path], config: DataConfig) -> Iterator[Looked | images.
                 yield _next(waiting, ledger)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def glance(paths: Sequence[Path], config: DataConfig) -> Iterator[Looked | images.Unusable]:
+    """What the headers alone tell of each picture: size and format. In place of the digest, which no copy shares, its path."""
+    for path in paths:
+        try:
+            if (found := header(path)) is None:
+                raise images.Unusable("no picture in a known format, or its header is damaged; copy or export it again")
+            images.bounded(found.size, config.max_pixels)
+        except OSError as error:
+            yield images.Unusable(reason(error))
+            continue
+        except images.Unusable as error:
+            yield error
+            continue
+        yield Looked(str(path), Checked(found.size, (), format=found.format))
 
 
 def _next(
@@ -90,5 +108,4 @@ def read(path: Path, config: DataConfig) -> bytes:
             raise images.Unusable("larger than any picture of data.max_pixels can be; make it smaller", "too_large")
         return archives.read_bytes(path)
     except OSError as error:
-        why = (error.strerror or "cannot be read").lower()
-        raise images.Unusable(f"{why}; check the file and its permissions") from None
+        raise images.Unusable(reason(error)) from None

@@ -44,9 +44,13 @@ def by_name(files: Collection[Path], folder: Path) -> Iterator[tuple[Mask, Path]
 
     What lies in masks/ is a mask only if a picture has its name: there are pictures of masks, too.
     """
+    depth = len(folder.parts)
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
-    known = {p.with_suffix("") for p in pictures}
-    for path in pictures:
+    named = [
+        p for p in pictures if p.stem.endswith(LABEL) or any(part.lower() in FOLDERS for part in p.parts[depth:-1])
+    ]
+    known = {p.with_suffix("") for p in pictures} if named else set[Path]()
+    for path in named:
         labelled, parts = path.stem.endswith(LABEL), owner(path).relative_to(folder).parts
         if labelled and owner(path) in known:
             yield Mask(path, f"{LABEL}.png"), owner(path)

@@ -20,6 +20,7 @@ from sdtune.errors import DataError
 from sdtune.files import write_json
 
 FORMAT = "sdtune data check 1"
+UNSEEN = "--quick: headers, captions and names alone; not looked at are damage, colours, copies, look-alikes, masks, who is held out"
 ORDER: tuple[Policy, ...] = ("fail", "skip", "warn", "ignore")
 
 Json = dict[str, Any]
@@ -87,6 +88,8 @@ class Report:
     """Visits in an epoch that data.enlarge=false leaves out."""
     triggers: tuple[Trigger, ...]
     max_pixels: int
+    quick: bool = False
+    """Whether the pictures' headers alone were read."""
 
     @property
     def stopping(self) -> list[Row]:
@@ -99,10 +102,13 @@ class Report:
         if found["fail"]:
             return f"Training would stop: {_things(found['fail'])} to mend"
         parts = [f"{found['skip']} left out" * bool(found["skip"]), f"{found['warn']} to look at" * bool(found["warn"])]
-        return "Ready to train on" + "".join(f", {part}" for part in parts if part)
+        ready = "So far ready to train on, by headers and captions" if self.quick else "Ready to train on"
+        return ready + "".join(f", {part}" for part in parts if part)
 
 
-def examine(survey: Survey, fit: Fit, *, words: Sequence[str] = (), batch: int = 1, label: str = "") -> Report:
+def examine(
+    survey: Survey, fit: Fit, *, words: Sequence[str] = (), batch: int = 1, label: str = "", quick: bool = False
+) -> Report:
     """The report on a survey; `words` are triggers that each caption should have, `batch` the pictures of a batch."""
     everyone, config = [*survey.train, *survey.validation], survey.config
 
@@ -120,11 +126,12 @@ def examine(survey: Survey, fit: Fit, *, words: Sequence[str] = (), batch: int =
     triggers = tuple(Trigger(w, len(survey.train) - lacking[findings.lacks(w)]) for w in words)
     frames = _frames(survey.train, families, config.crop in ("center", "random"))
     return Report(
-        label or config.label, survey.root, len(survey.train), len(survey.validation), _rows(faults), tuple(survey.notes),
+        label or config.label, survey.root, len(survey.train), len(survey.validation), _rows(faults),
+        (*survey.notes, *([UNSEEN] if quick else [])),
         fit.resolutions, fit.tokens.max_tokens if fit.tokens else None,
         _sizes(everyone, min(fit.resolutions, default=0)), _shapes(everyone), _tokens(everyone, fit), frames,
         len(survey.train) * len(families) - sum(row.count for row in frames), triggers,
-        config.max_pixels,
+        config.max_pixels, quick,
     )  # fmt: skip
 
 
@@ -133,6 +140,7 @@ def as_json(report: Report) -> Json:
     return {
         "format": FORMAT,
         "data": report.label,
+        "quick": report.quick,
         "headline": report.headline,
         "stops": bool(report.stopping),
         "train": report.train,

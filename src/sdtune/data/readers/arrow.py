@@ -95,7 +95,7 @@ def split_of(image: Path, folder: Path) -> str:
 
     Hub: data/train-00000-of-00002.parquet, train/0000.parquet; the cache of `datasets`: name-train.arrow.
     """
-    if not image.is_relative_to(folder):
+    if not any(suffix in str(image) for suffix in rows.SUFFIXES) or not image.is_relative_to(folder):
         return ""
     parts = image.relative_to(folder).parts
     at = next((i for i, part in enumerate(parts) if PurePath(part).suffix in rows.SUFFIXES), None)

@@ -23,7 +23,8 @@ class KohyaFolders(Reader):
     def recognises(self, folder: Folder) -> bool:
         if folder.file is not None:
             return False
-        tops = {p.relative_to(folder.path).parts[0] if p.parent != folder.path else "" for p in folder.pictures}
+        depth = len(folder.path.parts)
+        tops = {p.parts[depth] if len(p.parts) > depth + 1 else "" for p in folder.pictures}
         if concept(folder.path.name) and tops:
             return not any(concept(top) for top in tops)
         return bool(tops) and all(concept(top) for top in tops)

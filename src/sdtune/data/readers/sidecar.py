@@ -38,32 +38,35 @@ class Sidecar(Reader):
 
 def read_sidecars(folder: Folder, files: list[Path], found: Found, extension: str | None = None) -> None:
     """The pictures among `files` with their captions, read from files of `extension` alone if it is given."""
-    there = set(files)
-    pictures: dict[Path, list[Path]] = defaultdict(list)
+    there = {str(path): path for path in files}  # by their names: paths are slow to take apart and to compare
+    pictures: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if is_picture(path):
-            pictures[path.with_suffix("")].append(path)
-    repeats, read = _multiplied(folder, files, pictures, found), set[Path]()
+            pictures[_stem(path)].append(path)
+    repeats, read = _multiplied(folder, files, pictures, found), set[str]()
     for stem, sharing in pictures.items():
         text = _text(stem, there, (extension,) if extension else TEXTS)
-        name = folder.name(text)
-        read.add(text)
-        if len(sharing) > 1 and text in there:
+        file = there.get(text)
+        name = folder.name(file or Path(text))
+        read.update((text, *map(str, sharing)))
+        if len(sharing) > 1 and file:
             shown = listed([p.name for p in sharing])
             what = f"belongs to more than one picture ({shown}); give the pictures different names"
             found.fault(name, what, kind="name_clash", pictures=tuple(sharing))
             continue
-        captions = _lines(text, name, found) if text in there else ()
+        captions = _lines(file, name, found) if file else ()
         if captions is None:
             continue
         for path in sharing:
-            times = next((repeats[p] for p in path.parents if p in repeats), 1)
+            times = next((repeats[p] for p in path.parents if p in repeats), 1) if repeats else 1
             found.entries.append(Entry(path, captions, name, repeats=times))
-    _tell_of_others(folder, [p for p in files if p not in read], pictures, found)
+    _tell_of_others(folder, [path for name, path in there.items() if name not in read], pictures, found)
 
 
 def without_masks(folder: Folder, found: Found) -> list[Path]:
     """The files that are no masks. A fault for what its folder makes a mask and its caption a picture."""
+    if not folder.masks:
+        return list(folder.files)
     there = set(folder.files)
     for mask, of in folder.masks:
         text = mask.file.with_suffix(".txt")
@@ -76,9 +79,14 @@ def without_masks(folder: Folder, found: Found) -> list[Path]:
     return [p for p in folder.files if p in there]
 
 
-def _text(stem: Path, there: set[Path], extensions: tuple[str, ...]) -> Path:
+def _stem(path: Path) -> str:
+    """The path without its suffix."""
+    return str(path).removesuffix(path.suffix)
+
+
+def _text(stem: str, there: Collection[str], extensions: tuple[str, ...]) -> str:
     """The caption file of a picture: the first that is there, else the one that would be looked for."""
-    candidates = [stem.with_name(stem.name + extension) for extension in extensions]
+    candidates = [stem + extension for extension in extensions]
     return next((c for c in candidates if c in there), candidates[0])
 
 
@@ -88,11 +96,11 @@ def _lines(path: Path, name: str, found: Found) -> tuple[str, ...] | None:
     return None if text is None else tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _multiplied(folder: Folder, files: list[Path], pictures: Collection[Path], found: Found) -> dict[Path, int]:
+def _multiplied(folder: Folder, files: list[Path], pictures: Collection[str], found: Found) -> dict[Path, int]:
     """How often the pictures of each folder with a multiply.txt are shown in an epoch; one beside multiply.png is its caption."""
     repeats = {}
     for path in files:
-        if path.name != "multiply.txt" or path.with_suffix("") in pictures:
+        if path.name != "multiply.txt" or _stem(path) in pictures:
             continue
         text = (text_of(path, folder.name(path), found) or "").strip()
         whole = text.removesuffix(".0")
@@ -105,15 +113,15 @@ def _multiplied(folder: Folder, files: list[Path], pictures: Collection[Path], f
     return repeats
 
 
-def _tell_of_others(folder: Folder, files: list[Path], pictures: Collection[Path], found: Found) -> None:
+def _tell_of_others(folder: Folder, files: list[Path], pictures: Collection[str], found: Found) -> None:
     """Of the files that were not read: faults for pictures of other formats, notes for what belongs to no picture."""
     alone, other, second = [], [], []
     for path in files:
-        name, captioned = folder.name(path), path.with_suffix("") in pictures
+        name, captioned = folder.name(path), _stem(path) in pictures
         if path.suffix.lower() in FOREIGN_SUFFIXES:
             what = "not one of the formats that are read; convert it to PNG or JPEG"
             found.fault(name, what, skippable=True, kind="other_format")
-        elif is_picture(path) or (path.name == "multiply.txt" and not captioned):
+        elif path.name == "multiply.txt" and not captioned:
             continue
         elif path.suffix in TEXTS and captioned:
             second.append(name)
