@@ -59,7 +59,9 @@ def look(config: RunConfig) -> Generator[Event, None, tuple[KnownSet, Splits | N
     known = KnownSet(
         config.data, config.train.seed, read_by=json.dumps(vars(config.model), default=str, sort_keys=True)
     )
-    return known, None if known.scanned else (yield from _scan(known, config))
+    if not distributed.any_of(not known.scanned):  # asked before one of them remembers what it finds
+        return known, None
+    return known, (yield from _scan(known, config))
 
 
 def _scan(known: KnownSet, config: RunConfig) -> Generator[Event, None, Splits]:
