@@ -204,7 +204,8 @@ class _Mapped:
 
     def rows(self, rows: Sequence[int]) -> Row:
         """Copies, stacked."""
-        return {name: tensor[list(rows)] for name, tensor in self._tensors.items()}
+        # by numpy, in this thread alone: torch spreads even a few kB over its threads, and waits for those that are at work elsewhere
+        return {name: torch.from_numpy(tensor.numpy()[list(rows)]) for name, tensor in self._tensors.items()}
 
     def is_sound(self, row: int) -> bool:
         """Whether its bytes are what was written; looked at once."""
