@@ -196,10 +196,14 @@ def main() -> None:
 
 
 ROWS = {
-    "start_s": ("start to the first batch", "s"), "own_mb": ("memory of its own after it", "MB"),
-    "own_after_mb": ("and after 25 steps", "MB"), "first_ms": ("a sample read, the first time", "ms"), "read_ms": ("a sample read, again", "ms"),
-    "waited_ms": ("a step waits for its batch", "ms"), "step_ms": ("a step", "ms"),
-}  # fmt: skip
+    "start_s": ("start to the first batch", "s"),
+    "own_mb": ("memory of its own after it", "MB"),
+    "own_after_mb": ("and after 25 steps", "MB"),
+    "first_ms": ("a sample read, the first time", "ms"),
+    "read_ms": ("a sample read, again", "ms"),
+    "waited_ms": ("a step waits for its batch", "ms"),
+    "step_ms": ("a step", "ms"),
+}
 
 
 def table(
