@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -242,6 +243,22 @@ def sample(
     prompts: Annotated[
         Path | None, typer.Option(help="A text file with a prompt on each line.", show_default=False)
     ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Begin with this picture (image-to-image): sample.image.", show_default=False
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="White in it is painted anew (inpainting): sample.mask.", show_default=False),
+    ] = None,
+    denoising_strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0-1", help="How far from --image: sample.denoising_strength.  [dim]0.75[/dim]", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
     sheet: Annotated[
         bool, typer.Option("--sheet", help="Also write <out>-sheet.png: a row per prompt, a column per seed.")
@@ -255,10 +272,18 @@ def sample(
 
     Example  [cyan]sdtune sample runs/demo-lora -p "red apple in comic style"[/cyan]
              [cyan]sdtune sample -p "red apple" sample.seeds='\\[1, 2, 3]' --sheet[/cyan]
+             [cyan]sdtune sample -p "green apple" --image a.png --mask where.png[/cyan]
     Writes   a PNG per prompt and seed with its settings inside, and the
              settings as JSON beside it.
+
+    Pictures With --image drawing begins with a picture, and with --mask only
+             what is white there is painted anew; the rest stays, byte for
+             byte. How far it goes is --denoising-strength; sample.strength is
+             the adapter's.
     """
     source, changes = _with_default(source, overrides, "embedded")
+    given = {"image": image, "mask": mask, "denoising_strength": denoising_strength}
+    changes += [f"sample.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     texts = [*(prompt or ()), *(_lines_of(prompts) if prompts else ())] or None
     screen = options_of(ctx).screen()
     screen.say(f"drawing with {source}")
