@@ -264,6 +264,9 @@ def sample(
         bool, typer.Option("--sheet", help="Also write <out>-sheet.png: a row per prompt, a column per seed.")
     ] = False,
     checkpoint: Annotated[str, typer.Option(help="Of a run: final, best, or one such as step-000250.")] = "final",
+    list_schedulers: Annotated[
+        bool, typer.Option("--list-schedulers", help="Show the samplers (sample.scheduler), and draw nothing.")
+    ] = False,
 ) -> None:
     """Draw pictures with a run, or with a model as it is.
 
@@ -281,6 +284,9 @@ def sample(
              byte. How far it goes is --denoising-strength; sample.strength is
              the adapter's.
     """
+    if list_schedulers:
+        _show_samplers(options_of(ctx))
+        return
     source, changes = _with_default(source, overrides, "embedded")
     given = {"image": image, "mask": mask, "denoising_strength": denoising_strength}
     changes += [f"sample.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
@@ -634,6 +640,17 @@ def _lines_of(path: Path) -> list[str]:
 def _slug(text: str) -> str:
     words = "".join(c if c.isalnum() and c.isascii() else "-" for c in text.lower())
     return "-".join(filter(None, words.split("-")))[:40].rstrip("-") or "picture"
+
+
+def _show_samplers(options: Options) -> None:
+    from sdtune.samplers import SAMPLERS
+
+    for name, sampler in SAMPLERS.items() if options.as_json else ():
+        row = {"scheduler": name, "title": sampler.title, "good_for": sampler.good_for, "steps": sampler.steps}
+        options.screen().emit(row)
+    if not options.as_json:
+        rows = [(name, sampler.steps, sampler.good_for) for name, sampler in SAMPLERS.items()]
+        console.table(("sample.scheduler", "sample.steps", "good for"), rows)
 
 
 def _compared(run: Run, overrides: Sequence[str], screen: Screen, checkpoint: str = "final") -> Comparison:

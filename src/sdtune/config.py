@@ -106,11 +106,11 @@ class SampleConfig(Section):
     """Denoising steps."""
     guidance: Annotated[float, Field(ge=0)] = 5.0
     """Classifier-free guidance, arXiv:2207.12598. 1 turns it off; higher follows the prompt more and varies less."""
-    scheduler: Literal["ddpm", "ddim", "pndm", "euler", "euler-a", "dpm++2m", "dpm++2m-karras", "unipc", "lcm"] = (
-        "dpm++2m"
-    )
-    """Sampler. ddim and dpm++2m are deterministic; euler-a and ddpm add noise on the way. lcm is for models distilled to few
-    steps (objective.type = "consistency"), with `steps` 2 to 8 and `guidance` 1."""
+    scheduler: Literal[
+        "dpm++2m", "dpm++2m-karras", "dpm++2m-sde", "dpm++2m-sde-karras", "unipc", "euler", "euler-a", "heun", "ddim", "ddpm", "pndm", "lcm"
+    ] = "dpm++2m"  # fmt: skip
+    """Sampler; `sdtune sample --list-schedulers` says what each is good for. Those with sde, euler-a and ddpm add noise on the way.
+    lcm is for models distilled to few steps (objective.type = "consistency"), with `steps` 2 to 8 and `guidance` 1."""
     batch_size: Positive = 8
     """Pictures drawn at once."""
     width: Positive | None = None

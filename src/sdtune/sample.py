@@ -15,15 +15,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sdtune.config import SampleConfig
-from sdtune.errors import ConfigError
 from sdtune.files import atomic_write, write_json
 from sdtune.model import Cond, Model
 from sdtune.original import Original, Start, size_of, skipped
-
-A1111_NAMES = {
-    "ddpm": "DDPM", "ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "euler-a": "Euler a", "dpm++2m": "DPM++ 2M",
-    "dpm++2m-karras": "DPM++ 2M Karras", "unipc": "UniPC", "lcm": "LCM",
-}  # fmt: skip
+from sdtune.samplers import SAMPLERS, build_scheduler
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ def denoise(
     both = Cond.cat([empty[torch.zeros(len(seeds), dtype=torch.long)], cond]) if guided else cond
     if begin.given_BCHW is not None:
         both = replace(both, given_BCHW=begin.given_BCHW.repeat(2 if guided else 1, 1, 1, 1))
-    extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim", "lcm") else {}
+    extra = {"generator": rngs} if SAMPLERS[config.scheduler].noisy else {}
     for i, t in enumerate(begin.timesteps):
         x_in = scale(x_BCHW, t)
         x_in = torch.cat([x_in, x_in]) if guided else x_in
@@ -174,43 +169,6 @@ def _from_picture(
     return Beginning(x_BCHW, timesteps, keep=lambda x_BCHW, i: (1 - mask_1HW) * noised(i + 1) + mask_1HW * x_BCHW)
 
 
-def build_scheduler(model: Model, name: str) -> Any:
-    """diffusers' sampler of this name for the model's noise schedule. Raises ConfigError if they do not go together."""
-    import diffusers
-
-    if model.prediction == "flow":
-        if name != "euler":
-            raise ConfigError(
-                f"sample.scheduler: {name!r} does not draw with a flow model ({model.family}); known: euler"
-            )
-        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=len(model.sigmas_T), shift=model.shift)
-
-    classes = {
-        "ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
-        "euler-a": "EulerAncestralDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler",
-        "dpm++2m-karras": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
-    }  # fmt: skip
-    betas = 1 - (model.alphas_T**2) / torch.cat([model.alphas_T.new_ones(1), model.alphas_T[:-1] ** 2])
-    common = {
-        "trained_betas": betas.cpu().double().numpy(),
-        "num_train_timesteps": len(betas),
-        "prediction_type": "v_prediction" if model.prediction == "v" else "epsilon",
-    }
-    own: dict[str, dict[str, Any]] = {
-        "ddpm": {"clip_sample": False, "timestep_spacing": "leading", "steps_offset": 1},
-        "ddim": {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
-        "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
-        "dpm++2m-karras": {"use_karras_sigmas": True},
-    }
-    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if model.alphas_T[-1] == 0 else {}
-    if zero_snr and name == "pndm":
-        raise ConfigError(
-            "sample.scheduler: 'pndm' cannot begin at pure noise, as this model does (zero terminal SNR); any other can"
-        )
-    # Begin at the last timestep, where no trace of a picture is left: arXiv:2305.08891, section 3.3.
-    return getattr(diffusers, classes[name])(**{**common, **own.get(name, {}), **zero_snr})
-
-
 def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
     """Pixels in [-1, 1] to 8-bit RGB pictures; NaN is black."""
     share_BCHW = (pixels_BCHW.float() / 2 + 0.5).nan_to_num(0).clamp(0, 1)
@@ -265,7 +223,7 @@ def a1111_parameters(picture: Sample) -> str:
     """AUTOMATIC1111's grammar: the prompt, the negative prompt, a last line of `key: value` pairs."""
     s = picture.settings
     pairs = {
-        "Steps": s["steps"], "Sampler": A1111_NAMES[s["scheduler"]], "CFG scale": s["guidance"], "Seed": picture.seed,
+        "Steps": s["steps"], "Sampler": SAMPLERS[s["scheduler"]].title, "CFG scale": s["guidance"], "Seed": picture.seed,
         "Size": f"{s['width']}x{s['height']}", "Model": s["model"],
     }  # fmt: skip
     lines = [picture.prompt, *([f"Negative prompt: {picture.negative}"] if picture.negative else [])]

@@ -14,7 +14,8 @@ from PIL import Image
 from sdtune.config import SampleConfig
 from sdtune.errors import ConfigError, DataError
 from sdtune.model import Model
-from sdtune.sample import build_scheduler, sample, to_images
+from sdtune.sample import sample, to_images
+from sdtune.samplers import build_scheduler
 from tests import tiny
 from tests.families.common import OWN_SCHEDULER, PROMPTS, Pictures, drawn, load, pipeline
 
@@ -82,7 +83,7 @@ def test_image_to_image_equals_diffusers(
     assert abs(ours[0] - ours[1]).max() > 5, "seeds differ"
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "pndm", "euler-a", "dpm++2m-karras", "unipc", "lcm"])
+@pytest.mark.parametrize("scheduler", ["ddpm", "pndm", "euler-a", "heun", "dpm++2m-sde-karras", "unipc", "lcm"])
 def test_image_to_image_with_each_sampler(
     folder_of: Callable[[str], Path], files: dict[str, str], scheduler: str
 ) -> None:
