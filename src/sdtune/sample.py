@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdtune.config import SampleConfig
 from sdtune.files import atomic_write, write_json
+from sdtune.infotext import a1111_parameters
 from sdtune.model import Cond, Model
 from sdtune.original import Original, Start, size_of, skipped
 from sdtune.samplers import SAMPLERS, build_scheduler
@@ -212,19 +213,8 @@ def save_png(picture: Sample, path: Path) -> None:
     record = {"prompt": picture.prompt, "negative": picture.negative, "seed": picture.seed, **picture.settings}
     record |= {"flaw": picture.flaw} if picture.flaw else {}
     info = PngInfo()
-    info.add_itxt("parameters", a1111_parameters(picture))
+    info.add_itxt("parameters", a1111_parameters(record))
     info.add_itxt("sdtune", json.dumps(record, ensure_ascii=False))
     with atomic_write(path) as file:
         picture.image.save(file, format="PNG", pnginfo=info)
     write_json(path.with_suffix(".json"), record)
-
-
-def a1111_parameters(picture: Sample) -> str:
-    """AUTOMATIC1111's grammar: the prompt, the negative prompt, a last line of `key: value` pairs."""
-    s = picture.settings
-    pairs = {
-        "Steps": s["steps"], "Sampler": SAMPLERS[s["scheduler"]].title, "CFG scale": s["guidance"], "Seed": picture.seed,
-        "Size": f"{s['width']}x{s['height']}", "Model": s["model"],
-    }  # fmt: skip
-    lines = [picture.prompt, *([f"Negative prompt: {picture.negative}"] if picture.negative else [])]
-    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in pairs.items())])
