@@ -163,17 +163,17 @@ def sdxl_v(words: Path) -> DiffusionPipeline:
     )
 
 
-def sd3(words: Path, *, t5: bool = False, **settings: Any) -> StableDiffusion3Pipeline:
+def sd3(words: Path, *, t5: bool = False, channels: int = 8, **settings: Any) -> StableDiffusion3Pipeline:
     small, big = tokenizer(words), tokenizer(words.with_name(f"{words.name}-2"), pad_token="!")
     first = projected(small, 16)
     nn.init.eye_(first.text_projection.weight)  # as in SD 3
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8,
+            sample_size=16, patch_size=2, in_channels=channels, out_channels=channels, num_layers=2, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=40,
             pos_embed_max_size=16, **settings,
         ),
-        vae=vae(latent_channels=8, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(latent_channels=channels, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=first, text_encoder_2=projected(big, 24, hidden_act="gelu"), tokenizer=small, tokenizer_2=big,
         text_encoder_3=t5_encoder() if t5 else None, tokenizer_3=t5_tokenizer() if t5 else None,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -183,6 +183,11 @@ def sd3(words: Path, *, t5: bool = False, **settings: Any) -> StableDiffusion3Pi
 def sd3_t5(words: Path) -> StableDiffusion3Pipeline:
     """With what 3.5 adds, too."""
     return sd3(words, t5=True, qk_norm="rms_norm", dual_attention_layers=(0,))
+
+
+def sd3_inpaintable(words: Path) -> StableDiffusion3Pipeline:
+    """diffusers' inpainting takes 16 channels, as the real one has, and no other number."""
+    return sd3(words, channels=16)
 
 
 def flux(words: Path, *, told_guidance: bool = True, **schedule: Any) -> FluxPipeline:

@@ -13,6 +13,7 @@ Importing this package is quick: torch is imported by the first function that ne
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -77,7 +78,9 @@ def sample(
         from sdtune.errors import ConfigError
 
         raise ConfigError("nothing to draw: give a prompt (--prompt, --prompts, prompts=, or the key sample.prompts)")
-    yield from sample(model, config.sample, prompts=wanted, seeds=seeds)
+    by = _tuned_by(source, checkpoint)
+    for picture in sample(model, config.sample, prompts=wanted, seeds=seeds):
+        yield dataclasses.replace(picture, settings={**picture.settings, **by})
 
 
 def compare(
@@ -107,6 +110,17 @@ def evaluate(pictures: str | Path, reference: str | Path, prompts: Sequence[str]
 
     files, real = _picture_files(pictures), _picture_files(reference)
     return evaluate([_square(f) for f in files], [_square(f) for f in real], prompts=prompts or _prompts_beside(files))
+
+
+def _tuned_by(source: Run | str | Path, checkpoint: str) -> dict[str, str]:
+    """For the record of a picture: the run with its checkpoint, or the adapter's file, without the path to it."""
+    run = _as_run(source)
+    if run.exists():
+        return {"tuned": f"{run.path.resolve().name}@{checkpoint}"}
+    from sdtune.families import recognise
+
+    adapter = run.path.suffix == ".safetensors" and recognise(str(run.path)) is None
+    return {"tuned": run.path.name} if adapter else {}
 
 
 def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "final") -> tuple[RunConfig, Model]:

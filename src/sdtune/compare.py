@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sdtune.bands import changes
-from sdtune.config import RunConfig, SampleConfig
+from sdtune.config import OF_PICTURES, RunConfig, SampleConfig
 from sdtune.data import dataset, images
 from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig
@@ -287,11 +287,11 @@ def _draw(run: Run, config: RunConfig, checkpoint: str, pairs: Sequence[Pair]) -
     model = config.model.load(device=device, dtype=dtype)
     model.chunks = config.data.caption_chunks
     model.denoiser.eval()
-    own = dataclasses.replace(config.sample, strength=0.0)
+    own = dataclasses.replace(config.sample.from_prompts, strength=0.0)
     yield from _draw_missing(model, own, [(p.prompt, p.seed, p.base) for p in pairs], "base pictures")
     on_top = tuned.of_run(model, run, checkpoint)
     model.denoiser.eval()
-    own = dataclasses.replace(config.sample, strength=1.0)
+    own = dataclasses.replace(config.sample.from_prompts, strength=1.0)
     yield from _draw_missing(model, own, [(p.prompt, p.seed, p.tuned) for p in pairs], "tuned pictures")
     on_top.close()
 
@@ -303,7 +303,8 @@ def _draw_missing(
 
     folder = jobs[0][2].parent
     index_file, weights = folder / "index.json", _digest(model.denoiser) + model.fingerprint
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("prompts", "seeds", "batch_size")}
+    passed = ("prompts", "seeds", "batch_size", *OF_PICTURES)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in passed}
     common = [weights, str(model.dtype), model.resolution, settings]
     keys = {path: hashlib.sha256(json.dumps([*common, p, s]).encode()).hexdigest() for p, s, path in jobs}
     kept = {path.name: row for path, row in _read_index(index_file, keys).items()}

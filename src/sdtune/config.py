@@ -106,11 +106,11 @@ class SampleConfig(Section):
     """Denoising steps."""
     guidance: Annotated[float, Field(ge=0)] = 5.0
     """Classifier-free guidance, arXiv:2207.12598. 1 turns it off; higher follows the prompt more and varies less."""
-    scheduler: Literal["ddpm", "ddim", "pndm", "euler", "euler-a", "dpm++2m", "dpm++2m-karras", "unipc", "lcm"] = (
-        "dpm++2m"
-    )
-    """Sampler. ddim and dpm++2m are deterministic; euler-a and ddpm add noise on the way. lcm is for models distilled to few
-    steps (objective.type = "consistency"), with `steps` 2 to 8 and `guidance` 1."""
+    scheduler: Literal[
+        "dpm++2m", "dpm++2m-karras", "dpm++2m-sde", "dpm++2m-sde-karras", "unipc", "euler", "euler-a", "heun", "ddim", "ddpm", "pndm", "lcm"
+    ] = "dpm++2m"  # fmt: skip
+    """Sampler; `sdtune sample --list-schedulers` says what each is good for. Those with sde, euler-a and ddpm add noise on the way.
+    lcm is for models distilled to few steps (objective.type = "consistency"), with `steps` 2 to 8 and `guidance` 1."""
     batch_size: Positive = 8
     """Pictures drawn at once."""
     width: Positive | None = None
@@ -118,7 +118,24 @@ class SampleConfig(Section):
     height: Positive | None = None
     """Unset: the model's own size."""
     strength: Annotated[float, Field(ge=0, le=4)] = 1.0
-    """Of the adapter: 0 is the base, 1 as trained."""
+    """Of the adapter: 0 is the base, 1 as trained. (How far a picture may change is `denoising_strength`.)"""
+    image: str | None = None
+    """A picture file to begin with instead of noise (image-to-image). Without `width` and `height` the size is one of its proportions
+    with the model's number of pixels. Comparisons and class pictures are drawn from prompts alone."""
+    denoising_strength: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """With `image`: how far the result may go from it, as the share of `steps` that is drawn. 0.3 changes the surface, 0.75 most,
+    1 nearly everything. (diffusers calls this `strength`.)"""
+    mask: str | None = None
+    """A picture file as large as `image`: what is white is painted anew (inpainting), what is black stays, byte for byte."""
+
+    @property
+    def from_prompts(self) -> SampleConfig:
+        """The same without a picture to begin with."""
+        return dataclasses.replace(self, image=None, mask=None)
+
+
+OF_PICTURES = ("image", "denoising_strength", "mask")
+"""Keys of `SampleConfig` that drawing from prompts alone does not look at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +191,8 @@ class RunConfig(Section):
 
 def _contradictions(run: RunConfig) -> Iterator[str]:
     """Settings of different parts that exclude each other."""
+    if run.sample.mask and not run.sample.image:
+        yield "sample.mask: has no picture to lie on; name one with sample.image (--image)"
     lean = isinstance(run.optimizer, Leanable) and run.optimizer.lean
     if isinstance(run.optimizer, Leanable) and run.optimizer.fused_backward:
         if run.train.accumulate > 1:

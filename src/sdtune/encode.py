@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdtune import distributed
-from sdtune.config import RunConfig
+from sdtune.config import OF_PICTURES, RunConfig
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example, Reading, Splits, resolve, scan_class
@@ -177,7 +177,9 @@ def _class_pictures(model: Model, config: RunConfig) -> Generator[Event, None, t
         return ()
     folder = _class_folder(model, config)
     if distributed.primary():
-        options = replace(config.sample, prompts=(data.class_prompt,), seeds=tuple(range(data.class_count)))
+        options = replace(
+            config.sample.from_prompts, prompts=(data.class_prompt,), seeds=tuple(range(data.class_count))
+        )
         missing = [seed for seed in options.seeds if not (folder / f"{seed:05d}.png").exists()]
         for picture in sample(model, options, seeds=missing):
             save_png(picture, folder / f"{picture.seed:05d}.png")
@@ -192,7 +194,8 @@ def _class_pictures(model: Model, config: RunConfig) -> Generator[Event, None, t
 
 def _class_folder(model: Model, config: RunConfig) -> Path:
     """Where the class pictures of this model, prompt and way of sampling are kept."""
-    asked = {k: v for k, v in vars(config.sample).items() if k not in ("prompts", "seeds", "batch_size", "strength")}
+    passed = ("prompts", "seeds", "batch_size", "strength", *OF_PICTURES)
+    asked = {k: v for k, v in vars(config.sample).items() if k not in passed}
     chunks = [model.chunks] if model.chunks > 1 else []
     text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked, *chunks], sort_keys=True)
     return config.data.cache_folder() / f"class-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sdtune.config import SampleConfig
-from sdtune.errors import ConfigError
 from sdtune.files import atomic_write, write_json
+from sdtune.infotext import a1111_parameters
 from sdtune.model import Cond, Model
-
-A1111_NAMES = {
-    "ddpm": "DDPM", "ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "euler-a": "Euler a", "dpm++2m": "DPM++ 2M",
-    "dpm++2m-karras": "DPM++ 2M Karras", "unipc": "UniPC", "lcm": "LCM",
-}  # fmt: skip
+from sdtune.original import Original, Start, size_of, skipped
+from sdtune.samplers import SAMPLERS, build_scheduler
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,9 @@ def sample(
     A prompt that is too long for the model's text encoder is read in as many chunks as it or the negative prompt needs, where
     the model can (`Model.chunkable`).
     """
-    width, height = (config.width or model.resolution), (config.height or model.resolution)
-    for name, value in (("width", width), ("height", height)):
-        if value % model.grid:
-            unit = "latent" if model.patch == 1 else "patch"
-            raise ConfigError(
-                f"sample.{name}: {value} is not a multiple of {model.grid}, the model's pixels per {unit}"
-            )
+    original = Original.read(config, lambda size: size_of(config, model, size))
+    height, width = original.pixels.shape[:2] if original else size_of(config, model)[::-1]
+    start = Start.of(model, original) if original else None
     prompts = config.prompts if prompts is None else prompts
     jobs = [(p, s) for p in prompts for s in (config.seeds if seeds is None else seeds)]
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
@@ -61,17 +54,19 @@ def sample(
         "model": model.label, "scheduler": config.scheduler, "steps": config.steps, "guidance": config.guidance,
         "width": width, "height": height, "strength": config.strength, "precision": precision,
     }  # fmt: skip
+    settings |= {**original.record, "denoising_strength": config.denoising_strength} if original else {}
     # Only prompts of equally many chunks go together: empty ones that a longer neighbour asks for would change a picture.
     needed = {prompt: model.chunks_for([prompt, config.negative]) for prompt in prompts}
     for chunks, group in groupby(jobs, lambda job: needed[job[0]]):
         empty = model.encode_prompts([config.negative], chunks)
         while batch := list(islice(group, config.batch_size)):
             cond = model.encode_prompts([p for p, _ in batch], chunks)
-            latents = denoise(model, config, cond, empty, [s for _, s in batch], shape)
+            latents = denoise(model, config, cond, empty, [s for _, s in batch], shape, start=start)
             pixels = model.decode(latents)
             drawn = zip(batch, to_images(pixels), pixels.cpu(), latents.cpu(), strict=True)
             for (prompt, seed), image, pixels_CHW, latents_CHW in drawn:
                 flaw = flaw_of(pixels_CHW, latents_CHW, precision)
+                image = original.keep(image) if original else image
                 yield Sample(prompt, config.negative, seed, image, settings, flaw)
 
 
@@ -84,19 +79,28 @@ def denoise(
     seeds: Sequence[int],
     shape: tuple[int, int, int],
     on_step: Callable[[int, Tensor], None] | None = None,
+    start: Start | None = None,
 ) -> Tensor:
-    """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32."""
+    """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32.
+
+    It begins at noise, or at the picture `start` with as much noise as `denoising_strength` says (arXiv:2108.01073).
+    """
     scheduler = build_scheduler(model, config.scheduler)
     levels = model.levels(config.steps, *shape[1:])
     scheduler.set_timesteps(config.steps) if levels is None else scheduler.set_timesteps(sigmas=levels)
     rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(model.device)
-    x_BCHW = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    if start is None:
+        begin = Beginning(_noise(rngs, shape, model) * _first_sigma(scheduler), scheduler.timesteps)
+    else:
+        begin = _from_picture(model, config, scheduler, rngs, start)
+    x_BCHW = begin.x_BCHW
     scale = getattr(scheduler, "scale_model_input", lambda x_BCHW, t: x_BCHW)  # a flow's sampler scales nothing
     guided = config.guidance != 1
     both = Cond.cat([empty[torch.zeros(len(seeds), dtype=torch.long)], cond]) if guided else cond
-    extra = {"generator": rngs} if config.scheduler in ("ddpm", "euler-a", "ddim", "lcm") else {}
-    for i, t in enumerate(scheduler.timesteps):
+    if begin.given_BCHW is not None:
+        both = replace(both, given_BCHW=begin.given_BCHW.repeat(2 if guided else 1, 1, 1, 1))
+    extra = {"generator": rngs} if SAMPLERS[config.scheduler].noisy else {}
+    for i, t in enumerate(begin.timesteps):
         x_in = scale(x_BCHW, t)
         x_in = torch.cat([x_in, x_in]) if guided else x_in
         out = model.denoise(x_in, t.expand(len(x_in)).to(model.device), both).float()
@@ -104,46 +108,66 @@ def denoise(
             unconditional, conditional = out.chunk(2)
             out = unconditional + config.guidance * (conditional - unconditional)
         x_BCHW = scheduler.step(out, t, x_BCHW, **extra).prev_sample
+        x_BCHW = begin.keep(x_BCHW, i)
         if on_step:
             on_step(i, x_BCHW)
     return x_BCHW
 
 
-def build_scheduler(model: Model, name: str) -> Any:
-    """diffusers' sampler of this name for the model's noise schedule. Raises ConfigError if they do not go together."""
-    import diffusers
+@dataclass(frozen=True)
+class Beginning:
+    """Where the reverse process begins, and what of a picture it keeps to."""
 
-    if model.prediction == "flow":
-        if name != "euler":
-            raise ConfigError(
-                f"sample.scheduler: {name!r} does not draw with a flow model ({model.family}); known: euler"
-            )
-        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=len(model.sigmas_T), shift=model.shift)
+    x_BCHW: Tensor
+    timesteps: Tensor
+    given_BCHW: Tensor | None = None
+    """For inpainting models, as `Cond.given_BCHW`."""
+    keep: Callable[[Tensor, int], Tensor] = lambda x_BCHW, i: x_BCHW
+    """(latents after step i, i) -> the same with what is outside of the mask put back."""
 
-    classes = {
-        "ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
-        "euler-a": "EulerAncestralDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler",
-        "dpm++2m-karras": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
-    }  # fmt: skip
-    betas = 1 - (model.alphas_T**2) / torch.cat([model.alphas_T.new_ones(1), model.alphas_T[:-1] ** 2])
-    common = {
-        "trained_betas": betas.cpu().double().numpy(),
-        "num_train_timesteps": len(betas),
-        "prediction_type": "v_prediction" if model.prediction == "v" else "epsilon",
-    }
-    own: dict[str, dict[str, Any]] = {
-        "ddpm": {"clip_sample": False, "timestep_spacing": "leading", "steps_offset": 1},
-        "ddim": {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
-        "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1},
-        "dpm++2m-karras": {"use_karras_sigmas": True},
-    }
-    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if model.alphas_T[-1] == 0 else {}
-    if zero_snr and name == "pndm":
-        raise ConfigError(
-            "sample.scheduler: 'pndm' cannot begin at pure noise, as this model does (zero terminal SNR); any other can"
+
+def _noise(rngs: Sequence[torch.Generator], shape: Sequence[int], model: Model) -> Tensor:
+    return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]).to(model.device)
+
+
+def _first_sigma(scheduler: Any) -> float:
+    return float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+
+def _from_picture(
+    model: Model, config: SampleConfig, scheduler: Any, rngs: Sequence[torch.Generator], start: Start
+) -> Beginning:
+    """Begin at a picture with noise. Seeds are used up in the order of diffusers' pipelines: the same seed gives their picture."""
+    first = skipped(config, flow=model.prediction == "flow") * getattr(scheduler, "order", 1)
+    timesteps, mask_1HW = scheduler.timesteps[first:], start.mask_1HW
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    anew = mask_1HW is not None and config.denoising_strength == 1  # no trace of the picture in what is painted
+    told = start.left is not None
+    x0_BCHW = start.latents.mean_BCHW
+    if not (anew and told):
+        x0_BCHW = torch.cat([start.latents.sample(rng) for rng in rngs])
+    noise_BCHW = _noise(rngs, x0_BCHW.shape[1:], model)
+
+    def noised(i: int) -> Tensor:
+        """The picture with the noise of timestep i; without any behind the last."""
+        if i == len(timesteps):
+            return x0_BCHW
+        t_B = timesteps[i : i + 1].expand(len(rngs))
+        mixed: Tensor = (
+            scheduler.scale_noise(x0_BCHW, t_B, noise_BCHW)
+            if model.prediction == "flow"
+            else scheduler.add_noise(x0_BCHW, noise_BCHW, t_B)
         )
-    # Begin at the last timestep, where no trace of a picture is left: arXiv:2305.08891, section 3.3.
-    return getattr(diffusers, classes[name])(**{**common, **own.get(name, {}), **zero_snr})
+        return mixed
+
+    x_BCHW = noise_BCHW * _first_sigma(scheduler) if anew else noised(0)
+    if mask_1HW is None:
+        return Beginning(x_BCHW, timesteps)
+    if start.left is not None:
+        left_BCHW = torch.cat([start.left.sample(rng) for rng in rngs])
+        return Beginning(x_BCHW, timesteps, torch.cat([mask_1HW.expand(len(rngs), 1, -1, -1), left_BCHW], 1))
+    return Beginning(x_BCHW, timesteps, keep=lambda x_BCHW, i: (1 - mask_1HW) * noised(i + 1) + mask_1HW * x_BCHW)
 
 
 def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
@@ -189,19 +213,8 @@ def save_png(picture: Sample, path: Path) -> None:
     record = {"prompt": picture.prompt, "negative": picture.negative, "seed": picture.seed, **picture.settings}
     record |= {"flaw": picture.flaw} if picture.flaw else {}
     info = PngInfo()
-    info.add_itxt("parameters", a1111_parameters(picture))
+    info.add_itxt("parameters", a1111_parameters(record))
     info.add_itxt("sdtune", json.dumps(record, ensure_ascii=False))
     with atomic_write(path) as file:
         picture.image.save(file, format="PNG", pnginfo=info)
     write_json(path.with_suffix(".json"), record)
-
-
-def a1111_parameters(picture: Sample) -> str:
-    """AUTOMATIC1111's grammar: the prompt, the negative prompt, a last line of `key: value` pairs."""
-    s = picture.settings
-    pairs = {
-        "Steps": s["steps"], "Sampler": A1111_NAMES[s["scheduler"]], "CFG scale": s["guidance"], "Seed": picture.seed,
-        "Size": f"{s['width']}x{s['height']}", "Model": s["model"],
-    }  # fmt: skip
-    lines = [picture.prompt, *([f"Negative prompt: {picture.negative}"] if picture.negative else [])]
-    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in pairs.items())])

@@ -25,6 +25,7 @@ from sdtune.methods.lora import Lora
 from sdtune.methods.lora_file import write_lora
 from sdtune.model import Model
 from sdtune.sample import denoise, sample, save_png
+from sdtune.samplers import SAMPLERS
 from tests import tiny
 
 PROMPTS = ("a red dog", "a photo of a blue house")
@@ -41,7 +42,7 @@ def model(folder: Path) -> Model:
     return Sd1(path=str(folder)).load()
 
 
-REFERENCES: dict[str, tuple[Any, dict[str, bool]]] = {
+REFERENCES: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddpm": (diffusers.DDPMScheduler, {}),
     "ddim": (diffusers.DDIMScheduler, {}),
     "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
@@ -49,6 +50,12 @@ REFERENCES: dict[str, tuple[Any, dict[str, bool]]] = {
     "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "dpm++2m": (diffusers.DPMSolverMultistepScheduler, {}),
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "dpm++2m-sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++2m-sde-karras": (
+        diffusers.DPMSolverMultistepScheduler,
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
     "lcm": (diffusers.LCMScheduler, {}),
 }
@@ -83,6 +90,10 @@ def by_diffusers(folder: Path, config: SampleConfig, adapter: Path | None = None
             ).images[0]  # fmt: skip
             out.append((picture * 255).round().astype(np.int16))
     return np.stack(out)
+
+
+def test_the_config_knows_each_sampler() -> None:
+    assert set(SCHEDULERS) == set(SAMPLERS) == set(REFERENCES)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -17,7 +17,8 @@ from sdtune import config as configs
 from sdtune.config import SampleConfig
 from sdtune.families import recognise
 from sdtune.model import Model
-from sdtune.sample import build_scheduler, sample
+from sdtune.sample import sample
+from sdtune.samplers import build_scheduler
 
 Pictures = NDArray[np.int16]
 PROMPTS = ("a red dog", "a photo of a blue house")

@@ -27,7 +27,8 @@ from sdtune.methods.lora import Lora
 from sdtune.methods.oft import Oft
 from sdtune.methods.qlora import Qlora
 from sdtune.model import Model
-from sdtune.sample import build_scheduler, sample
+from sdtune.sample import sample
+from sdtune.samplers import build_scheduler
 from tests import tiny
 
 CONFIG = SampleConfig(prompts=("a red dog",), seeds=(3,), steps=3, guidance=3.0)

@@ -1,0 +1,211 @@
+"""The text in a PNG that says how it was drawn: written for web UIs and for us, and read again. Imports no torch.
+
+What is read comes from strangers: it has limits, nothing of it is run, and what is not known is handed back as notes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdtune.errors import ConfigError, DataError
+from sdtune.samplers import SAMPLERS
+
+LONGEST = 100_000
+"""Characters of a text that is read; a prompt has hundreds."""
+LONGEST_LINE = 10_000
+"""Characters of the line with the settings."""
+MOST = {
+    "steps": 1000,
+    "width": 4096,
+    "height": 4096,
+    "guidance": 100.0,
+    "strength": 4.0,
+    "denoising_strength": 1.0,
+    "seed": 2**63 - 1,
+}
+"""What a picture may ask for; more has to be said on the command line."""
+_PAIR = re.compile(r'\s*(\w[\w /-]{0,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_NEGATIVE = "Negative prompt:"
+_NAMES = {
+    "Steps": "steps", "CFG scale": "guidance", "Seed": "seed", "Denoising strength": "denoising_strength", "Model": "model",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How a picture was drawn, by its own text."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    """By the names of our own records, their types and bounds checked."""
+    notes: tuple[str, ...]
+    """What it says beyond that."""
+    ours: bool
+    """Whether sdtune drew it."""
+
+    def overrides(self, given: Collection[str]) -> list[str]:
+        """As `a.b=c`, but for the keys of `given` (`sample.steps`). Raises ConfigError."""
+        keys = ("negative", "scheduler", "steps", "guidance", "width", "height", "strength", "denoising_strength")
+        wanted = {key: self.settings[key] for key in keys if key in self.settings and f"sample.{key}" not in given}
+        if (name := wanted.get("scheduler", "dpm++2m")) not in SAMPLERS:
+            raise ConfigError(
+                f"{self.path}: was drawn with the sampler {name[:80]!r}, which is not known here; choose one with sample.scheduler="
+            )
+        lines = [f"sample.{key}={toml(value)}" for key, value in wanted.items()]
+        return lines if "sample.seeds" in given else [*lines, f"sample.seeds=[{self.settings['seed']}]"]
+
+
+def toml(value: str | float) -> str:
+    """A text or number as TOML writes it."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def a1111_parameters(record: Mapping[str, Any]) -> str:
+    """AUTOMATIC1111's grammar: the prompt, the negative prompt, a last line of `key: value` pairs."""
+    pairs = {
+        "Steps": record["steps"], "Sampler": SAMPLERS[record["scheduler"]].title, "CFG scale": record["guidance"],
+        "Seed": record["seed"], "Size": f"{record['width']}x{record['height']}", "Model": record["model"],
+    }  # fmt: skip
+    pairs |= {"Denoising strength": record["denoising_strength"]} if "denoising_strength" in record else {}
+    lines = [record["prompt"], *([f"{_NEGATIVE} {record['negative']}"] if record["negative"] else [])]
+    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in pairs.items())])
+
+
+def read(path: Path) -> Drawn:
+    """How the PNG at `path` was drawn: by our own text, or by that of web UIs. Raises DataError."""
+    texts = _texts(path)
+    try:
+        if "sdtune" in texts:
+            found, ours = _of_json(texts["sdtune"]), True
+        elif "parameters" in texts:
+            found, ours = _of_a1111(texts["parameters"]), False
+        else:
+            raise ValueError("holds no text that says how it was drawn; web UIs and sdtune write one into their PNGs")
+        settings, notes = _checked(found)
+    except RecursionError:
+        raise DataError(f"{path}: its text is nested too deeply; it was not written by sdtune") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    return Drawn(path, settings, notes, ours)
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """The texts before the pixels, which are not decoded."""
+    try:
+        with Image.open(path, formats=("PNG",)) as im:
+            found = {key: im.info[key] for key in ("sdtune", "parameters") if isinstance(im.info.get(key), str)}
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or 'not a PNG; other formats are not read').lower()}") from None
+    except Exception:  # Pillow refuses texts of more than 1 MB, and damage in many ways
+        raise DataError(f"{path}: damaged, or with a text that is too large") from None
+    for key, text in found.items():
+        if len(text) > LONGEST:
+            raise DataError(f"{path}: its text {key!r} has {len(text)} characters, at most {LONGEST} are read")
+    return {key: str(text) for key, text in found.items()}
+
+
+def _of_json(text: str) -> dict[str, Any]:
+    def refuse(constant: str) -> float:
+        raise ValueError(f"its text has {constant} for a number")
+
+    def whole(digits: str) -> int:
+        if len(digits) > 20:
+            raise ValueError(f"its text has a number of {len(digits)} digits")
+        return int(digits)
+
+    try:
+        found = json.loads(text, parse_constant=refuse, parse_int=whole)
+    except json.JSONDecodeError:
+        raise ValueError("its text is not the JSON that sdtune writes; it was changed or damaged") from None
+    if not isinstance(found, dict):
+        raise ValueError("its text is not the JSON that sdtune writes; it was changed or damaged")
+    return found
+
+
+def _of_a1111(text: str) -> dict[str, Any]:
+    *lines, last = text.strip().splitlines() or [""]
+    pairs = {key: value.strip().strip('"') for key, value in _PAIR.findall(last[:LONGEST_LINE])}
+    if len(pairs) < 3:  # web UIs read such a line as part of the prompt, too
+        raise ValueError("its text ends without the settings (Steps, Sampler, Seed ...) that web UIs write")
+    at = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
+    negative = "\n".join(lines[at:]).removeprefix(_NEGATIVE).strip()
+    found: dict[str, Any] = {"prompt": "\n".join(lines[:at]).strip(), "negative": negative}
+    for name, key in _NAMES.items():
+        if name in pairs:
+            value = pairs.pop(name)
+            found[key] = value if key == "model" else _number(name, value)
+    if "Sampler" in pairs:
+        found["scheduler"] = _sampler(pairs.pop("Sampler"), pairs)
+    if "Size" in pairs:
+        width, _, height = pairs.pop("Size").partition("x")
+        found |= {"width": _number("Size", width), "height": _number("Size", height)}
+    return found | pairs
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        raise ValueError(f"its {name} is {text[:40]!r}, no number") from None
+
+
+def _sampler(title: str, pairs: dict[str, Any]) -> str:
+    """Our name of a web UI's sampler; newer ones write Karras as "Schedule type"; the title itself if it is not known."""
+    names = {sampler.title: name for name, sampler in SAMPLERS.items()}
+    if (whole := f"{title} {pairs.get('Schedule type', '')}") in names:
+        del pairs["Schedule type"]
+        return names[whole]
+    return names.get(title, title)
+
+
+def _checked(found: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    texts = (
+        "prompt",
+        "negative",
+        "scheduler",
+        "model",
+        "tuned",
+        "precision",
+        "image",
+        "mask",
+        "image_sha256",
+        "mask_sha256",
+    )
+    settings = dict[str, Any]()
+    for key in texts:
+        if key in found:
+            if not isinstance(found[key], str) or not _is_text(found[key]):
+                raise ValueError(f"its {key} is no text")
+            settings[key] = found[key]
+    for key, most in MOST.items():
+        if key in found:
+            value = found[key]
+            whole = key not in ("guidance", "strength", "denoising_strength")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise ValueError(f"its {key} is {_shown(value)}, no {'whole ' if whole else ''}number")
+            if not 0 <= value <= most:
+                raise ValueError(f"its {key} is {_shown(value)}; a picture may ask for 0 to {most:g}")
+            settings[key] = value
+    if lacking := [key for key in ("prompt", "seed") if key not in settings]:
+        raise ValueError(f"its text does not say the {' and the '.join(lacking)}")
+    notes = [f"{_shown(key)}: {_shown(value)}" for key, value in found.items() if key not in (*texts, *MOST, "flaw")]
+    return settings, tuple(notes[:20])
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8 and shown: no half characters, no control signs but breaks."""
+    return not any("\ud800" <= c <= "\udfff" or (c < " " and c not in "\n\t\r") for c in value)
+
+
+def _shown(value: object) -> str:
+    """For messages: one short line that no terminal takes for commands."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else "?" for c in text[:80])
+    return text + ("..." if len(text) == 80 else "")
