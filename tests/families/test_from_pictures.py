@@ -14,6 +14,7 @@ from PIL import Image
 from sdtune.config import SampleConfig
 from sdtune.errors import ConfigError, DataError
 from sdtune.model import Model
+from sdtune.original import Original, Start
 from sdtune.sample import sample, to_images
 from sdtune.samplers import build_scheduler
 from tests import tiny
@@ -105,8 +106,8 @@ def test_inpainting_equals_diffusers(
         folder = tiny.pipeline_folder(tiny.sd3_inpaintable, tmp_path / "sd3")
     model, _ = model_at(folder)
     config = SampleConfig(
-        prompts=PROMPTS[1:], seeds=(3, 4), steps=3, scheduler="euler", negative="a cat", guidance=4.0, image=files["square"],
-        mask=files["square-mask"], denoising_strength=strength,
+        prompts=PROMPTS[1:], seeds=(3, 4), steps=3, scheduler="ddim" if kind == "sd1" else "euler", negative="a cat",
+        guidance=4.0, image=files["square"], mask=files["square-mask"], denoising_strength=strength,
     )  # fmt: skip
     picture, mask = opened(files, "square", "square-mask")
     ours, white = drawn(model, config), np.asarray(mask) > 0
@@ -151,6 +152,10 @@ def test_a_mask_that_is_off_the_grid_is_painted_to_its_last_pixel(
         prompts=PROMPTS[:1], seeds=(0, 1), steps=4, image=files["square"], mask=str(tmp_path / "odd.png"),
         denoising_strength=1.0, guidance=8.0,
     )  # fmt: skip
+    original = Original.read(config, lambda size: size)
+    assert original
+    mask_1HW = Start.of(model, original).mask_1HW
+    assert mask_1HW is not None and bool(mask_1HW[0, 5:11, 5:11].all()) and mask_1HW.sum() == 36
     (before,), ours = opened(files, "square"), drawn(model, config)
     changed = abs(ours - np.asarray(before, np.int16)).max((0, 3))
     assert (changed[11:21, 11:21] > 0).mean() > 0.98 and not changed[grey == 0].any()
