@@ -37,6 +37,17 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, as_json(value))
 
 
+def is_ours(path: Path, mark: str) -> bool:
+    """Whether a file begins with `mark`, or is not there: it may be written over."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(mark.encode())) == mark.encode()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def as_json(value: object) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from sdtune.data.layouts import shown
 from sdtune.data.thumbs import data_uri
 from sdtune.errors import DataError
-from sdtune.files import write_text
+from sdtune.files import is_ours, write_text
 
 MARK = "<!-- sdtune captions -->"
 SIDE = 256
@@ -68,12 +68,5 @@ def write_sheet(pairs: Sequence[tuple[Path, Sequence[str], str]], root: Path, pa
 
 def check_page(path: Path) -> None:
     """Refuse a file that is there and no such page. Raises DataError."""
-    try:
-        with path.open("rb") as file:
-            ours = file.read(len(MARK)) == MARK.encode()
-    except FileNotFoundError:
-        return
-    except OSError:
-        ours = False
-    if not ours:
+    if not is_ours(path, MARK):
         raise DataError(f"{path}: exists and is no page of captions; move it away")

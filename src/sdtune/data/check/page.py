@@ -14,7 +14,7 @@ from sdtune.data.check.report import Bar, Report, Row
 from sdtune.data.layouts import Fault
 from sdtune.data.thumbs import data_uri
 from sdtune.errors import DataError
-from sdtune.files import write_text
+from sdtune.files import is_ours, write_text
 
 MARK = "<!-- sdtune data check -->"
 SIDE = 240
@@ -47,14 +47,7 @@ def write(report: Report, path: Path) -> Iterator[tuple[int, int]]:
 
 def check_file(path: Path) -> None:
     """Refuse a file that is there and no such page. Raises DataError."""
-    try:
-        with path.open("rb") as file:
-            ours = file.read(len(MARK)) == MARK.encode()
-    except FileNotFoundError:
-        return
-    except OSError:
-        ours = False
-    if not ours:
+    if not is_ours(path, MARK):
         raise DataError(f"{path}: exists and is no page of `sdtune data check`; move it away")
 
 
