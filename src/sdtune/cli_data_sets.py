@@ -134,14 +134,8 @@ def split(
         ),
     ] = "",
     alike: Annotated[
-        int,
-        typer.Option(
-            min=-1,
-            max=16,
-            rich_help_panel=DIVIDING,
-            help="Look-alikes, in one split, differ in so many bits of 64; -1: none are.",
-        ),
-    ] = 4,
+        bool, typer.Option("--alike/--no-alike", rich_help_panel=DIVIDING, help="Look-alikes stay in one split.")
+    ] = True,
     keep_copies: Annotated[
         bool, typer.Option("--keep-copies", rich_help_panel=DIVIDING, help="Keep exact copies, in one split.")
     ] = False,

@@ -23,8 +23,8 @@ from PIL import Image
 from sdtune import cli, pictures
 from sdtune import config as configs
 from sdtune.config import RunConfig
-from sdtune.data import dataset, images
-from sdtune.data.check import findings, kinds, page, report
+from sdtune.data import dataset, images, likeness
+from sdtune.data.check import kinds, page, report
 from sdtune.data.check.findings import Fit
 from sdtune.data.check.report import Report
 from sdtune.data.config import DataConfig
@@ -260,7 +260,7 @@ def test_colours_tell_drawings_apart_that_have_one_shape(folder: Path) -> None:
         put(folder / f"{name}.png", 1)
         Image.merge("RGB", [bands[i] for i in order]).save(folder / f"{name}.png")
     a, b = (images.check((folder / f"{n}.png").read_bytes()) for n in "ab")
-    assert bin(a.look ^ b.look).count("1") <= findings.DISTANCE, "the brightness alone takes one for the other"
+    assert bin(a.look ^ b.look).count("1") <= likeness.BROAD, "the brightness alone takes one for the other"
     assert found(folder) == {}
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
-from sdtune.data import dataset
+from sdtune.data import dataset, images
 from sdtune.data.config import DataConfig
 from sdtune.data.layouts import Entry
 from sdtune.data.split import Divided, Rule, Seen, place_of, split
@@ -52,7 +52,7 @@ def of(where: dict[str, str], names: Sequence[str]) -> set[str]:
 
 def test_the_place_is_the_hash_that_training_ranks_by(tmp_path: Path) -> None:
     pictures(tmp_path, 60)
-    where = divided(tmp_path, validation=0.2, test=0.1, alike=-1, seed=3).where
+    where = divided(tmp_path, validation=0.2, test=0.1, alike=False, seed=3).where
     for name, got in where.items():
         digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
         at = int.from_bytes(hashlib.sha256(f"3/{digest}".encode()).digest()) / 2**256
@@ -66,17 +66,17 @@ def test_the_place_is_the_hash_that_training_ranks_by(tmp_path: Path) -> None:
 
 def test_names_order_and_new_pictures_change_nothing(tmp_path: Path) -> None:
     pictures(tmp_path / "a", 40)
-    before = divided(tmp_path / "a", alike=-1).where
+    before = divided(tmp_path / "a", alike=False).where
     for i, path in enumerate(sorted((tmp_path / "a").glob("*.png"), reverse=True)):
         (tmp_path / "b").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "b" / f"{i:02d}-{path.name}")
     for path in (tmp_path / "b").glob("*.png"):
         path.with_suffix(".txt").write_text("x")
     pictures(tmp_path / "b", 40, first=40)
-    after = divided(tmp_path / "b", alike=-1).where
+    after = divided(tmp_path / "b", alike=False).where
     assert {n.partition("-")[2]: s for n, s in after.items() if "-" in n} == before
-    assert divided(tmp_path / "a", alike=-1, seed=1).where != before
-    more = divided(tmp_path / "a", alike=-1, test=0.3).where  # another share of one moves nothing out of the other
+    assert divided(tmp_path / "a", alike=False, seed=1).where != before
+    more = divided(tmp_path / "a", alike=False, test=0.3).where  # another share of one moves nothing out of the other
     assert all(more[name] == "validation" for name, got in before.items() if got == "validation")
 
 
@@ -84,7 +84,10 @@ def test_shares_are_met_on_average(tmp_path: Path) -> None:
     from sdtune.data.split import _Picture, _places
 
     entry = Entry(tmp_path, (), "")
-    many = [_Picture(entry, str(i), hashlib.sha256(bytes([i % 256, i // 256])).hexdigest(), 0) for i in range(10_000)]
+    many = [
+        _Picture(entry, str(i), hashlib.sha256(bytes([i % 256, i // 256])).hexdigest(), images.Checked((8, 8), ()))
+        for i in range(10_000)
+    ]
     places = list(_places(many, [[i] for i in range(10_000)], Rule(0.1, 0.2)).values())
     for name, share in (("validation", 0.1), ("test", 0.2), ("train", 0.7)):
         assert abs(places.count(name) / 10_000 - share) < 4 * math.sqrt(share * (1 - share) / 10_000)
@@ -118,7 +121,7 @@ def test_a_copy_in_two_folders_holds_them_together(tmp_path: Path) -> None:
     for i in range(0, 24, 8):
         shutil.copy(tmp_path / f"f{i // 4}" / f"{i:02d}.png", tmp_path / f"f{i // 4 + 1}" / "copy.png")
         (tmp_path / f"f{i // 4 + 1}" / "copy.txt").write_text("x")
-    found = divided(tmp_path, group="folder", keep_copies=True, alike=-1, validation=0.4, test=0.3)
+    found = divided(tmp_path, group="folder", keep_copies=True, alike=False, validation=0.4, test=0.3)
     assert sum(s.groups for s in found.shares) == 3
 
 
@@ -134,7 +137,7 @@ def test_look_alikes_are_in_one_split(tmp_path: Path) -> None:
     assert all(found.where[f"{i:03d}.png"] == found.where[f"{i:03d}-small.jpg"] for i in range(12))
     assert len(set(found.where.values())) == 3
     assert has(found.notes, "24 pictures look like another (12 groups); each group is in one split")
-    apart = divided(tmp_path, validation=0.4, test=0.3, alike=-1)
+    apart = divided(tmp_path, validation=0.4, test=0.3, alike=False)
     assert any(apart.where[f"{i:03d}.png"] != apart.where[f"{i:03d}-small.jpg"] for i in range(12))
 
 
@@ -146,7 +149,7 @@ def test_groups_by_folder_column_and_expression(tmp_path: Path) -> None:
     jsonl(tmp_path, *rows)
     names = [str(row["file_name"]) for row in rows]
     for group, number in (("folder", 8), ("author", 5), (r"clip(\d+)_", 10)):
-        found = divided(tmp_path, group=group, validation=0.4, test=0.3, alike=-1)
+        found = divided(tmp_path, group=group, validation=0.4, test=0.3, alike=False)
         for value in range(10):
             members = [name for i, name in enumerate(names) if i % number == value]
             assert len(of(found.where, members)) <= 1, group
@@ -158,18 +161,37 @@ def test_a_column_that_some_rows_lack(tmp_path: Path) -> None:
     for i in range(4):
         put(tmp_path / f"{i}.png", i)
     jsonl(tmp_path, *({"file_name": f"{i}.png", "text": "x", **({"by": "a"} if i < 2 else {})} for i in range(4)))
-    found = divided(tmp_path, group="by", alike=-1)
+    found = divided(tmp_path, group="by", alike=False)
     assert sum(s.groups for s in found.shares) == 3
     assert has(found.notes, "2 pictures without a by: each for itself")
 
 
 def test_a_large_group_is_told(tmp_path: Path) -> None:
     for i in range(6):
-        Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(tmp_path / f"{i}.png")  # flat pictures all have the hash 0
+        tiny.picture(1, (90, 80)).resize((9, 8)).resize((90 + i, 80), Image.Resampling.BICUBIC).save(
+            tmp_path / f"{i}.png"
+        )
         (tmp_path / f"{i}.txt").write_text("x")
     found = divided(tmp_path)
     assert has(found.notes, "one group has 6 of 6 pictures")
-    assert has(found.notes, "a smaller --alike (-1: none) makes smaller ones")
+    assert has(found.notes, "; --no-alike makes smaller ones")
+
+
+def test_what_the_split_keeps_together_is_what_the_check_calls_a_leak(tmp_path: Path) -> None:
+    """Pictures that look alike pair by pair, along a chain, and others that only their brightness makes alike."""
+    first = tiny.picture(1, (90, 80)).resize((9, 8)).resize((180, 160), Image.Resampling.BICUBIC)
+    for i in range(12):
+        ImageEnhance.Brightness(first).enhance(0.7 + 0.04 * i).save(tmp_path / f"{i:02d}.png")
+        (tmp_path / f"{i:02d}.txt").write_text("x")
+        put(tmp_path / f"other{i:02d}.png", 50 + i)
+        (tmp_path / f"other{i:02d}.txt").write_text("y")
+    assert divided(tmp_path, validation=0.4).where.keys() > {"00.png"}
+    run(tmp_path, tmp_path.with_name("out"), "--validation", 0.4, "--test", 0)
+    found = dataset.survey(DataConfig(path=str(tmp_path.with_name("out"))))
+    assert not [fault for fault in found.faults if fault.kind in ("leak", "near_leak")]
+    run(tmp_path, tmp_path.with_name("apart"), "--validation", 0.4, "--test", 0, "--no-alike")
+    apart = dataset.survey(DataConfig(path=str(tmp_path.with_name("apart"))))
+    assert [fault for fault in apart.faults if fault.kind == "near_leak"]
 
 
 # ---- what is written
@@ -180,10 +202,10 @@ def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:
     for i in range(0, 30, 3):
         (tmp_path / "s" / "masks").mkdir(exist_ok=True)
         tiny.picture(7, (8, 8)).convert("L").save(tmp_path / "s" / "masks" / f"{i:03d}.png")
-    arguments = (tmp_path / "s", tmp_path / "out", "--validation", 0.3, "--test", 0.2, "--alike", -1)
+    arguments = (tmp_path / "s", tmp_path / "out", "--validation", 0.3, "--test", 0.2, "--no-alike")
     done = run(*arguments)
     assert done.code == 0, done.err
-    where = divided(tmp_path / "s", validation=0.3, test=0.2, alike=-1).where
+    where = divided(tmp_path / "s", validation=0.3, test=0.2, alike=False).where
     for name in ("train", "validation", "test"):
         assert {p.name for p in (tmp_path / "out" / name).glob("*.png")} == {n for n, s in where.items() if s == name}
     splits = dataset.scan(DataConfig(path=str(tmp_path / "out"), mask="files"))
@@ -204,8 +226,8 @@ def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:
 
 def test_dry_run_table_and_json(tmp_path: Path) -> None:
     pictures(tmp_path / "s", 30)
-    done = run(tmp_path / "s", tmp_path / "out", "--dry-run", "--alike", -1)
-    shares = {s.split: s for s in divided(tmp_path / "s", alike=-1).shares}
+    done = run(tmp_path / "s", tmp_path / "out", "--dry-run", "--no-alike")
+    shares = {s.split: s for s in divided(tmp_path / "s", alike=False).shares}
     table = [line.split() for line in done.out.splitlines()]
     assert ["split", "pictures", "share", "wanted", "groups"] in table
     for name, wanted in (("train", "80.0%"), ("validation", "10.0%"), ("test", "10.0%")):

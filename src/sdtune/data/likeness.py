@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,11 @@ from PIL import Image
 BITS = 64
 DISTANCE = 4
 """Up to so many differing bits mean the same picture: another size, format or quality of it. A flipped or cut one is another."""
+
+BROAD = 8
+"""So many where the coarse colours are asked, too."""
+TONE = 16
+"""Look-alikes differ by no more than this, of 255, in any of their coarse colours."""
 
 Values = NDArray[np.uint64]
 Hashes = Sequence[int] | Values
@@ -56,20 +62,96 @@ def near_pairs(hashes: Hashes, distance: int = DISTANCE) -> Pairs:
 def groups(hashes: Hashes, distance: int = DISTANCE) -> list[list[int]]:
     """The places of hashes that hang together by pairs of at most `distance` bits, two or more in each, in order."""
     values, where = np.unique(_array(hashes), return_inverse=True)
-    above = list(range(len(values)))
-
-    def top(i: int) -> int:
-        while above[i] != i:
-            above[i] = above[above[i]]
-            i = above[i]
-        return i
-
-    for i, j in near_pairs(values, distance).tolist():
-        above[top(i)] = top(j)
+    together = Together(len(values))
+    for pair in near_pairs(values, distance).tolist():
+        together.join(pair)
     members: dict[int, list[int]] = {}
     for place, i in enumerate(where.tolist()):
-        members.setdefault(top(i), []).append(place)
+        members.setdefault(together.top(i), []).append(place)
     return [places for places in members.values() if len(places) > 1]
+
+
+class Together:
+    """Sets of places that grow together."""
+
+    def __init__(self, count: int) -> None:
+        self._above = list(range(count))
+
+    def join(self, places: Sequence[int]) -> None:
+        for place in places[1:]:
+            self._above[self.top(place)] = self.top(places[0])
+
+    def groups(self) -> list[list[int]]:
+        """All sets, those of one place, too, each in order."""
+        members: dict[int, list[int]] = {}
+        for place in range(len(self._above)):
+            members.setdefault(self.top(place), []).append(place)
+        return list(members.values())
+
+    def top(self, i: int) -> int:
+        """The place that stands for the set of `i`."""
+        while self._above[i] != i:
+            self._above[i] = self._above[self._above[i]]
+            i = self._above[i]
+        return i
+
+
+# ---- in brightness and in colour
+
+
+class Looks(Protocol):
+    """A picture's hashes."""
+
+    @property
+    def look(self) -> int:
+        """Of `dhash`."""
+
+    @property
+    def colours(self) -> bytes:
+        """Of `coarse`."""
+
+
+def lots(items: Sequence[Looks]) -> list[list[int]]:
+    """The places of pictures that look like the first of their lot; each is in one lot, and those that are in none are left out."""
+    taken, found = set[int](), list[list[int]]()
+    for place, near_by in _alike(items):
+        lot = [i for i in near_by if i not in taken]
+        if place not in taken and len(lot) > 1:
+            taken.update(lot)
+            found.append(sorted(lot))
+    return found
+
+
+def linked(items: Sequence[Looks]) -> list[list[int]]:
+    """The places of pictures that hang together, each looking like another: no two that look alike are in two sets."""
+    together = Together(len(items))
+    for _, near_by in _alike(items):
+        together.join(near_by)
+    return [places for places in together.groups() if len(places) > 1]
+
+
+def tone(a: Looks, b: Looks) -> int:
+    """The largest difference in the coarse colours."""
+    return int(np.abs(_tones([a, b])[0] - _tones([a, b])[1]).max())
+
+
+def _alike(items: Sequence[Looks]) -> Iterator[tuple[int, list[int]]]:
+    """A picture, and those that look like it, itself first; of each two that look alike one comes with the other."""
+    seen = [i for i, item in enumerate(items) if item.look]  # without any structure all look alike
+    for group in groups([items[i].look for i in seen], BROAD):
+        places = np.asarray([seen[k] for k in group])
+        tones = _tones([items[i] for i in places])
+        order = np.argsort(tones.mean(1), kind="stable")
+        places, tones = places[order], tones[order]
+        looks, means = np.asarray([items[i].look for i in places], np.uint64), tones.mean(1)
+        ends = np.searchsorted(means, means + TONE, "right")  # what differs more in the mean differs more in a field
+        for i, end in enumerate(ends.tolist()):
+            near_by = i + np.flatnonzero(np.bitwise_count(looks[i:end] ^ looks[i]) <= BROAD)
+            yield int(places[i]), places[near_by[np.abs(tones[near_by] - tones[i]).max(1) <= TONE]].tolist()
+
+
+def _tones(items: Sequence[Looks]) -> NDArray[np.int16]:
+    return np.stack([np.frombuffer(item.colours, np.uint8) for item in items]).astype(np.int16)
 
 
 def _array(hashes: Hashes) -> Values:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from sdtune.data import archives, images, likeness
+from sdtune.data import archives, images, likeness, looking
 from sdtune.data.config import DataConfig
 from sdtune.data.convert import Read, check_place, not_kept, read_source
 from sdtune.data.dataset import judge
-from sdtune.data.layouts import Entry, Fault, listed, plural, reason
+from sdtune.data.layouts import Entry, Fault, listed, plural
 from sdtune.data.write import Wish, Written, named, write
 from sdtune.errors import ConfigError
 from sdtune.happened import Happened
@@ -35,8 +33,8 @@ class Rule:
     seed: int = 0
     group: str = ""
     """"folder", a column of the metadata, or a regular expression of the path; "": none."""
-    alike: int = likeness.DISTANCE
-    """Bits that look-alikes may differ in; -1: pictures are not compared."""
+    alike: bool = True
+    """Whether pictures that look alike stay together."""
     keep_copies: bool = False
 
     def __post_init__(self) -> None:
@@ -87,7 +85,7 @@ class _Picture:
     entry: Entry
     path: str
     digest: str
-    likeness: int
+    checked: images.Checked
 
 
 def split(config: DataConfig, rule: Rule, wish: Wish, *, dry_run: bool = False) -> Iterator[Seen | Divided | Written]:
@@ -102,7 +100,7 @@ def split(config: DataConfig, rule: Rule, wish: Wish, *, dry_run: bool = False) 
         check_place(wish.out, config)
     read = read_source(config)
     pictures, faults = [], list[Fault]()
-    for done, seen in enumerate(_look(read, config, rule), 1):
+    for done, seen in enumerate(_look(read, config), 1):
         if isinstance(seen, Fault):
             faults.append(seen)
         else:
@@ -127,28 +125,14 @@ def split(config: DataConfig, rule: Rule, wish: Wish, *, dry_run: bool = False) 
 # ---- what the pictures are
 
 
-def _look(read: Read, config: DataConfig, rule: Rule) -> Iterator[_Picture | Fault]:
-    """Each picture with its hashes, or what is wrong with it; on all cores, since decoding takes the time."""
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
-    try:
-        yield from pool.map(lambda e: _looked_at(e[1], e[2], config, rule), read.entries)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _looked_at(entry: Entry, path: str, config: DataConfig, rule: Rule) -> _Picture | Fault:
-    try:
-        data = archives.read_bytes(entry.image)
-        if rule.alike < 0:
-            images.check(data, max_pixels=config.max_pixels)
-            hashed = 0
+def _look(read: Read, config: DataConfig) -> Iterator[_Picture | Fault]:
+    """Each picture as training looks at it, or what is wrong with it."""
+    looks = looking.look([entry.image for _, entry, _ in read.entries], config)
+    for (_, entry, path), looked in zip(read.entries, looks, strict=True):
+        if isinstance(looked, images.Unusable):
+            yield Fault(path, str(looked), True, looked.kind)
         else:
-            hashed = likeness.dhash(images.decode(data, max_pixels=config.max_pixels))
-    except OSError as error:
-        return Fault(path, reason(error), True, "unreadable")
-    except images.Unusable as error:
-        return Fault(path, str(error), True, error.kind)
-    return _Picture(entry, path, hashlib.sha256(data).hexdigest(), hashed)
+            yield _Picture(entry, path, looked.digest, looked.checked)
 
 
 def _without_copies(pictures: list[_Picture], rule: Rule) -> tuple[list[_Picture], int, list[str]]:
@@ -179,7 +163,7 @@ def _copies(number: int) -> str:
 
 def _groups(pictures: Sequence[_Picture], rule: Rule) -> tuple[list[list[int]], list[str]]:
     """The places of the pictures that stay together, those alone too; and what is worth telling."""
-    together = _Together(len(pictures))
+    together = likeness.Together(len(pictures))
     same: dict[str, list[int]] = defaultdict(list)
     for i, picture in enumerate(pictures):
         same[picture.digest].append(i)
@@ -188,7 +172,7 @@ def _groups(pictures: Sequence[_Picture], rule: Rule) -> tuple[list[list[int]], 
     for i, key in enumerate(keys):
         if key is not None:
             of_key[key].append(i)
-    alike = likeness.groups([p.likeness for p in pictures], rule.alike) if rule.alike >= 0 else []
+    alike = likeness.linked([p.checked for p in pictures]) if rule.alike else []
     for places in [*same.values(), *of_key.values(), *alike]:
         together.join(places)
     groups = together.groups()
@@ -199,9 +183,7 @@ def _groups(pictures: Sequence[_Picture], rule: Rule) -> tuple[list[list[int]], 
     largest = max(groups, key=len, default=[])
     if len(largest) > max(2, LARGE * len(pictures)):
         names = listed([pictures[i].path for i in largest], 3)
-        ways = [f"another --group than {rule.group}"] * bool(rule.group) + ["a smaller --alike (-1: none)"] * bool(
-            alike
-        )
+        ways = [f"another --group than {rule.group}"] * bool(rule.group) + ["--no-alike"] * bool(alike)
         remedy = f"; {' or '.join(ways)} makes smaller ones" if ways else ""
         notes.append(f"one group has {len(largest)} of {plural(len(pictures), 'picture')} ({names}){remedy}")
     return groups, notes
@@ -255,29 +237,6 @@ def _matched(pattern: re.Pattern[str], path: str) -> str | None:
     """The first group of the expression, or all that it matches; None for no match."""
     match = pattern.search(path)
     return None if match is None else str(match[1] if pattern.groups and match[1] is not None else match[0])
-
-
-class _Together:
-    """Sets of places that grow together."""
-
-    def __init__(self, count: int) -> None:
-        self._above = list(range(count))
-
-    def join(self, places: Sequence[int]) -> None:
-        for place in places[1:]:
-            self._above[self._top(place)] = self._top(places[0])
-
-    def groups(self) -> list[list[int]]:
-        members: dict[int, list[int]] = {}
-        for place in range(len(self._above)):
-            members.setdefault(self._top(place), []).append(place)
-        return list(members.values())
-
-    def _top(self, i: int) -> int:
-        while self._above[i] != i:
-            self._above[i] = self._above[self._above[i]]
-            i = self._above[i]
-        return i
 
 
 # ---- splits

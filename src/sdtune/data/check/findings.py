@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sdtune.data import likeness
 from sdtune.data.caption import cut_off
 from sdtune.data.config import DataConfig
 from sdtune.data.frames import Frame, Frames, cropped, scale
 from sdtune.data.layouts import Fault, listed, plural
-from sdtune.data.likeness import groups, near
 
 if TYPE_CHECKING:
     from sdtune.data.dataset import Example
@@ -28,10 +27,6 @@ TINY = 4
 CUT_AWAY = 1 / 3
 """A picture of 3:2, as cameras make them, loses that much to a square, and nothing is said of it."""
 SQUARE = Frame(1, 1)
-DISTANCE = 8
-"""Bits of 64 in the difference hashes of look-alikes: more than where brightness alone decides, since colours are asked, too."""
-TONE = 16
-"""Look-alikes differ by no more than this, of 255, in any of their coarse colours."""
 CUTS = 1000
 """For so many captions the text that is cut off is looked for; of more than that only the tokens are counted."""
 
@@ -134,7 +129,7 @@ def copies(examples: Sequence[Example], name: Name) -> Iterator[Fault]:
 def near_copies(examples: Sequence[Example], name: Name) -> Iterator[Fault]:
     """Pictures that look alike and are no exact copies. The largest of each lot is named first, and is the one that stays."""
     once = list({e.digest: e for e in examples}.values())
-    for places in alike(once):
+    for places in likeness.lots(once):
         lot = sorted((once[i] for i in places), key=lambda e: -e.size[0] * e.size[1])
         images = tuple(e.image for e in lot)
         what = "near copies (another size, format or quality of the same)"
@@ -158,8 +153,8 @@ def near_leaks(train: Sequence[Example], validation: Sequence[Example], name: Na
     for e in validation if rest else ():
         if not e.look:
             continue
-        for i in near(e.look, looks, DISTANCE):
-            if _tone(e, rest[i]) <= TONE:
+        for i in likeness.near(e.look, looks, likeness.BROAD):
+            if likeness.tone(e, rest[i]) <= likeness.TONE:
                 where = f"{name(rest[i].image)} ~ {name(e.image)}"
                 pair = (rest[i].image, e.image)
                 yield Fault(where, "much like one that is validated with", True, "near_leak", pair, out=pair[:1])
@@ -175,38 +170,6 @@ def triggers(examples: Sequence[Example], words: Sequence[str], name: Name) -> I
 
 def lacks(word: str) -> str:
     return f"with a caption that lacks the trigger word {word!r}"
-
-
-def alike(examples: Sequence[Example]) -> list[list[int]]:
-    """The places of pictures that look like one of their lot: in brightness (`likeness`) and in colour."""
-    seen = [i for i, e in enumerate(examples) if e.look]  # without any structure all look alike
-    lots = list[list[int]]()
-    for group in groups([examples[i].look for i in seen], DISTANCE):
-        lots += _lots(np.asarray([seen[k] for k in group]), examples)
-    return lots
-
-
-def _lots(places: NDArray[np.intp], examples: Sequence[Example]) -> Iterator[list[int]]:
-    """Of pictures that hang together by their hashes alone, those that are near to one of them, two or more."""
-    tones = np.stack([np.frombuffer(examples[i].colours, np.uint8) for i in places]).astype(np.int16)
-    order = np.argsort(tones.mean(1), kind="stable")
-    places, tones = places[order], tones[order]
-    looks = np.asarray([examples[i].look for i in places], np.uint64)
-    means, taken = tones.mean(1), np.zeros(len(places), bool)
-    ends = np.searchsorted(means, means + TONE, "right")  # what differs more in the mean differs more in a field
-    for i, end in enumerate(ends.tolist()):
-        if taken[i]:
-            continue
-        near_by = i + np.flatnonzero(~taken[i:end] & (np.bitwise_count(looks[i:end] ^ looks[i]) <= DISTANCE))
-        lot = near_by[np.abs(tones[near_by] - tones[i]).max(1) <= TONE]
-        if len(lot) > 1:
-            taken[lot] = True
-            yield sorted(places[lot].tolist())
-
-
-def _tone(a: Example, b: Example) -> int:
-    first, second = (np.frombuffer(e.colours, np.uint8).astype(np.int16) for e in (a, b))
-    return int(np.abs(first - second).max())
 
 
 LEADS = {"copies": "with ", "near_copies": "with "}
