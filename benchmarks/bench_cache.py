@@ -59,7 +59,7 @@ def fill(folder: Path, count: int) -> float:
         for i in range(count)
     ]  # fmt: skip
     cache = Cache.open(examples, model, config.data)
-    filling = cache._filling()
+    filling = cache._filling
     cond = model.encode_prompts([""]).tensors()
     side, rng = model.resolution // model.downscale, torch.Generator().manual_seed(0)
     frame = cache._plan.frames[0]  # type: ignore[union-attr]

@@ -36,6 +36,9 @@ class Cache:
         self._model, self._config, self._plan = model, config, planned
         self._damage = list[str]()
         self._tokens: Callable[[int], Tensor] | None = None
+        self._filling = (
+            Filling(planned, model, config, self._tables(planned.frames), self.notes, self._damage) if planned else None
+        )
 
     @classmethod
     def open(
@@ -73,27 +76,24 @@ class Cache:
 
     def missing(self) -> list[tuple[str, int, int]]:
         """What is to be encoded (picture, hole, mask, caption), how many of it, and the bytes that each takes."""
-        return list(self._filling().missing())
+        assert self._filling
+        return list(self._filling.missing())
 
     def fill(self, *, verify: bool = False) -> Generator[Progress, None, None]:
         """Encode what is missing; yields (what, done, total). Stopped anywhere, it goes on there the next time.
 
         Several processes encode a share each; all have to call it. `verify`: large tables, too, are checked to the last byte.
         """
-        filling = self._filling()
-        for shards in filling.shards.values():
-            shards.checked = verify
-        self._use((yield from filling), filling.shards)
+        assert self._filling
+        shards = self._filling.shards
+        for table in shards.values():
+            table.checked = verify
+        self._use((yield from self._filling), shards)
         self.notes = self.notes + self._damage
-
-    def _filling(self) -> Filling:
-        assert self._plan
-        shards = self._tables(self._plan.frames)
-        return Filling(self._plan, self._model, self._config, shards, self.notes, self._damage)
 
     def let_go(self) -> None:
         """Forget the examples and their plan, which take more memory than all else, and are of no use after `fill`."""
-        self.examples, self._plan = [], None
+        self.examples, self._plan, self._filling = [], None, None
 
     def _tables(self, frames: Sequence[Frame], files: dict[str, list[str]] | None = None) -> dict[str, Shards]:
         return {

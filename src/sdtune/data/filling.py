@@ -86,6 +86,7 @@ class Filling:
         """What is found out is put into `notes`; what was damaged, and is not any more, into `damage`."""
         self._plan, self._model, self._config, self.shards = planned, model, config, shards
         self._notes, self._damage = notes, damage
+        self._asked: dict[Path, tuple[tuple[object, ...], list[int]]] = {}
         self._views_NV, self._pad = planned.views_NV, config.crop == "pad"
         self._image = lru_cache(2)(self._decoded)  # views of one picture come one after the other
 
@@ -130,9 +131,16 @@ class Filling:
             yield "caption", count, width * sum(tensor[0].numel() for tensor in states)
 
     def _absent(self, shards: Shards, keys: Sequence[str]) -> int:
-        places, notes = shards.locate(keys)
-        self._damage += notes
-        return places.count(MISSING)
+        return self._located(shards, keys).count(MISSING)
+
+    def _located(self, shards: Shards, keys: Sequence[str]) -> list[int]:
+        """Where `keys` are. `missing` asks first, and what it was told holds as long as no file has come or gone."""
+        now = (shards.checked, *sorted(shards.folder.glob("*.safetensors")))
+        if now != self._asked.get(shards.folder, ((), []))[0]:
+            places, notes = shards.locate(keys)
+            self._damage += notes
+            self._asked[shards.folder] = (shards.checked, *sorted(shards.folder.glob("*.safetensors"))), places
+        return self._asked[shards.folder][1]
 
     def _of_items(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
         """What holds for an example, for each of its items."""
@@ -247,30 +255,47 @@ class Filling:
         encode: Encode[E, T],
         size: int,
     ) -> Generator[Progress, None, dict[str, int]]:
-        """The place of each entry: find what is there, encode the rest and keep it."""
-        keys = list(entries)
-        found, notes = shards.locate(keys)
-        self._damage += notes
-        places = {key: place for key, place in zip(keys, found, strict=True) if place != MISSING}
-        missing, fresh, kept_at = [key for key in keys if key not in places], dict[str, Row](), time.monotonic()
-        distributed.wait()  # until all have looked: each then encodes its share of the same list
-        yield done.more(len(places))
-        shares = [missing[at : at + size] for at in range(0, len(missing), size)][
-            distributed.rank() :: distributed.size()
-        ]
+        """The place of each entry: find what is there, encode the rest and keep it.
+
+        Several processes take a share each of what is missing, and look again; also for what another run has taken away meanwhile.
+        """
+        keys, counted = list(entries), 0
+        while True:
+            located = zip(keys, self._located(shards, keys), strict=True)
+            places = {key: place for key, place in located if place != MISSING}
+            yield done.more(len(places) - counted)
+            missing = [key for key in keys if key not in places]
+            if not distributed.any_of(bool(missing)):  # asked when all have looked, and before one of them writes
+                return places
+            chunks = [missing[at : at + size] for at in range(0, len(missing), size)]
+            mine = chunks[distributed.rank() :: distributed.size()]
+            made = yield from self._encode(
+                done, shards, _ahead(mine, lambda key: prepare(entries[key])), entries, encode
+            )
+            if distributed.size() == 1:
+                return places | made
+            counted = len(places) + len(made)
+            distributed.wait()
+
+    def _encode(
+        self,
+        done: _Done,
+        shards: Shards,
+        prepared: Iterator[tuple[list[str], list[T]]],
+        entries: Mapping[str, E],
+        encode: Encode[E, T],
+    ) -> Generator[Progress, None, dict[str, int]]:
+        """Encode and keep all of `prepared`; gives their places."""
+        places, fresh, kept_at = dict[str, int](), dict[str, Row](), time.monotonic()
         try:
-            for chunk, prepared in _ahead(shares, lambda key: prepare(entries[key])):
-                fresh |= zip(chunk, encode([entries[key] for key in chunk], prepared), strict=True)
+            for chunk, these in prepared:
+                fresh |= zip(chunk, encode([entries[key] for key in chunk], these), strict=True)
                 if len(fresh) >= SHARD_ENTRIES or time.monotonic() - kept_at > SHARD_SECONDS:
                     places |= zip(fresh, shards.write(fresh), strict=True)
                     fresh, kept_at = {}, time.monotonic()
                 yield done.more(len(chunk))
         finally:  # also when the caller stops here
             places |= zip(fresh, shards.write(fresh), strict=True)
-        distributed.wait()
-        if len(places) < len(keys):  # the others' share
-            places = dict(zip(keys, shards.locate(keys)[0], strict=True))
-            yield done.more(len(missing) - sum(map(len, shares)))
         return places
 
     def _at_once(self, view: View) -> int:
