@@ -22,7 +22,7 @@ from sdtune import pictures
 from sdtune.config import RunConfig
 from sdtune.data import dataset, images, looking
 from sdtune.data.config import DataConfig
-from sdtune.data.ledger import Ledger
+from sdtune.data.ledger import Ledger, state_of
 from sdtune.data.listing import listing, state
 from sdtune.data.sets import KnownSet
 from sdtune.encode import encode
@@ -134,7 +134,7 @@ def test_a_ledger_remembers_until_the_file_changes(tmp_path: Path) -> None:
     path.write_bytes(b"one")
     ledger = Ledger(db, "white")
     assert ledger.get(path) is None
-    ledger.put(path, {"size": [1, 2]})
+    ledger.put(path, {"size": [1, 2]}, state_of(path))
     ledger.close()
     assert Ledger(db, "white").get(path) == {"size": [1, 2]}
     assert Ledger(db, "black").get(path) is None, "asked otherwise"
@@ -146,7 +146,7 @@ def test_what_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
     path = tmp_path / "1.png"
     path.write_bytes(b"one")
     ledger = Ledger(tmp_path / "l.sqlite", "")
-    ledger.put(path, 1)
+    ledger.put(path, 1, state_of(path))
     ledger.close()
     assert Ledger(tmp_path / "l.sqlite", "").get(path) is None
 
@@ -163,7 +163,7 @@ def test_a_ledger_that_cannot_be_used_only_costs_time(tmp_path: Path, harm: str)
     else:
         db = Path("/proc/l.sqlite")
     ledger = Ledger(db, "")
-    ledger.put(path, 1)
+    ledger.put(path, 1, state_of(path))
     ledger.close()
     assert Ledger(db, "").get(path) is None
 

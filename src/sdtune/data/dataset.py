@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from sdtune.data.check.kinds import policy
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.images import Remark
 from sdtune.data.layouts import Entry, Fault, called, listed, plural
-from sdtune.data.looking import Looked
+from sdtune.data.looking import Looked, MaskLooked
 from sdtune.data.places import PREFIX, hub_copy
 from sdtune.data.readers import arrow
 from sdtune.data.readers.imagefolder import METADATA
@@ -409,22 +410,26 @@ def _collect(
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
     out = _Collected(faults=found.faults, notes=found.notes)
     pictures = [entry.image for entry in found.entries]
-    seen = looking.glance(pictures, config) if quick else looking.look(pictures, config)
-    for done, (entry, looked) in enumerate(zip(found.entries, seen, strict=True)):
-        yield done, len(found.entries)
-        image = entry.image
-        try:
-            if isinstance(looked, images.Unusable):
-                raise looked
-            example, said = _example(entry, looked, folder, config, masked and not quick)
-        except images.Unusable as error:
-            out.faults.append(Fault(_relative(image, folder), str(error), True, error.kind, (image,)))
-            continue
-        out.faults += [Fault(_relative(image, folder), remark.text, True, remark.kind, (image,)) for remark in said]
-        if example.captions or config.caption_prefix.strip() or config.caption_suffix.strip():
-            out.examples.append(example)
-        else:
-            out.faults.append(_captionless(entry, folder))
+    with_mask = [] if quick else [entry.mask.file for entry in found.entries if entry.mask]
+    with (
+        closing(looking.glance(pictures, config) if quick else looking.look(pictures, config)) as seen,
+        closing(looking.look_at_masks(with_mask, config)) as seen_masks,
+    ):
+        for done, (entry, looked) in enumerate(zip(found.entries, seen, strict=True)):
+            yield done, len(found.entries)
+            image, mask = entry.image, next(seen_masks) if with_mask and entry.mask else None
+            try:
+                if isinstance(looked, images.Unusable):
+                    raise looked
+                example, said = _example(entry, looked, mask, folder, config, masked and not quick)
+            except images.Unusable as error:
+                out.faults.append(Fault(_relative(image, folder), str(error), True, error.kind, (image,)))
+                continue
+            out.faults += [Fault(_relative(image, folder), remark.text, True, remark.kind, (image,)) for remark in said]
+            if example.captions or config.caption_prefix.strip() or config.caption_suffix.strip():
+                out.examples.append(example)
+            else:
+                out.faults.append(_captionless(entry, folder))
     out.examples = [_decorated(e, config) for e in out.examples]
     out.masked = quick or any(e.mask for e in found.entries) or any(e.mask for e in out.examples)
     if masked and config.mask != "none" and not quick:
@@ -456,7 +461,12 @@ def mask_folder_of(config: DataConfig, folder: Path) -> Path | None:
 
 
 def _example(
-    entry: Entry, looked: Looked, folder: Path, config: DataConfig, masked: bool
+    entry: Entry,
+    looked: Looked,
+    mask: MaskLooked | images.Unusable | None,
+    folder: Path,
+    config: DataConfig,
+    masked: bool,
 ) -> tuple[Example, tuple[Remark, ...]]:
     """The entry with its picture and its checked mask, and remarks on it. Raises Unusable without a name."""
     digest, checked = looked
@@ -469,14 +479,14 @@ def _example(
             what = 'transparent everywhere, so that nothing of it counts (data.mask="alpha"); take it away'
             raise images.Unusable(what, "bad_mask")
         example = replace(example, mask=entry.image, mask_digest=example.digest, mask_mean=checked.opacity)
-    elif entry.mask:
+    elif entry.mask and mask:
         try:
-            data = looking.read(entry.mask.file, config)
-            mean = masks.check(images.read_mask(data, max_pixels=config.max_pixels), checked.size)
+            if isinstance(mask, images.Unusable):
+                raise mask
+            mean = masks.check(mask.measured, checked.size)
         except DataError as error:
             raise images.Unusable(f"its mask {_relative(entry.mask.file, folder)}: {error}", "bad_mask") from None
-        digest = hashlib.sha256(data).hexdigest()
-        example = replace(example, mask=entry.mask.file, mask_digest=digest, mask_mean=mean)
+        example = replace(example, mask=entry.mask.file, mask_digest=mask.digest, mask_mean=mean)
     if wrong := images.mislabelled(entry.image.name, checked.format):
         return example, (*checked.remarks, Remark("mislabelled", wrong))
     return example, checked.remarks

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -88,7 +90,8 @@ class Filling:
         self._notes, self._damage = notes, damage
         self._asked: dict[Path, tuple[tuple[object, ...], list[int]]] = {}
         self._views_NV, self._pad = planned.views_NV, config.crop == "pad"
-        self._image = lru_cache(2)(self._decoded)  # views of one picture come one after the other
+        # Views of one picture come one after the other: whoever asks first decodes it, the other threads wait.
+        self._image, self._locks = lru_cache(16)(self._decoded), [Lock() for _ in range(16)]
 
     def __iter__(self) -> Generator[Progress, None, Index]:
         planned = self._plan
@@ -257,10 +260,11 @@ class Filling:
     ) -> Generator[Progress, None, dict[str, int]]:
         """The place of each entry: find what is there, encode the rest and keep it.
 
-        Several processes take a share each of what is missing, and look again; also for what another run has taken away meanwhile.
+        Several processes take a share each of what is missing, and look again. What then is missing, since another run wrote or took
+        away something while they looked, each encodes for itself.
         """
         keys, counted = list(entries), 0
-        while True:
+        for again in itertools.count():
             located = zip(keys, self._located(shards, keys), strict=True)
             places = {key: place for key, place in located if place != MISSING}
             yield done.more(len(places) - counted)
@@ -268,7 +272,7 @@ class Filling:
             if not distributed.any_of(bool(missing)):  # asked when all have looked, and before one of them writes
                 return places
             chunks = [missing[at : at + size] for at in range(0, len(missing), size)]
-            mine = chunks[distributed.rank() :: distributed.size()]
+            mine = chunks if again else chunks[distributed.rank() :: distributed.size()]
             made = yield from self._encode(
                 done, shards, _ahead(mine, lambda key: prepare(entries[key])), entries, encode
             )
@@ -276,6 +280,7 @@ class Filling:
                 return places | made
             counted = len(places) + len(made)
             distributed.wait()
+        raise AssertionError
 
     def _encode(
         self,
@@ -320,9 +325,9 @@ class Filling:
 
     def _pixels(self, view: View) -> Pixels:
         frame = self._plan.frames[view.frame]
-        pixels = to_frame(
-            self._image(view.example), frame, box=view.box, pad=self._pad, background=self._config.background
-        )
+        with self._locks[view.example % len(self._locks)]:
+            image = self._image(view.example)
+        pixels = to_frame(image, frame, box=view.box, pad=self._pad, background=self._config.background)
         digest = self._plan.examples[view.example].digest
         pixels = jittered(pixels, self._config.jitter, digest, view.colours)
         return np.ascontiguousarray(pixels[:, ::-1]) if view.mirrored else pixels

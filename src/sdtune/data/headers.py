@@ -37,6 +37,10 @@ class Header(NamedTuple):
     """Width and height in pixels, upright."""
 
 
+LARGEST = 2**20
+"""Bytes of one part that are read: what claims to be longer is left to Pillow."""
+
+
 class _Unclear(Exception):
     """Left to Pillow."""
 
@@ -45,12 +49,14 @@ def header(path: Path) -> Header | None:
     """What a file, or one inside an archive, says it is; None if that is no picture. Raises OSError."""
     if archives.archive_of(path) is not None:
         data = archives.read_bytes(path)
-        return _header(lambda offset, count: data[offset : offset + count], data[:HEAD], len(data), path)
+        return _header(lambda offset, count: data[offset : offset + max(0, count)], data[:HEAD], len(data), path)
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         head = os.read(file, HEAD)
 
         def at(offset: int, count: int) -> bytes:
+            if not 0 <= count <= LARGEST or offset < 0:
+                raise _Unclear
             if offset + count <= len(head):
                 return head[offset : offset + count]
             os.lseek(file, offset, os.SEEK_SET)

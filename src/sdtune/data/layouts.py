@@ -163,7 +163,12 @@ def is_picture(path: Path) -> bool:
 
 def walk(folder: Path, skip: Collection[str], found: Found) -> Iterator[Path]:
     """All files in a fixed order, hidden ones left out."""
-    for parent, folders, names in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:
+        at = Path(error.filename or folder)
+        found.fault(shown(at.relative_to(folder) if at.is_relative_to(folder) else at), reason(error))
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
         here, top = Path(parent), Path(parent) == folder
         if links := [f for f in folders if (here / f).is_symlink()]:
             linked = [shown((here / f).relative_to(folder)) for f in sorted(links)]

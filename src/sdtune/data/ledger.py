@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sdtune.data.listing import state
 
 FORMAT = "1"
 """To be changed with anything that changes what is found out about the same file."""
+WRITTEN_S = 20.0
+"""No more work than this is lost to a crash."""
 
 
 class Ledger:
@@ -25,6 +28,7 @@ class Ledger:
         """`asked`: whatever the facts depend on beside the file, as a text."""
         self._asked, self._new = f"{FORMAT}/{asked}", list[tuple[str, str, str, str]]()
         self._db: sqlite3.Connection | None = None
+        self._written = time.monotonic()
         with suppress(OSError, sqlite3.Error):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
@@ -42,15 +46,16 @@ class Ledger:
             row = self._db.execute(
                 "select state, said from facts where path = ? and asked = ?", (_text(path), self._asked)
             ).fetchone()
-            if row and row[0] == _state(path):
+            if row and row[0] == state_of(path):
                 return json.loads(row[1])
         return None
 
-    def put(self, path: Path, facts: object) -> None:
-        """Remember `facts` of a file, which must be what JSON can hold. `close` writes them."""
-        if self._db is not None and (now := _state(path)):
-            self._new.append((_text(path), self._asked, now, json.dumps(facts)))
-            if len(self._new) >= 10_000:
+    def put(self, path: Path, facts: object, was: str | None) -> None:
+        """Remember `facts` of a file, which must be what JSON can hold. `was`: its `state_of` before it was read; None: not to be
+        remembered. Written from time to time, and by `close`."""
+        if self._db is not None and was:
+            self._new.append((_text(path), self._asked, was, json.dumps(facts)))
+            if len(self._new) >= 10_000 or time.monotonic() - self._written > WRITTEN_S:
                 self._write()
 
     def close(self) -> None:
@@ -60,7 +65,7 @@ class Ledger:
             self._db = None
 
     def _write(self) -> None:
-        new, self._new = self._new, []
+        new, self._new, self._written = self._new, [], time.monotonic()
         if self._db is None or not new:
             return
         with suppress(sqlite3.Error):
@@ -69,8 +74,8 @@ class Ledger:
             self._db.execute("commit")
 
 
-def _state(path: Path) -> str | None:
-    """Of a picture inside an archive, that of the archive."""
+def state_of(path: Path) -> str | None:
+    """`state`, of a picture inside an archive that of the archive."""
     return state(archives.archive_of(path) or path)
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from sdtune.data import archives, images
+from sdtune.data import archives, images, masks
 from sdtune.data.config import DataConfig
 from sdtune.data.headers import header
 from sdtune.data.images import Checked, Remark
 from sdtune.data.layouts import reason
-from sdtune.data.ledger import Ledger
+from sdtune.data.ledger import Ledger, state_of
+from sdtune.data.masks import Measured
+from sdtune.errors import DataError
 
+T = TypeVar("T")
 WAITING = 64
 """So many pictures at most are read ahead of the one that is asked for."""
 
@@ -29,26 +32,92 @@ class Looked(NamedTuple):
     checked: Checked
 
 
-def look(paths: Sequence[Path], config: DataConfig) -> Iterator[Looked | images.Unusable]:
+class MaskLooked(NamedTuple):
+    digest: str
+    measured: Measured
+
+
+def look(paths: Sequence[Path], config: DataConfig) -> Generator[Looked | images.Unusable]:
     """For each picture what is to be known of it, or why it cannot be used; in their order."""
-    asked = f"{config.background}/{config.max_pixels}"
+
+    def seen(path: Path) -> Looked:
+        data = read(path, config)
+        checked = images.check(data, background=config.background, max_pixels=config.max_pixels)
+        return Looked(hashlib.sha256(data).hexdigest(), checked)
+
+    yield from _each(paths, config, f"{config.background}/{config.max_pixels}", seen, _told, _known)
+
+
+def look_at_masks(paths: Sequence[Path], config: DataConfig) -> Generator[MaskLooked | images.Unusable]:
+    """The same of masks."""
+
+    def seen(path: Path) -> MaskLooked:
+        data = read(path, config)
+        return MaskLooked(
+            hashlib.sha256(data).hexdigest(), masks.measure(images.read_mask(data, max_pixels=config.max_pixels))
+        )
+
+    def known(facts: Any) -> MaskLooked:
+        digest, size, brightest, mean = facts
+        return MaskLooked(digest, Measured((size[0], size[1]), brightest, mean))
+
+    yield from _each(
+        paths, config, f"mask/{config.max_pixels}", seen, lambda mask: (mask.digest, *mask.measured), known
+    )
+
+
+def _each(
+    paths: Sequence[Path],
+    config: DataConfig,
+    asked: str,
+    seen: Callable[[Path], T],
+    told: Callable[[T], object],
+    known: Callable[[Any], T],
+) -> Generator[T | images.Unusable]:
+    """What `seen` gives for each file, in several threads; or what it gave before, as `told` to the ledger and `known` from there."""
+
+    def fresh(path: Path) -> tuple[T | images.Unusable, str | None]:
+        was = state_of(path)  # from before it is read: a change in the meantime is another state
+        try:
+            return seen(path), was
+        except images.Unusable as error:
+            return error, None
+        except DataError as error:
+            return images.Unusable(str(error)), None
+
+    def remembered(path: Path) -> T | None:
+        try:
+            return known(ledger.get(path))
+        except (TypeError, ValueError, KeyError, IndexError):
+            return None
+
+    def next_one() -> T | images.Unusable:
+        path, found = waiting.popleft()
+        if not isinstance(found, Future):
+            return found
+        new, was = found.result()
+        if not isinstance(new, images.Unusable):
+            ledger.put(path, told(new), was)
+        return new
+
     with (
         closing(Ledger(config.cache_folder() / "looked.sqlite", asked)) as ledger,
         ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
     ):
-        waiting = deque[tuple[Path, Looked | Future[Looked | images.Unusable]]]()
+        waiting = deque[tuple[Path, T | Future[tuple[T | images.Unusable, str | None]]]]()
         try:
             for path in paths:
-                waiting.append((path, _known(ledger.get(path)) or pool.submit(_looked, path, config)))
+                old = remembered(path)
+                waiting.append((path, pool.submit(fresh, path) if old is None else old))
                 if len(waiting) > WAITING:
-                    yield _next(waiting, ledger)
+                    yield next_one()
             while waiting:
-                yield _next(waiting, ledger)
+                yield next_one()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def glance(paths: Sequence[Path], config: DataConfig) -> Iterator[Looked | images.Unusable]:
+def glance(paths: Sequence[Path], config: DataConfig) -> Generator[Looked | images.Unusable]:
     """What the headers alone tell of each picture: size and format. In place of the digest, which no copy shares, its path."""
     for path in paths:
         try:
@@ -64,39 +133,15 @@ def glance(paths: Sequence[Path], config: DataConfig) -> Iterator[Looked | image
         yield Looked(str(path), Checked(found.size, (), format=found.format))
 
 
-def _next(
-    waiting: deque[tuple[Path, Looked | Future[Looked | images.Unusable]]], ledger: Ledger
-) -> Looked | images.Unusable:
-    path, found = waiting.popleft()
-    if isinstance(found, Looked):
-        return found
-    new = found.result()
-    if isinstance(new, Looked):
-        ledger.put(path, {"digest": new.digest, **asdict(new.checked), "colours": new.checked.colours.hex()})
-    return new
+def _told(looked: Looked) -> object:
+    return {"digest": looked.digest, **asdict(looked.checked), "colours": looked.checked.colours.hex()}
 
 
-def _known(facts: Any) -> Looked | None:
-    try:
-        said = dict(facts)
-        digest, size = said.pop("digest"), tuple(said.pop("size"))
-        remarks = tuple(Remark(*remark) for remark in said.pop("remarks"))
-        return Looked(
-            digest, Checked(size=size, remarks=remarks, **{**said, "colours": bytes.fromhex(said["colours"])})
-        )
-    except (TypeError, ValueError, KeyError):
-        return None
-
-
-def _looked(path: Path, config: DataConfig) -> Looked | images.Unusable:
-    try:
-        data = read(path, config)
-        return Looked(
-            hashlib.sha256(data).hexdigest(),
-            images.check(data, background=config.background, max_pixels=config.max_pixels),
-        )
-    except images.Unusable as error:
-        return error
+def _known(facts: Any) -> Looked:
+    said = dict(facts)
+    digest, size = said.pop("digest"), tuple(said.pop("size"))
+    remarks = tuple(Remark(*remark) for remark in said.pop("remarks"))
+    return Looked(digest, Checked(size=size, remarks=remarks, **{**said, "colours": bytes.fromhex(said["colours"])}))
 
 
 def read(path: Path, config: DataConfig) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,18 +69,30 @@ def owner(path: Path) -> Path:
     return path.parent / path.stem.removesuffix(LABEL)
 
 
-def check(mask_HW: Pixels, size: tuple[int, int]) -> float:
-    """The mean of a mask, 0 to 1. Raises DataError if it is none for a picture of `size`, or nothing would count."""
+class Measured(NamedTuple):
+    """What is to be known of a mask: width and height, its brightest value (0 to 255), its mean (0 to 1)."""
+
+    size: Size
+    brightest: int
+    mean: float
+
+
+def measure(mask_HW: Pixels) -> Measured:
     height, width = mask_HW.shape
+    return Measured((width, height), int(mask_HW.max()), float(mask_HW.mean()) / 255)
+
+
+def check(mask: Measured, size: Size) -> float:
+    """The mean of a mask. Raises DataError if it is none for a picture of `size`, or nothing would count."""
+    (width, height), brightest, mean = mask
     if (width, height) != size:
         turned = " (turned by its EXIF?)" if (height, width) == size else ""
         raise DataError(f"{width}x{height} pixels for a picture of {size[0]}x{size[1]}{turned}; make it of that size")
-    brightest = int(mask_HW.max())
     if not brightest:
         raise DataError("all black, so that nothing of the picture counts; make white what counts, or take both away")
     if brightest <= DARK:
         raise DataError(f"its brightest value is {brightest} of 255; make white (255) what counts")
-    return float(mask_HW.mean()) / 255
+    return mean
 
 
 def to_latents(mask_HW: Pixels, frame: Size, cell: int, *, box: Box, pad: bool) -> NDArray[np.float32]:

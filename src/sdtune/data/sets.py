@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 from sdtune.data.cache import Cache
@@ -34,12 +35,17 @@ class KnownSet:
         """Lists the files. `read_by`: what names the model, which a scan asks for sizes and tokens. Raises DataError for a place that
         is not there."""
         self._config = config
-        places = [locate(place.path, download=config.download) for place in config.places()]
+        located = [locate(place.path, download=config.download) for place in config.places()]
+        places = [place if place.is_dir() else place.parent for place in located]  # a file names others beside it
         others = (config.validation, config.mask_path, config.class_path, *config.roots)
         found = listing([*places, *(resolve(other, download=config.download) for other in others if other)])
         settings = json.dumps({**asdict(config), "cache": ""}, sort_keys=True)
         self._settled = found.settled
-        self._folder = config.cache_folder() / "sets" / key_of(FORMAT, settings, str(seed), read_by, found.fingerprint)
+        self._folder = (
+            config.cache_folder()
+            / "sets"
+            / key_of(FORMAT, metadata.version("sdtune"), settings, str(seed), read_by, found.fingerprint)
+        )
         self.scanned, self.notes, self._record = False, list[str](), ""
         """Whether a scan of just these files found nothing against them; and what it said."""
         with suppress(OSError, ValueError, KeyError):

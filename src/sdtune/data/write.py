@@ -14,6 +14,7 @@ import re
 import shutil
 import tarfile
 import unicodedata
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ def _finish(part: Path, out: Path) -> None:
 
 def _fingerprint(items: Sequence[Item], wish: Wish) -> str:
     """Of all that decides what is written: names, captions, other columns; size and time of the files."""
-    told = hashlib.sha256(json.dumps([wish.to, wish.shard_mb, wish.shard_pictures]).encode())
+    told = hashlib.sha256(json.dumps([wish.to, wish.link, wish.shard_mb, wish.shard_pictures]).encode())
     stamps: dict[Path, str] = {}
     for item in items:
         files = [item.entry.image, *([item.entry.mask.file] if item.entry.mask else [])]
@@ -322,20 +323,22 @@ def lost_columns(items: Sequence[Item]) -> list[str]:
 
 def _webdataset(folder: Path, items: Sequence[Item], wish: Wish, written: _Tally) -> Iterator[Written]:
     """Tar files of samples. A file that is there whole is kept: its name is given when it is on the disk."""
-    number, todo = 0, list(items)
+    number, todo = 0, deque(items)
     while todo:
         shard = folder / f"{number:05d}.tar"
         if shard.is_file():
             members = map(PurePosixPath, archives.inside(shard))
             count = len({m.with_name(m.name.partition(".")[0]) for m in members})
-            todo, written.done = todo[count:], written.done + count
+            for _ in range(min(count, len(todo))):
+                todo.popleft()
+                written.done += 1
             written.kept += 1
             written.bytes += shard.stat().st_size
         else:
             with atomic_write(shard) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 count = 0
                 while todo and count < wish.shard_pictures and (not count or file.tell() < wish.shard_mb * MB):
-                    _add_sample(tar, todo.pop(0), written)
+                    _add_sample(tar, todo.popleft(), written)
                     count += 1
                     written.done += 1
                     yield written.told()
