@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,15 @@ from sdtune import console
 
 if TYPE_CHECKING:
     from sdtune.console import Screen
+    from sdtune.runs import Run
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="A.B=C", help="Settings that replace those of the recipe. `sdtune keys` lists them.", show_default=False
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -66,3 +76,10 @@ def tell(text: str) -> None:
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         text = text.replace("error:", "\x1b[1;31merror:\x1b[0m", 1) if text.startswith("error:") else text
     print(text, file=sys.stderr)
+
+
+def run_at(path: Path) -> Run:
+    """The run in a folder; ~ is the home."""
+    from sdtune.runs import Run
+
+    return Run(path.expanduser())

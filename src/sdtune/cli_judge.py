@@ -1,0 +1,119 @@
+"""The commands that judge: compare, evaluate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import sdtune
+from sdtune import console
+from sdtune.cli_shared import Overrides, options_of, run_at, tell
+from sdtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdtune.compare import Comparison
+    from sdtune.console import Screen
+    from sdtune.evaluate import Scores
+    from sdtune.runs import Run
+    from sdtune.stats import Interval
+
+
+def compare(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    overrides: Overrides = None,
+    checkpoint: Annotated[str, typer.Option(help="final, best, or one such as step-000250.")] = "final",
+) -> None:
+    """Set a tuned model against its base, and give a verdict.
+
+    The same prompts and seeds for both, held-out pictures to judge by,
+    figures with intervals, and what so few pictures cannot show.
+
+    Example  [cyan]sdtune compare runs/demo-lora[/cyan]
+    Writes   comparison/report.html (one file with everything), report.md
+             and scores.json into the run. Again: draws only what is new.
+    """
+    options = options_of(ctx)
+    with options.screen() as screen:
+        show_comparison(run_at(run), overrides or (), screen, checkpoint)
+
+
+def evaluate(
+    ctx: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|FOLDER", help="A finished run, or a folder of pictures.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Real pictures to hold a folder against.", show_default=False)
+    ] = None,
+) -> None:
+    """The figures alone: of a run, or of any folder of pictures.
+
+    Of a run: base, tuned, their difference and real pictures, as
+    `sdtune compare` has them. Of a folder: against --reference.
+
+    Example  [cyan]sdtune evaluate runs/demo-lora --json[/cyan]
+             [cyan]sdtune evaluate samples --reference embedded:comic[/cyan]
+    Writes   of a run, what `sdtune compare` writes; of a folder, nothing.
+    """
+    run = run_at(source)
+    with options_of(ctx).screen() as screen:
+        if run.exists():
+            if reference is not None:
+                raise ConfigError("--reference is for folders of pictures; of a run it is the key evaluate.reference")
+            scores = _compared(run, overrides or (), screen).scores
+        elif reference is None:
+            raise ConfigError(
+                f"{source}: not a run folder; a folder of pictures needs --reference, real pictures to hold it against"
+            )
+        else:
+            screen.busy(f"looking at {source} and {reference}")
+            scores = sdtune.evaluate(source, reference)
+    screen.emit(scores.as_dict())
+    if not isinstance(screen, console.Json):
+        _show_figures(scores)
+
+
+# ---- what they show
+
+
+def _compared(run: Run, overrides: Sequence[str], screen: Screen, checkpoint: str = "final") -> Comparison:
+    screen.busy("reading the run")
+    return sdtune.compare(
+        run, *overrides, checkpoint=checkpoint, progress=lambda p: screen.doing(p.what, p.done, p.total)
+    )
+
+
+def show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpoint: str = "final") -> None:
+    result = _compared(run, overrides, screen, checkpoint)
+    screen.done()
+    if result.flawed:
+        tell(f"warning: {result.flawed}")
+    screen.emit({"report": str(result.report), "scores": result.scores.as_dict()})
+    for verdict in result.scores.verdicts:
+        screen.verdict(verdict.question, verdict.answer, verdict.because, verdict.good)
+    screen.say("")
+    screen.result(result.report, "report")
+
+
+def _show_figures(scores: Scores) -> None:
+    from sdtune.evaluate import number
+
+    def cell(interval: Interval | None) -> str:
+        if interval is None:
+            return ""
+        bounds = f" [{number(interval.low)}, {number(interval.high)}]" if math.isfinite(interval.low) else ""
+        return number(interval.value) + bounds
+
+    heads = ("figure", "base", "tuned", "difference", "real")
+    rows = [(f.label, cell(f.base), cell(f.tuned), cell(f.difference), cell(f.real)) for f in scores.figures]
+    shown = [i for i in range(5) if i == 0 or any(row[i] for row in rows)]
+    console.table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    notes = [f"{f.label}: {f.note}" for f in scores.figures if f.note]
+    for line in ["", *notes, *(limit for limit in scores.limits if limit not in notes)]:
+        print(line)
