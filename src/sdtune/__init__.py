@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from sdtune.compare import Comparison, Progress
     from sdtune.config import RunConfig
-    from sdtune.evaluate import Scores
     from sdtune.events import Event
+    from sdtune.judging.scores import Scores
     from sdtune.model import Model
     from sdtune.runs import Run
     from sdtune.sample import Sample

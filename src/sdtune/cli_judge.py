@@ -17,7 +17,7 @@ from sdtune.errors import ConfigError
 if TYPE_CHECKING:
     from sdtune.compare import Comparison
     from sdtune.console import Screen
-    from sdtune.evaluate import Scores
+    from sdtune.judging.scores import Scores
     from sdtune.runs import Run
     from sdtune.stats import Interval
 
@@ -102,7 +102,7 @@ def show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpoi
 
 
 def _show_figures(scores: Scores) -> None:
-    from sdtune.evaluate import number
+    from sdtune.judging.scores import number
 
     def cell(interval: Interval | None) -> str:
         if interval is None:

@@ -25,9 +25,10 @@ from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
 from sdtune.errors import DataError, EvaluationError
-from sdtune.evaluate import Evidence, Scores, Validation, judge, judge_without_scorer, see
+from sdtune.evaluate import judge, judge_without_scorer, see
 from sdtune.events import Step, Validated
 from sdtune.files import write_json, write_text
+from sdtune.judging.scores import Evidence, Scores, Validation
 from sdtune.metrics import content
 from sdtune.pictures import scan
 from sdtune.runs import Run

@@ -23,8 +23,9 @@ from sdtune import timeline
 from sdtune.bands import BandChange
 from sdtune.compare import SIDES
 from sdtune.data.images import load_image
-from sdtune.evaluate import COPY_LIMIT, Figure, Scores, Validation, number, unseen
 from sdtune.events import Finished, Started
+from sdtune.judging.scores import Figure, Scores, Validation, number, unseen
+from sdtune.judging.verdicts import COPY_LIMIT
 from sdtune.metrics.content import strip_shared
 from sdtune.stats import MIN_UNITS
 

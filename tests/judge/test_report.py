@@ -18,8 +18,9 @@ from sdtune import bands, report
 from sdtune import config as configs
 from sdtune.compare import Comparison, Pair, Plan
 from sdtune.data.dataset import Example
-from sdtune.evaluate import Evidence, Figure, Scores, Seen, Validation, Verdict, judge, judge_without_scorer
+from sdtune.evaluate import judge, judge_without_scorer
 from sdtune.events import Finished, Sampled, Started, Validated
+from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation, Verdict
 from sdtune.runs import Run
 from sdtune.stats import Interval
 

@@ -10,22 +10,10 @@ from numpy.typing import NDArray
 
 from sdtune import stats
 from sdtune.errors import EvaluationError
-from sdtune.evaluate import (
-    COPY_LIMIT,
-    Evidence,
-    Figure,
-    Scores,
-    Seen,
-    Validation,
-    content_verdict,
-    copy_verdict,
-    evaluate,
-    judge,
-    judge_without_scorer,
-    moved_verdict,
-    overfit_verdict,
-    paired_figure,
-)
+from sdtune.evaluate import evaluate, judge, judge_without_scorer
+from sdtune.judging.figures import paired_figure
+from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation
+from sdtune.judging.verdicts import COPY_LIMIT, content_verdict, copy_verdict, moved_verdict, overfit_verdict
 from sdtune.stats import Interval
 
 Array = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""How figures become an answer: what is judged (scores), how it is measured (figures), what it means (verdicts)."""

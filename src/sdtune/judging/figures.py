@@ -1,0 +1,166 @@
+"""Pictures and losses to figures with intervals.
+
+Base and tuned pictures share prompts and seeds, in the same order. The prompt is the unit of all intervals: the seeds of a
+prompt stay together, and base and tuned are drawn together, so differences are paired. The held-out real pictures are
+drawn again as well, since they too are a sample; one whose caption is among the prompts goes with that prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdtune import stats
+from sdtune.judging.scores import Array, Evidence, Figure, Seen, Validation
+from sdtune.metrics import content, diversity, frechet, kid
+from sdtune.stats import Interval
+
+MIN_PROMPTS = stats.MIN_UNITS
+
+
+def _clusters(e: Evidence, other: Seen) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cluster of each picture of `other`, and the stratum of each cluster: prompts first, then real pictures of no prompt."""
+    alone = other.asked_N < 0
+    cluster_M = np.where(alone, len(e.prompts) + np.cumsum(alone) - 1, other.asked_N)
+    strata = np.concatenate([np.zeros(len(e.prompts), np.int64), np.ones(int(alone.sum()), np.int64)])
+    return cluster_M, strata
+
+
+def kid_figure(
+    key: str,
+    label: str,
+    better: Literal["lower", "higher"],
+    e: Evidence,
+    to: Seen,
+    real: Seen | None,
+    draws: int,
+    seed: int,
+) -> Figure:
+    """KID of base and tuned pictures to `to`, drawn again together; `real` against `to` is the yardstick."""
+    cluster_M, strata = _clusters(e, to)
+    weights_WC = stats.resample(strata, draws, seed)
+    n = len(e.prompts)
+    estimates = [
+        kid.ClusteredKid(s.features_ND, s.asked_N, to.features_ND, cluster_M, len(strata)) for s in (e.base, e.tuned)
+    ]
+    (base, base_W), (tuned, tuned_W) = ((float(k()[0]), k(weights_WC)) for k in estimates)
+    few = min(len(e.base), len(to))
+    sound = few >= kid.MIN_PICTURES and n >= MIN_PROMPTS
+    why = f"{len(e.base)} pictures of {n} prompts against {len(to)} real ones"
+    return Figure(
+        key, label, better,
+        base=stats.interval(base, base_W, n),
+        tuned=stats.interval(tuned, tuned_W, n),
+        difference=stats.interval(tuned - base, tuned_W - base_W, n),
+        real=_kid_of_real(real, to, draws, seed) if real is not None and len(real) > 1 else None,
+        evidence=sound,
+        note=why if sound else f"not evidence: {why}; at least {kid.MIN_PICTURES} of each and {MIN_PROMPTS} prompts are needed",
+    )  # fmt: skip
+
+
+def _kid_of_real(x: Seen, y: Seen, draws: int, seed: int) -> Interval:
+    """KID of two sets of real pictures; what a perfect model would get, give or take chance."""
+    n, m = len(x), len(y)
+    estimate = kid.ClusteredKid(x.features_ND, np.arange(n), y.features_ND, np.arange(n, n + m), n + m)
+    weights_WC = stats.resample(np.repeat(np.array([0, 1]), [n, m]), draws, seed)
+    return stats.interval(float(estimate()[0]), estimate(weights_WC), min(n, m))
+
+
+def frechet_figure(
+    key: str, label: str, better: Literal["lower", "higher"], e: Evidence, to: Seen, real: Seen | None
+) -> Figure:
+    few, dimensions = min(len(e.base), len(to)), to.features_ND.shape[1]
+    rank = frechet.rank_bound(few, dimensions)
+
+    def distance(s: Seen) -> Interval:
+        return Interval(frechet.frechet(s.features_ND, to.features_ND), math.nan, math.nan, len(s), math.nan)
+
+    note = "no interval: its bias is larger than its noise"
+    if few < frechet.MIN_PICTURES:
+        blind = f", and covariances of rank {rank} at most in {dimensions} dimensions" if rank < dimensions else ""
+        note = f"indicative only: {few} pictures, {frechet.MIN_PICTURES:,} are needed{blind}"
+    return Figure(
+        key, label, better, distance(e.base), distance(e.tuned),
+        real=distance(real) if real is not None and len(real) > 1 else None,
+        evidence=few >= frechet.MIN_PICTURES, note=note,
+    )  # fmt: skip
+
+
+def found(e: Evidence, s: Seen) -> Array:
+    return content.found_first(s.embeds_NE, e.texts_PE, s.asked_N)
+
+
+def _cosine(e: Evidence, s: Seen) -> Array:
+    return content.prompt_cosine(s.embeds_NE, e.texts_PE, s.asked_N)
+
+
+def content_figures(e: Evidence, draws: int, seed: int) -> list[Figure]:
+    """Asked drawing found first, and cosine to the prompt. The ceiling: real target pictures of the same prompts."""
+    known = e.reference.asked_N >= 0
+    real = Seen(e.reference.features_ND[known], e.reference.embeds_NE[known], e.reference.asked_N[known])
+    ways = {
+        "found_first": ("Asked drawing found first", found),
+        "prompt_cosine": ("Likeness to the prompt (cosine)", _cosine),
+    }
+    rows = []
+    for key, (label, score) in ways.items():
+        base, tuned = (stats.group_means(score(e, s), s.asked_N, len(e.prompts)) for s in (e.base, e.tuned))
+        figure = paired_figure(key, label, "higher", base, tuned, draws, seed)
+        ceiling = (
+            stats.bootstrap_mean(stats.group_means(score(e, real), real.asked_N, len(e.prompts)), draws, seed)
+            if len(real)
+            else None
+        )
+        note = f"among {len(e.prompts)} prompts; chance {1 / len(e.prompts):.1%}" if key == "found_first" else ""
+        rows.append(dataclasses.replace(figure, real=ceiling, note="; ".join(filter(None, (note, figure.note)))))
+    return rows
+
+
+def diversity_figure(e: Evidence, draws: int, seed: int) -> Figure:
+    base, tuned = (diversity.seed_diversity(s.features_ND, s.asked_N) for s in (e.base, e.tuned))
+    figure = paired_figure("diversity", "Difference between the seeds of a prompt", "", base, tuned, draws, seed)
+    if figure.base is None or math.isnan(figure.base.value):
+        return dataclasses.replace(figure, evidence=False, note="needs at least two seeds")
+    across = [diversity.between_prompts(s.features_ND, s.asked_N) for s in (e.base, e.tuned)]
+    note = f"distance in feature space; between different prompts {across[0]:.3g} (base), {across[1]:.3g} (tuned)"
+    return dataclasses.replace(figure, note=note)
+
+
+def paired_figure(
+    key: str,
+    label: str,
+    better: Literal["lower", "higher", ""],
+    base_C: Array,
+    tuned_C: Array,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Figure:
+    """Base, tuned and the paired difference of one value a prompt (or a validation picture)."""
+    both = np.isfinite(base_C) & np.isfinite(tuned_C)
+    base_C, tuned_C = base_C[both], tuned_C[both]
+    change = (tuned_C - base_C) * (-1 if better == "lower" else 1)
+    few = f"not evidence: {len(base_C)} pairs, at least {MIN_PROMPTS} are needed" if len(base_C) < MIN_PROMPTS else ""
+    return Figure(
+        key, label, better,
+        stats.bootstrap_mean(base_C, draws, seed),
+        stats.bootstrap_mean(tuned_C, draws, seed),
+        stats.bootstrap_mean(tuned_C - base_C, draws, seed),
+        evidence=not few,
+        note=few,
+        wins=int((change > 0).sum()) if better else None,
+        losses=int((change < 0).sum()) if better else None,
+    )  # fmt: skip
+
+
+def validation_figures(validation: Validation, draws: int = 2000, seed: int = 0) -> list[Figure]:
+    """The validation loss of the base (step 0) and of the last step, paired by picture; none where a run has fewer than two."""
+    if len(validation.steps) < 2 or validation.steps[0] != 0:
+        return []
+    first, last = validation.losses_SN[0], validation.losses_SN[-1]
+    row = paired_figure("validation_loss", "Validation loss", "lower", first, last, draws, seed)
+    note = f"{len(first)} pictures, the same noise and timesteps at step 0 and step {validation.steps[-1]}"
+    return [dataclasses.replace(row, note="; ".join(filter(None, (note, row.note))))]
