@@ -1,5 +1,6 @@
 """Intervals and tests against published figures, and by simulation."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -48,13 +49,44 @@ def test_resampling_keeps_each_stratum_at_its_size() -> None:
     assert not (weights == stats.resample(np.array([0, 0, 0, 1, 1]), 50, seed=2)).all()
 
 
-def test_bootstrap_interval_covers_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    inside = 0
-    for s in range(400):
-        i = stats.bootstrap_mean(rng.normal(1, 1, 40), 300, seed=s)
+@pytest.mark.parametrize("n, t", [(10, 2.262157), (24, 2.068658)])
+def test_bootstrap_intervals_hold_the_truth_as_often_as_those_of_a_t_test(n: int, t: float) -> None:
+    rng, inside, exact, plain = np.random.default_rng(0), 0, 0, 0
+    for s in range(500):
+        x = rng.normal(1, 1, n)
+        i = stats.bootstrap_mean(x, 1000, seed=s % 9)
         inside += i.low <= 1 <= i.high
-    assert 0.90 < inside / 400 < 0.98  # 95% nominal; percentile intervals of 40 are a little short
+        exact += abs(x.mean() - 1) <= t * x.std(ddof=1) / math.sqrt(n)
+        plain += abs(x.mean() - 1) <= 1.96 * x.std() / math.sqrt(n)
+    assert inside / 500 == pytest.approx(exact / 500, abs=0.02)
+    assert n > 20 or plain < inside - 8  # what a plain percentile interval would be, nearly
+
+
+def test_a_p_value_goes_with_its_interval() -> None:
+    x = np.random.default_rng(3).normal(0.3, 1, 30)
+    found = stats.bootstrap_mean(x, 20_000)
+    t = x.mean() / (x.std(ddof=1) / math.sqrt(30))
+    assert found.p == pytest.approx(2 * 0.0548, abs=0.2)
+    at_bound = dataclasses.replace(found, value=found.value - found.low)
+    assert at_bound.p == pytest.approx(0.05, abs=0.01)
+    assert stats.Interval(t, 0, 0, 30, math.sqrt(29 / 30)).p == pytest.approx(found.p, abs=0.01)
+    assert math.isnan(stats.Interval(1.0, math.nan, math.nan, 1, math.nan).p)
+    assert stats.Interval(0.0, 0.0, 0.0, 9).p == 1
+
+
+def test_p_values_are_uniform_without_an_effect() -> None:
+    rng = np.random.default_rng(1)
+    p = np.array([stats.bootstrap_mean(rng.normal(0, 1, 12), 400, seed=s).p for s in range(1000)])
+    assert [(p < level).mean() for level in (0.05, 0.2, 0.5)] == pytest.approx([0.05, 0.2, 0.5], abs=0.03)
+
+
+def test_holm_corrects_for_several() -> None:
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's step-down by hand
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+    kept = stats.holm([math.nan, 0.02])
+    assert math.isnan(kept[0])
+    assert kept[1] == 0.02
 
 
 def test_seeds_of_a_prompt_are_one_unit() -> None:
