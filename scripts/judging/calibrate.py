@@ -90,7 +90,9 @@ def evidence(case: Case, seed: int) -> tuple[Evidence, Validation]:
     picture = 0.1 + 0.02 * np.abs(noise(rng, (case.real,), case.tail))
     losses = [picture + 0.004 * noise(rng, (case.real,), case.tail) for _ in range(3)]
     validation = Validation((0, 100, 200), np.stack(losses))
-    return Evidence(tuple(map(str, range(p))), texts, base, tuned, real(target, case.real), real(target, 80), real(control, 80)), validation
+    return Evidence(
+        tuple(map(str, range(p))), texts, base, tuned, real(target, case.real), real(target, 80), real(control, 80)
+    ), validation
 
 
 def truth(case: Case, key: str) -> float:
@@ -109,6 +111,7 @@ def kid_of(a_D: Array, b_D: Array) -> float:
     Of x . y / D with means a, b and unit variances: mean m = a.b/D, variance v = (|a|^2 + |b|^2 + D) / D^2, third central
     moment c = 6 a.b / D^3.
     """
+
     def k(u: Array, v: Array) -> float:
         d = DIMENSIONS
         m, var, third = float(u @ v) / d + 1, (float(u @ u) + float(v @ v) + d) / d**2, 6 * float(u @ v) / d**3
@@ -136,7 +139,12 @@ def rates(case: Case, evaluations: int, draws: int, pool: ProcessPoolExecutor | 
     answers = {key: Counter(a[key] for a, _ in results) for key in results[0][0]}
     shares = {key: {answer: n / evaluations for answer, n in sorted(c.items())} for key, c in answers.items()}
     held = {key: [h[key] for _, h in results if h[key] is not None] for key in PAIRED}
-    return {"case": case.name, "evaluations": evaluations, "answers": shares, "coverage": {k: float(np.mean(v)) for k, v in held.items() if v}}
+    return {
+        "case": case.name,
+        "evaluations": evaluations,
+        "answers": shares,
+        "coverage": {k: float(np.mean(v)) for k, v in held.items() if v},
+    }
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +28,7 @@ from sdtune.errors import DataError, EvaluationError
 from sdtune.evaluate import judge, judge_without_scorer, see
 from sdtune.events import Step, Validated
 from sdtune.files import write_json, write_text
-from sdtune.judging.scores import Evidence, Scores, Validation
+from sdtune.judging.scores import Evidence, Scores, Unrelated, Validation
 from sdtune.metrics import content
 from sdtune.pictures import scan
 from sdtune.runs import Run
@@ -72,8 +72,10 @@ class Plan:
     reference: tuple[Example, ...]
     control: tuple[Example, ...]
     sources: dict[str, str]
-    """Where prompts, reference and control come from, in words."""
+    """Where prompts, reference, control and unrelated prompts come from, in words."""
     notes: tuple[str, ...]
+    unrelated: tuple[str, ...] = ()
+    """Prompts of what the training was not about."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Comparison:
     """sha256 of the scorer's weights; None where it does not fit the base."""
     seconds: dict[str, float]
     """Wall time of each part."""
+    unrelated: tuple[Pair, ...] = ()
 
     @property
     def report(self) -> Path:
@@ -141,8 +144,9 @@ def comparing(
     began = time.perf_counter()
     plan = make_plan(config)
     pairs = tuple(_pairs(run, plan.prompts, config.evaluate.seeds))
-    yield from _draw(run, config, checkpoint, pairs)
-    pairs = tuple(_with_flaws(run, pairs))
+    apart = tuple(_pairs(run, plan.unrelated, config.evaluate.seeds[:1], "unrelated-"))
+    yield from _draw(run, config, checkpoint, (*pairs, *apart))
+    pairs, apart = tuple(_with_flaws(run, pairs)), tuple(_with_flaws(run, apart))
     drawn = time.perf_counter()
     judged = "best" if checkpoint == "final" and run.config().train.result == "best" else checkpoint
     validation = read_validation(run, judged)
@@ -152,11 +156,11 @@ def comparing(
         from sdtune.metrics.features import Scorer
 
         scorer = scorer or Scorer.load()
-        evidence = yield from _look(scorer, config.data, plan, pairs)
+        evidence = yield from _look(scorer, config.data, plan, pairs, apart)
         scores, digest = _judge(config, evidence, validation), scorer.fingerprint
     scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan)))
     seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}
-    result = Comparison(run, config, checkpoint, plan, pairs, scores, validation, digest, seconds)
+    result = Comparison(run, config, checkpoint, plan, pairs, scores, validation, digest, seconds, apart)
     write_json(run.scores_file, report.as_json(result))
     write_text(run.comparison / "report.md", report.markdown(result))
     write_text(run.report_file, report.html(result))
@@ -180,8 +184,12 @@ def make_plan(config: RunConfig) -> Plan:
         )
     if leaked := {e.digest for e in held_out} & {e.digest for e in splits.train}:
         raise EvaluationError(f"evaluate.reference: {len(leaked)} of its pictures are trained on; give held-out ones")
-    sources = {"prompts": prompt_source, "reference": source, "control": control_source}
-    return Plan(tuple(prompts), tuple(splits.train), tuple(held_out), tuple(control), sources, tuple(notes))
+    known = {*prompts, *(caption for e in splits.train for caption in e.captions)}
+    unrelated, unrelated_source = _unrelated(config, control, known)
+    sources = {"prompts": prompt_source, "reference": source, "control": control_source, "unrelated": unrelated_source}
+    return Plan(
+        tuple(prompts), tuple(splits.train), tuple(held_out), tuple(control), sources, tuple(notes), tuple(unrelated)
+    )
 
 
 def _reference(config: RunConfig, validation: list[Example]) -> tuple[list[Example], str]:
@@ -224,22 +232,40 @@ def _any_test(path: str, config: DataConfig) -> list[Example]:
 
 def _prompts(config: RunConfig, held_out: list[Example]) -> tuple[list[str], str]:
     """The distinct prompts. Those of captions are spread evenly if there are more than evaluate.max_prompts."""
-    asked = config.evaluate.prompts
-    if isinstance(asked, str):
-        try:
-            lines = Path(asked).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EvaluationError(
-                f"evaluate.prompts: {asked}: cannot be read as text ({type(error).__name__})"
-            ) from None
-        asked = tuple(line.strip() for line in lines if line.strip())
-    if asked:
+    if asked := _asked(config.evaluate.prompts, "evaluate.prompts"):
         return list(dict.fromkeys(_decorated(p, config.data) for p in asked)), "evaluate.prompts"
-    captions = list(dict.fromkeys(e.captions[0] for e in held_out))
-    most = config.evaluate.max_prompts
-    if len(captions) > most:
-        captions = [captions[i * len(captions) // most] for i in range(most)]
-    return captions, "captions of the held-out pictures"
+    return _spread((e.captions[0] for e in held_out), config.evaluate.max_prompts), "captions of the held-out pictures"
+
+
+def _unrelated(config: RunConfig, control: Sequence[Example], known: Collection[str]) -> tuple[list[str], str]:
+    """Prompts of what the training was not about; those of the control pictures that are no training caption or prompt."""
+    most = config.evaluate.max_unrelated
+    if config.evaluate.unrelated is not None:
+        asked = _asked(config.evaluate.unrelated, "evaluate.unrelated") or ()
+        if related := sorted(set(asked) & set(known)):
+            raise EvaluationError(
+                f"evaluate.unrelated: {related[0]!r} is a prompt or caption of the training; take it out"
+            )
+        return _spread(asked, most), "evaluate.unrelated" if asked else "none"
+    found = _spread((e.captions[0] for e in control if e.captions[0] and e.captions[0] not in known), most)
+    return found, "captions of the control pictures" if found else "none"
+
+
+def _asked(prompts: tuple[str, ...] | str | None, key: str) -> tuple[str, ...] | None:
+    """Prompts, or those of a text file. Raises EvaluationError."""
+    if not isinstance(prompts, str):
+        return prompts
+    try:
+        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{key}: {prompts}: cannot be read as text ({type(error).__name__})") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _spread(texts: Iterable[str], most: int) -> list[str]:
+    """The distinct texts, evenly chosen if there are more than `most`."""
+    distinct = list(dict.fromkeys(texts))
+    return [distinct[i * len(distinct) // most] for i in range(most)] if len(distinct) > most else distinct
 
 
 def _decorated(prompt: str, config: DataConfig) -> str:
@@ -271,10 +297,10 @@ def _selection(checkpoint: str, plan: Plan) -> list[str]:
 # ---- drawing
 
 
-def _pairs(run: Run, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Pair]:
+def _pairs(run: Run, prompts: Sequence[str], seeds: Sequence[int], prefix: str = "") -> Iterator[Pair]:
     for i, prompt in enumerate(prompts):
         for seed in dict.fromkeys(seeds):
-            name = f"{i:03d}-{seed}.png"
+            name = f"{prefix}{i:03d}-{seed}.png"
             yield Pair(prompt, seed, run.comparison / "base" / name, run.comparison / "tuned" / name)
 
 
@@ -375,7 +401,9 @@ def _file_digest(path: Path) -> str:
 # ---- judging
 
 
-def _look(scorer: Scorer, config: DataConfig, plan: Plan, pairs: Sequence[Pair]) -> Generator[Progress, None, Evidence]:
+def _look(
+    scorer: Scorer, config: DataConfig, plan: Plan, pairs: Sequence[Pair], apart: Sequence[Pair]
+) -> Generator[Progress, None, Evidence]:
     """Show everything to the scorer. Real pictures are cut to squares as for training, a random cut becoming the centre."""
     asked = [p.prompt for p in pairs]
     sets: dict[str, tuple[list[Image.Image], list[str]]] = {
@@ -392,8 +420,23 @@ def _look(scorer: Scorer, config: DataConfig, plan: Plan, pairs: Sequence[Pair])
             seen[name] = see(scorer, pictures, captions, plan.prompts)
     yield Progress("looking at pictures", len(sets), len(sets))
     texts = scorer.texts(content.strip_shared(plan.prompts))
+    unrelated = None
+    if len(plan.unrelated) > 1:
+        asked = [p.prompt for p in apart]
+        base, tuned = (
+            see(scorer, map(open_rgb, files), asked, plan.unrelated)
+            for files in ([p.base for p in apart], [p.tuned for p in apart])
+        )
+        unrelated = Unrelated(plan.unrelated, scorer.texts(content.strip_shared(plan.unrelated)), base, tuned)
     return Evidence(
-        plan.prompts, texts, seen["base"], seen["tuned"], seen["reference"], seen.get("train"), seen.get("control")
+        plan.prompts,
+        texts,
+        seen["base"],
+        seen["tuned"],
+        seen["reference"],
+        seen.get("train"),
+        seen.get("control"),
+        unrelated,
     )
 
 

@@ -152,6 +152,11 @@ class EvaluateConfig(Section):
     """Folder of held-out target pictures. Unset: the validation pictures; embedded sets have a `test/` folder of their own."""
     control: str | None = None
     """Folder of pictures of the base's own domain: a tuned model should move away from them. Unset: none; embedded sets bring one."""
+    unrelated: tuple[str, ...] | str | None = None
+    """Prompts of what the training was not about, or a text file with one a line: does the model still draw them? They get no prefix or
+    suffix of the data, and the first of `seeds`. Unset: captions of the control pictures that are not trained on; [] asks nothing."""
+    max_unrelated: Positive = 24
+    """At most so many of them are drawn."""
     primary: Literal["kid", "validation_loss"] = "kid"
     """The figure that decides "helped?", fixed before the run (no choosing afterwards)."""
     draws: Annotated[int, Field(ge=100)] = 2000

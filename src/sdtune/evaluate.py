@@ -84,29 +84,41 @@ def judge(evidence: Evidence, validation: Validation, *, primary: str, draws: in
         figures.append(
             fig.frechet_figure("fd_control", f"Frechet distance to {away}", "higher", e, e.control, e.reference)
         )
+    figures += fig.unrelated_figures(e, draws, seed)
     figures += validation_figures(validation, draws, seed)
+    first = "kid_target" if primary == "kid" else primary
+    figures = fig.corrected(figures, first)
+    by_key = {f.key: f for f in figures}
     neighbours, copy = say.copying(e)
-    moved = next((f for f in figures if f.key == ("kid_target" if primary == "kid" else primary)), None)
-    verdicts = [
-        say.moved_verdict(moved),
-        say.content_verdict(next(f for f in figures if f.key == "found_first")),
-        say.away_verdict(next((f for f in figures if f.key == "kid_control"), None)),
+    verdicts = _with_sum(
+        say.moved_verdict(by_key.get(first)),
+        say.content_verdict(by_key["found_first"]),
+        say.away_verdict(by_key.get("kid_control")),
         say.overfit_verdict(validation, draws, seed),
+        say.forgot_verdict(by_key.get("unrelated"), by_key.get("drift")),
         copy,
-    ]
+        primary=primary,
+    )
     found = tuple(zip(*(map(float, fig.found(e, s)) for s in (e.base, e.tuned)), strict=True))
-    return Scores(tuple(figures), tuple(verdicts), neighbours, found, tuple(say.limits(figures)))
+    return Scores(tuple(figures), verdicts, neighbours, found, tuple(say.limits(figures)))
 
 
 def judge_without_scorer(validation: Validation, why: str, *, primary: str, draws: int = 2000, seed: int = 0) -> Scores:
     """What is left where the shipped scorer does not fit the pictures: the validation loss. Everything else cannot be told."""
     figures = validation_figures(validation, draws, seed)
     moved = next((f for f in figures if f.key == primary), None)
-    verdicts = (
+    verdicts = _with_sum(
         say.moved_verdict(moved) if moved else Verdict("moved", say.MOVED, "cannot tell", "yes", say.UNFIT),
         Verdict("content", say.CONTENT, "cannot tell", "yes", say.UNFIT),
         Verdict("away", say.AWAY, "cannot tell", "yes", say.UNFIT),
         say.overfit_verdict(validation, draws, seed),
+        Verdict("forgot", say.FORGOT, "cannot tell", "no", say.UNFIT),
         Verdict("copied", say.COPIED, "cannot tell", "no", say.UNFIT),
+        primary=primary,
     )
     return Scores(tuple(figures), verdicts, limits=(why,))
+
+
+def _with_sum(*verdicts: Verdict, primary: str) -> tuple[Verdict, ...]:
+    """The verdicts, and first what they come to."""
+    return say.helped_verdict({v.key: v for v in verdicts}, primary), *verdicts

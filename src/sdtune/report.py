@@ -27,10 +27,10 @@ from sdtune.events import Finished, Started
 from sdtune.judging.scores import Figure, Scores, Validation, number, unseen
 from sdtune.judging.verdicts import COPY_LIMIT
 from sdtune.metrics.content import strip_shared
-from sdtune.stats import MIN_UNITS
+from sdtune.stats import LEVEL, MIN_UNITS
 
 if TYPE_CHECKING:
-    from sdtune.compare import Comparison
+    from sdtune.compare import Comparison, Pair
 
 LARGE = 512
 """Pictures are shown at most so wide; larger ones are reduced and stored as JPEG."""
@@ -63,6 +63,7 @@ def as_json(c: Comparison) -> Json:
             "prompts": list(c.plan.prompts),
             "prompts_without_shared_words": strip_shared(c.plan.prompts),
             "seeds": list(c.config.evaluate.seeds),
+            "unrelated": list(c.plan.unrelated),
             "sources": c.plan.sources,
             "train": [e.image.name for e in c.plan.train],
             "reference": [{"file": e.image.name, "caption": e.captions[0]} for e in c.plan.reference],
@@ -76,7 +77,7 @@ def as_json(c: Comparison) -> Json:
                 "tuned": f"tuned/{p.tuned.name}",
                 **{f"{side}_flaw": flaw for side, flaw in zip(SIDES, p.flaws, strict=True) if flaw},
             }
-            for p in c.pairs
+            for p in (*c.pairs, *c.unrelated)
         ],
         "flawed": {side: sum(bool(p.flaws[i]) for p in c.pairs) for i, side in enumerate(SIDES)},
         "validation": {
@@ -138,8 +139,9 @@ def headline(scores: Scores) -> tuple[str, str]:
         return "The model moved nearer to everything, not to the target in particular.", "open"
     if content != "yes":
         return f"The model {where}; whether it still draws what is asked cannot be told.", "open"
-    if answers.get("overfit") == "yes":
-        return f"The model {where} and still draws what is asked, but was trained for too long.", "open"
+    price = {"forgot": "forgot other things", "overfit": "was trained for too long"}
+    if paid := [words for key, words in price.items() if answers.get(key) == "yes"]:
+        return f"The model {where} and still draws what is asked, but {' and '.join(paid)}.", "open"
     if where != "moved to the target":
         return f"The model {where} and still draws what is asked.", "good"
     return "The fine-tuning worked: the pictures moved to the target and still show what was asked.", "good"
@@ -162,7 +164,8 @@ def _view(c: Comparison) -> Json:
         "limits": c.scores.limits,
         "facts": _facts(c),
         "flawed": c.flawed,
-        "groups": _groups(c),
+        "groups": _groups(c, c.pairs),
+        "unrelated": _groups(c, c.unrelated),
         "size": "small" if _side(c) <= SMALL else "large",
         "targets": [{"src": _thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
         "neighbours": _neighbours(c, train),
@@ -186,10 +189,6 @@ def _table(figures: Sequence[Figure]) -> list[Json]:
     rows = []
     for f in figures:
         percent = f.key == "found_first"
-        low = f.difference.low if f.difference else math.nan
-        high = f.difference.high if f.difference else math.nan
-        sign = {"lower": -1, "higher": 1, "": 0}[f.better]
-        side = 0 if not f.evidence or not (low > 0 or high < 0) else sign * (1 if low > 0 else -1)
         rows.append(
             {
                 "key": f.key,
@@ -199,7 +198,8 @@ def _table(figures: Sequence[Figure]) -> list[Json]:
                 "tuned": _cell(f.tuned, percent),
                 "difference": _cell(f.difference, percent, signed=True),
                 "real": _cell(f.real, percent),
-                "side": side,
+                "side": _side_of(f),
+                "holm": "" if f.holm is None else f"corrected {_p_text(f.holm)}",
                 "evidence": f.evidence,
                 "wins": "" if f.wins is None else f"{f.wins} of {f.wins + (f.losses or 0)}",
                 "p": _p_value(f),
@@ -235,15 +235,27 @@ def _p_value(f: Figure) -> str:
 
     if f.wins is None or f.losses is None:
         return ""
-    p = sign_test(f.wins, f.losses)
+    return _p_text(sign_test(f.wins, f.losses))
+
+
+def _p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _groups(c: Comparison) -> list[Json]:
+def _side_of(f: Figure) -> int:
+    """1 where tuned is better beyond chance, -1 where it is worse; of secondary figures after the correction for their number."""
+    if not f.evidence or not f.better or f.difference is None or not (f.difference.low > 0 or f.difference.high < 0):
+        return 0
+    if f.holm is not None and f.holm >= 1 - LEVEL:
+        return 0
+    return 1 if (f.difference.value > 0) == (f.better == "higher") else -1
+
+
+def _groups(c: Comparison, pairs: Sequence[Pair]) -> list[Json]:
     """The pairs of each prompt, in order."""
     groups: dict[str, list[Json]] = {}
-    for k, pair in enumerate(c.pairs):
-        found = c.scores.found[k] if k < len(c.scores.found) else None
+    for k, pair in enumerate(pairs):
+        found = c.scores.found[k] if pairs is c.pairs and k < len(c.scores.found) else None
         groups.setdefault(pair.prompt, []).append(
             {
                 "seed": pair.seed,

@@ -120,6 +120,44 @@ def content_figures(e: Evidence, draws: int, seed: int) -> list[Figure]:
     return rows
 
 
+def unrelated_figures(e: Evidence, draws: int, seed: int) -> list[Figure]:
+    """Whether unrelated prompts are still drawn, and how far their pictures went from the base's own at the same seed."""
+    u = e.unrelated
+    if u is None or len(u.prompts) < 2:
+        return []
+    base, tuned = (
+        stats.group_means(content.margin(s.embeds_NE, u.texts_PE, s.asked_N), s.asked_N, len(u.prompts))
+        for s in (u.base, u.tuned)
+    )
+    kept = paired_figure(
+        "unrelated", "Unrelated prompts: likeness to them above chance", "higher", base, tuned, draws, seed
+    )
+    moved_N = np.linalg.norm(u.tuned.features_ND - u.base.features_ND, axis=1)
+    yardstick = diversity.between_prompts(u.base.features_ND, u.base.asked_N)
+    drift = stats.bootstrap_mean(stats.group_means(moved_N, u.base.asked_N, len(u.prompts)) / yardstick, draws, seed)
+    note = "distance from the base's picture of the same prompt and seed; 1 is the distance between two prompts"
+    return [
+        dataclasses.replace(
+            kept, note="; ".join(filter(None, (f"{len(u.prompts)} prompts that were not trained on", kept.note)))
+        ),
+        Figure("drift", "Unrelated prompts: drift", "", tuned=drift, note=note),
+    ]
+
+
+def corrected(figures: list[Figure], primary: str) -> list[Figure]:
+    """With the p values of the secondary figures corrected for their number."""
+    several = [
+        i for i, f in enumerate(figures) if f.key != primary and f.better and f.evidence and math.isfinite(_p(f))
+    ]
+    for i, p in zip(several, stats.holm([_p(figures[i]) for i in several]), strict=True):
+        figures[i] = dataclasses.replace(figures[i], holm=p)
+    return figures
+
+
+def _p(figure: Figure) -> float:
+    return figure.difference.p if figure.difference else math.nan
+
+
 def diversity_figure(e: Evidence, draws: int, seed: int) -> Figure:
     base, tuned = (diversity.seed_diversity(s.features_ND, s.asked_N) for s in (e.base, e.tuned))
     figure = paired_figure("diversity", "Difference between the seeds of a prompt", "", base, tuned, draws, seed)

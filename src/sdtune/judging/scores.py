@@ -31,6 +31,16 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Unrelated:
+    """What the training was not about, drawn by base and tuned model with the same seeds."""
+
+    prompts: tuple[str, ...]
+    texts_PE: Array
+    base: Seen
+    tuned: Seen
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that the verdicts may use. `texts_PE` are the unit-length embeddings of the P distinct prompts."""
 
@@ -43,6 +53,7 @@ class Evidence:
     train: Seen | None = None
     control: Seen | None = None
     """Real pictures of the base's own domain."""
+    unrelated: Unrelated | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Figure:
     note: str = ""
     wins: int | None = None
     losses: int | None = None
+    holm: float | None = None
+    """p of the difference, corrected for all secondary figures that have a better side; None for the primary one and those without."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,9 +31,13 @@ SCORER_FLOOR = 0.5
 """Content is judged only where the scorer finds at least this share of real target pictures (and of the base's) by their captions."""
 OVERFIT_SHARE = 0.1
 """Overfit: more than this share of the gain in validation loss was lost again after the best step."""
+FORGET_BOUND = 0.2
+"""Forgot: unrelated pictures lost at least this share of what they show of their prompts."""
 COPY_LIMIT = 0.2
 """Copied: more than this share of the prompts gives pictures nearer to a training picture than any held-out real one is."""
 
+HELPED = "Did it help?"
+FORGOT = "Forgot other things?"
 MOVED = "Moved to the target?"
 CONTENT = "Content kept?"
 AWAY = "Moved away from the base's own domain?"
@@ -41,6 +45,67 @@ OVERFIT = "Overfit?"
 COPIED = "Copied from the training pictures?"
 UNFIT = "the scorer that comes with sdtune does not know this base model's pictures; look at them"
 """In place of the whole reason, which is said once, among the limits."""
+
+
+def helped_verdict(answers: Mapping[str, Verdict], primary: str) -> Verdict:
+    """The sum of the others: it moved to the target by the figure that was fixed before the run, and nothing speaks against it."""
+
+    def say(answer: Answer, because: str) -> Verdict:
+        return Verdict(
+            "helped", HELPED, answer, "yes", because, f"decided by {primary}, as evaluate.primary said before the run"
+        )
+
+    moved, content, away = (answers[key].answer for key in ("moved", "content", "away"))
+    if moved == "no":
+        return say("no", "the pictures did not move to the target")
+    if content == "no":
+        return say("no", "fewer pictures show what was asked")
+    if answers["copied"].answer == "yes":
+        return say("no", "it draws copies of its training pictures")
+    if moved == "cannot tell":
+        return say("cannot tell", "these pictures cannot show whether it moved to the target")
+    if away == "no":
+        return say("cannot tell", "it came nearer to everything, not to the target in particular")
+    if content == "cannot tell":
+        return say("cannot tell", "it moved to the target; whether it still draws what is asked cannot be told")
+    price = [
+        words
+        for key, words in (("forgot", "it forgot other things"), ("overfit", "it was trained for too long"))
+        if answers[key].answer == "yes"
+    ]
+    but = f"; but {' and '.join(price)}" if price else ""
+    return say("yes", f"it moved to the target and still draws what is asked{but}")
+
+
+def forgot_verdict(kept: Figure | None, drift: Figure | None) -> Verdict:
+    """Do pictures of unrelated prompts still show them? A loss of FORGET_BOUND must be shown, or excluded."""
+
+    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
+        return Verdict("forgot", FORGOT, answer, "no", because, detail)
+
+    if kept is None:
+        return say("cannot tell", "nothing unrelated was drawn; set evaluate.unrelated to prompts")
+    d, base, tuned = kept.difference, kept.base, kept.tuned
+    if d is None or base is None or tuned is None or not kept.evidence or math.isnan(d.low):
+        return say("cannot tell", "there are too few unrelated prompts", kept.note)
+    if base.low <= 0:
+        return say(
+            "cannot tell",
+            "the base's own pictures of these prompts do not show them, as far as the scorer can see",
+            kept.note,
+        )
+    lost, low, high = (-v / base.value for v in (d.value, d.high, d.low))
+    detail = f"of what the base's pictures show of {d.n} unrelated prompts {lost:.0%} is lost, 95% interval {low:.0%} to {high:.0%}"
+    detail += (
+        f"; they drifted by {number(drift.tuned.value)} of the distance between two prompts"
+        if drift and drift.tuned
+        else ""
+    )
+    if d.low > -FORGET_BOUND * base.value:
+        return say("no", f"a loss of {FORGET_BOUND:.0%} is excluded", detail)
+    if d.high < 0 and lost >= FORGET_BOUND:
+        return say("yes", "pictures of other things show less of what was asked, beyond chance", detail)
+    return say("cannot tell", f"a loss of {FORGET_BOUND:.0%} can be neither shown nor excluded", detail)
 
 
 def moved_verdict(figure: Figure | None) -> Verdict:

@@ -37,6 +37,16 @@ def prompt_cosine(pictures_NE: Array, prompts_PE: Array, asked_N: NDArray[np.int
     return np.asarray((pictures_NE * prompts_PE[asked_N]).sum(1))
 
 
+def margin(pictures_NE: Array, prompts_PE: Array, asked_N: NDArray[np.int64]) -> Array:
+    """How much nearer (cosine) a picture is to its own prompt than to the mean of the others, (N,); 0 for a picture of nothing of them.
+
+    Unlike the cosine itself this has a zero: it is what a picture shows of its prompt in particular. Needs two prompts.
+    """
+    scores_NP: Array = pictures_NE @ prompts_PE.T
+    own_N = scores_NP[np.arange(len(asked_N)), asked_N]
+    return np.asarray(own_N - (scores_NP.sum(1) - own_N) / (prompts_PE.shape[0] - 1))
+
+
 def found_first(pictures_NE: Array, prompts_PE: Array, asked_N: NDArray[np.int64]) -> Array:
     """1 where a picture's own prompt is nearer than every other of the P prompts, else 0; (N,). Chance is 1 / P. A tie is no find."""
     scores_NP: Array = pictures_NE @ prompts_PE.T
