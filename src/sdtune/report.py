@@ -10,7 +10,6 @@ import math
 import os
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from sdtune import charts, timeline
 from sdtune import config as configs
-from sdtune import timeline
 from sdtune.bands import BandChange
 from sdtune.compare import SIDES
 from sdtune.data.images import load_image
@@ -364,39 +363,22 @@ def _thumb(path: Path, most: int) -> str:
 # ---- curves
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A line over steps in view-box units, with its axis marks. Drawn by the template."""
-
-    title: str
-    line: str
-    faint: str
-    ticks_x: tuple[tuple[float, str], ...]
-    ticks_y: tuple[tuple[float, str], ...]
-    marks: tuple[tuple[float, float, str, str], ...]
-    """x, y, text, where the text sits: start or end."""
-    words: str
-
-
-WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 72, 36, 14, 22
-
-
-def _validation_chart(v: Validation) -> Chart | None:
+def _validation_chart(v: Validation) -> charts.Chart | None:
     if len(v.steps) < 2:
         return None
     mean_S = v.losses_SN.mean(1)
     best = int(mean_S.argmin())
     marks = [(0, "base"), (best, f"best: step {v.steps[best]}")] if best else [(0, "base is the best")]
     words = f"Validation loss {number(mean_S[0])} at step 0, {number(mean_S[-1])} at step {v.steps[-1]}."
-    return _chart("Validation loss", v.steps, [float(x) for x in mean_S], (), marks, words)
+    return charts.over_steps("Validation loss", v.steps, [float(x) for x in mean_S], (), marks, words)
 
 
-def _training_chart(v: Validation) -> Chart | None:
+def _training_chart(v: Validation) -> charts.Chart | None:
     if len(v.train_steps) < 2:
         return None
     smooth = _smooth(np.array(v.train_losses))
     words = f"Training loss, smoothed, {number(smooth[0])} at the start and {number(smooth[-1])} at the end."
-    return _chart("Training loss", v.train_steps, smooth, v.train_losses, [], words)
+    return charts.over_steps("Training loss", v.train_steps, smooth, v.train_losses, [], words)
 
 
 def _smooth(values: Any) -> list[float]:
@@ -414,7 +396,7 @@ def _bands(v: Validation) -> Json | None:
     if not v.bands:
         return None
     bounds = [100 * x for b in v.bands for x in b.relative if math.isfinite(x)]
-    ticks = _ticks(min(0.0, *bounds), max(0.0, *bounds), 4)
+    ticks = charts.ticks(min(0.0, *bounds), max(0.0, *bounds), 4)
 
     def at(share: float) -> float:
         inside = (100 * share - ticks[0]) / (ticks[-1] - ticks[0])
@@ -452,44 +434,6 @@ def _band_record(band: BandChange) -> Json:
         "name": band.name, "timesteps": [band.first, band.last], "base": band.base, "tuned": band.now,
         "change": {k: v if math.isfinite(v) else None for k, v in change.items()}, "verdict": band.verdict,
     }  # fmt: skip
-
-
-def _chart(
-    title: str, steps: Sequence[int], values: Sequence[float], raw: Sequence[float],
-    marks: Sequence[tuple[int, str]], words: str,
-) -> Chart:  # fmt: skip
-    around = np.array(raw if len(raw) else values)
-    low, high = (float(np.quantile(around, q)) for q in ((0.02, 0.98) if len(raw) else (0, 1)))
-    ticks = _ticks(min(low, *values), max(high, *values))
-    low, high = min(ticks[0], low, *values), max(ticks[-1], high, *values)
-
-    def at(step: float, value: float) -> tuple[float, float]:
-        x = LEFT + (step - steps[0]) / max(1, steps[-1] - steps[0]) * (WIDE - LEFT - RIGHT)
-        y = TOP + (high - min(max(value, low), high)) / (high - low or 1) * (HIGH - TOP - BOTTOM)
-        return round(x, 1), round(y, 1)
-
-    def path(row: Sequence[float]) -> str:
-        stride = max(1, len(row) // 600)
-        points = [at(s, v) for s, v in list(zip(steps, row, strict=True))[::stride]]
-        return "M" + "L".join(f"{x},{y}" for x, y in points)
-
-    marked = [(*at(steps[i], values[i]), text, "end" if steps[i] > steps[-1] * 0.6 else "start") for i, text in marks]
-    return Chart(
-        title, path(values), path(raw) if len(raw) else "",
-        tuple((at(s, low)[0], f"{s:g}") for s in _ticks(steps[0], steps[-1]) if steps[0] <= s <= steps[-1]),
-        tuple((at(steps[0], t)[1], f"{t:g}") for t in ticks if low <= t <= high),
-        tuple(marked), words,
-    )  # fmt: skip
-
-
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that span low to high."""
-    span = (high - low) or abs(high) or 1.0
-    size = 10 ** math.floor(math.log10(span / about))
-    step = next((size * k for k in (1, 2, 2.5, 5, 10) if span / (size * k) <= about), size * 10)
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    return [round(k * step, 10) for k in range(first, last + 1)]
 
 
 def _asset(name: str) -> str:

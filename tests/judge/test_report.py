@@ -14,7 +14,7 @@ from PIL import Image
 from tests import tiny
 from tests.core.test_bands import measured
 
-from sdtune import bands, report
+from sdtune import bands, charts, report
 from sdtune import config as configs
 from sdtune.compare import Comparison, Pair, Plan
 from sdtune.data.dataset import Example
@@ -388,7 +388,7 @@ def test_colours_follow_the_wanted_direction() -> None:
 
 @pytest.mark.parametrize("low, high", [(0, 400), (0.045, 0.07), (3, 3), (0, 0), (-0.2, 1e6)])
 def test_axis_marks_are_few_and_span_the_values(low: float, high: float) -> None:
-    ticks = report._ticks(low, high)
+    ticks = charts.ticks(low, high)
     assert 1 <= len(ticks) <= 8
     assert ticks[0] <= low + 1e-9
     assert ticks[-1] >= high - 1e-9

@@ -1,0 +1,65 @@
+"""Curves as what a template draws: lines and axis marks in view-box units. No drawing library, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line over steps in view-box units, with its axis marks. Drawn by the template."""
+
+    title: str
+    line: str
+    faint: str
+    ticks_x: tuple[tuple[float, str], ...]
+    ticks_y: tuple[tuple[float, str], ...]
+    marks: tuple[tuple[float, float, str, str], ...]
+    """x, y, text, where the text sits: start or end."""
+    words: str
+
+
+WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 72, 36, 14, 22
+
+
+def over_steps(
+    title: str, steps: Sequence[int], values: Sequence[float], raw: Sequence[float],
+    marks: Sequence[tuple[int, str]], words: str,
+) -> Chart:  # fmt: skip
+    """`values` as a line over `steps`, `raw` as a faint one behind it; `marks` are (index, text) of points with a name."""
+    around = np.array(raw if len(raw) else values)
+    low, high = (float(np.quantile(around, q)) for q in ((0.02, 0.98) if len(raw) else (0, 1)))
+    values_y = ticks(min(low, *values), max(high, *values))
+    low, high = min(values_y[0], low, *values), max(values_y[-1], high, *values)
+
+    def at(step: float, value: float) -> tuple[float, float]:
+        x = LEFT + (step - steps[0]) / max(1, steps[-1] - steps[0]) * (WIDE - LEFT - RIGHT)
+        y = TOP + (high - min(max(value, low), high)) / (high - low or 1) * (HIGH - TOP - BOTTOM)
+        return round(x, 1), round(y, 1)
+
+    def path(row: Sequence[float]) -> str:
+        stride = max(1, len(row) // 600)
+        points = [at(s, v) for s, v in list(zip(steps, row, strict=True))[::stride]]
+        return "M" + "L".join(f"{x},{y}" for x, y in points)
+
+    marked = [(*at(steps[i], values[i]), text, "end" if steps[i] > steps[-1] * 0.6 else "start") for i, text in marks]
+    return Chart(
+        title, path(values), path(raw) if len(raw) else "",
+        tuple((at(s, low)[0], f"{s:g}") for s in ticks(steps[0], steps[-1]) if steps[0] <= s <= steps[-1]),
+        tuple((at(steps[0], t)[1], f"{t:g}") for t in values_y if low <= t <= high),
+        tuple(marked), words,
+    )  # fmt: skip
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that span low to high."""
+    span = (high - low) or abs(high) or 1.0
+    size = 10 ** math.floor(math.log10(span / about))
+    step = next((size * k for k in (1, 2, 2.5, 5, 10) if span / (size * k) <= about), size * 10)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(k * step, 10) for k in range(first, last + 1)]
