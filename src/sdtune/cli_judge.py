@@ -27,6 +27,10 @@ def compare(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
     overrides: Overrides = None,
     checkpoint: Annotated[str, typer.Option(help="final, best, or one such as step-000250.")] = "final",
+    votes: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Votes from vote.html; may be given several times.", show_default=False),
+    ] = None,
 ) -> None:
     """Set a tuned model against its base, and give a verdict.
 
@@ -36,10 +40,17 @@ def compare(
     Example  [cyan]sdtune compare runs/demo-lora[/cyan]
     Writes   comparison/report.html (one file with everything), report.md
              and scores.json into the run. Again: draws only what is new.
+    Votes    comparison/vote.html shows the pairs without saying which
+             is which. Send it to people; --votes counts what they save.
     """
-    options = options_of(ctx)
+    from sdtune.judging.votes import keep
+
+    options, source = options_of(ctx), run_at(run)
+    source.config()  # the error for a folder that is no run
+    for file in votes or ():
+        keep(file, source.votes)
     with options.screen() as screen:
-        show_comparison(run_at(run), overrides or (), screen, checkpoint)
+        show_comparison(source, overrides or (), screen, checkpoint)
 
 
 def evaluate(

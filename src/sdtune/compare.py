@@ -24,11 +24,13 @@ from sdtune.data import dataset, images
 from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
+from sdtune.data.layouts import plural
 from sdtune.errors import DataError, EvaluationError
 from sdtune.evaluate import judge, judge_without_scorer, see
 from sdtune.events import Step, Validated
 from sdtune.files import write_json, write_text
-from sdtune.judging.scores import Evidence, Scores, Unrelated, Validation
+from sdtune.judging import votes
+from sdtune.judging.scores import Evidence, Figure, Scores, Unrelated, Validation
 from sdtune.metrics import content
 from sdtune.pictures import scan
 from sdtune.runs import Run
@@ -94,6 +96,8 @@ class Comparison:
     seconds: dict[str, float]
     """Wall time of each part."""
     unrelated: tuple[Pair, ...] = ()
+    ballot: str = ""
+    """The name of these pictures in votes on them."""
 
     @property
     def report(self) -> Path:
@@ -138,6 +142,7 @@ def comparing(
     run: Run, config: RunConfig | None = None, *, checkpoint: str = "final", scorer: Scorer | None = None
 ) -> Generator[Progress, None, Comparison]:
     """`compare`, step by step."""
+    from sdtune import ballot as ballots
     from sdtune import report
 
     config = config or run.config()
@@ -150,20 +155,23 @@ def comparing(
     drawn = time.perf_counter()
     judged = "best" if checkpoint == "final" and run.config().train.result == "best" else checkpoint
     validation = read_validation(run, judged)
+    ballot = votes.ballot_of([(p.prompt, p.seed, p.base, p.tuned) for p in pairs])
+    voted, stale = _voted(run, config, ballot, pairs)
     if why := _unfit(config):
-        scores, digest = _judge_loss(config, validation, why), None
+        scores, digest = _judge_loss(config, validation, why, voted), None
     else:
         from sdtune.metrics.features import Scorer
 
         scorer = scorer or Scorer.load()
         evidence = yield from _look(scorer, config.data, plan, pairs, apart)
-        scores, digest = _judge(config, evidence, validation), scorer.fingerprint
-    scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan)))
+        scores, digest = _judge(config, evidence, validation, voted), scorer.fingerprint
+    scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan), *stale))
     seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}
-    result = Comparison(run, config, checkpoint, plan, pairs, scores, validation, digest, seconds, apart)
+    result = Comparison(run, config, checkpoint, plan, pairs, scores, validation, digest, seconds, apart, ballot)
     write_json(run.scores_file, report.as_json(result))
     write_text(run.comparison / "report.md", report.markdown(result))
     write_text(run.report_file, report.html(result))
+    write_text(run.vote_file, ballots.html(result))
     yield Progress("report", 1, 1)
     return result
 
@@ -440,14 +448,27 @@ def _look(
     )
 
 
-def _judge(config: RunConfig, evidence: Evidence, validation: Validation) -> Scores:
+def _judge(config: RunConfig, evidence: Evidence, validation: Validation, others: Sequence[Figure]) -> Scores:
     e = config.evaluate
-    return judge(evidence, validation, primary=e.primary, draws=e.draws, seed=config.train.seed)
+    return judge(evidence, validation, primary=e.primary, draws=e.draws, seed=config.train.seed, others=others)
 
 
-def _judge_loss(config: RunConfig, validation: Validation, why: str) -> Scores:
+def _judge_loss(config: RunConfig, validation: Validation, why: str, others: Sequence[Figure]) -> Scores:
     e = config.evaluate
-    return judge_without_scorer(validation, why, primary=e.primary, draws=e.draws, seed=config.train.seed)
+    return judge_without_scorer(
+        validation, why, primary=e.primary, draws=e.draws, seed=config.train.seed, others=others
+    )
+
+
+def _voted(run: Run, config: RunConfig, ballot: str, pairs: Sequence[Pair]) -> tuple[list[Figure], list[str]]:
+    """The figure of the votes that came back, if any did; and a remark on those that are on other pictures."""
+    found, stale = votes.of(run.votes, ballot)
+    prompt = {p: i for i, p in enumerate(dict.fromkeys(pair.prompt for pair in pairs))}
+    figure = votes.figure(found, ballot, [prompt[p.prompt] for p in pairs], config.evaluate.draws, config.train.seed)
+    remark = (
+        f"{plural(stale, 'file')} of votes in {run.votes.name}/ are on other pictures than these, and do not count."
+    )
+    return [figure] if figure else [], [remark] if stale else []
 
 
 def open_rgb(path: Path) -> Image.Image:

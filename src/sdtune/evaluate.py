@@ -12,7 +12,7 @@ from sdtune.errors import EvaluationError
 from sdtune.judging import figures as fig
 from sdtune.judging import verdicts as say
 from sdtune.judging.figures import validation_figures
-from sdtune.judging.scores import Evidence, Scores, Seen, Validation, Verdict
+from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation, Verdict
 from sdtune.metrics import content, kid
 
 if TYPE_CHECKING:
@@ -65,8 +65,16 @@ def evaluate(
     return Scores(tuple(dataclasses.replace(r, base=None, difference=None, wins=None, losses=None) for r in rows))
 
 
-def judge(evidence: Evidence, validation: Validation, *, primary: str, draws: int = 2000, seed: int = 0) -> Scores:
-    """Everything that the shipped scorer and the validation losses tell about one fine-tuning."""
+def judge(
+    evidence: Evidence,
+    validation: Validation,
+    *,
+    primary: str,
+    draws: int = 2000,
+    seed: int = 0,
+    others: Sequence[Figure] = (),
+) -> Scores:
+    """Everything that the shipped scorer and the validation losses tell about one fine-tuning; `others`: figures from elsewhere."""
     e = evidence
     figures = [
         fig.kid_figure("kid_target", "KID to held-out target pictures", "lower", e, e.reference, e.train, draws, seed),
@@ -85,7 +93,7 @@ def judge(evidence: Evidence, validation: Validation, *, primary: str, draws: in
             fig.frechet_figure("fd_control", f"Frechet distance to {away}", "higher", e, e.control, e.reference)
         )
     figures += fig.unrelated_figures(e, draws, seed)
-    figures += validation_figures(validation, draws, seed)
+    figures += [*validation_figures(validation, draws, seed), *others]
     first = "kid_target" if primary == "kid" else primary
     figures = fig.corrected(figures, first)
     by_key = {f.key: f for f in figures}
@@ -99,13 +107,18 @@ def judge(evidence: Evidence, validation: Validation, *, primary: str, draws: in
         copy,
         primary=primary,
     )
-    found = tuple(zip(*(map(float, fig.found(e, s)) for s in (e.base, e.tuned)), strict=True))
-    return Scores(tuple(figures), verdicts, neighbours, found, tuple(say.limits(figures)))
+    found, likeness = (
+        tuple(zip(*(map(float, score(e, s)) for s in (e.base, e.tuned)), strict=True))
+        for score in (fig.found, fig.cosine)
+    )
+    return Scores(tuple(figures), verdicts, neighbours, found, likeness, tuple(say.limits(figures)))
 
 
-def judge_without_scorer(validation: Validation, why: str, *, primary: str, draws: int = 2000, seed: int = 0) -> Scores:
+def judge_without_scorer(
+    validation: Validation, why: str, *, primary: str, draws: int = 2000, seed: int = 0, others: Sequence[Figure] = ()
+) -> Scores:
     """What is left where the shipped scorer does not fit the pictures: the validation loss. Everything else cannot be told."""
-    figures = validation_figures(validation, draws, seed)
+    figures = fig.corrected([*validation_figures(validation, draws, seed), *others], primary)
     moved = next((f for f in figures if f.key == primary), None)
     verdicts = _with_sum(
         say.moved_verdict(moved) if moved else Verdict("moved", say.MOVED, "cannot tell", "yes", say.UNFIT),

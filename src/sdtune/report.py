@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import json
 import math
 import os
 import tomllib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +23,7 @@ from sdtune.events import Finished, Started
 from sdtune.judging.scores import Figure, Scores, Validation, number, unseen
 from sdtune.judging.verdicts import COPY_LIMIT
 from sdtune.metrics.content import strip_shared
+from sdtune.pages import asset, data_uri, page
 from sdtune.stats import LEVEL, MIN_UNITS
 
 if TYPE_CHECKING:
@@ -35,6 +33,7 @@ LARGE = 512
 """Pictures are shown at most so wide; larger ones are reduced and stored as JPEG."""
 SMALL = 128
 TIMELINE_STEPS = 8
+EXTREMES = 5
 HALF_WAY = 0.5
 """A shorter way to the target is named in the headline."""
 
@@ -43,10 +42,7 @@ Json = dict[str, Any]
 
 def html(comparison: Comparison) -> str:
     """The whole report. No script, style, font or picture is loaded from anywhere."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("report.html.j2")).render(**_view(comparison))
+    return page("report", **_view(comparison))
 
 
 def as_json(c: Comparison) -> Json:
@@ -153,8 +149,8 @@ def _view(c: Comparison) -> Json:
     sentence, tone = headline(c.scores)
     train = [e.image for e in c.plan.train]
     return {
-        "css": _asset("report.css"),
-        "js": _asset("report.js"),
+        "css": asset("report.css"),
+        "js": asset("report.js"),
         "name": c.config.name,
         "headline": sentence,
         "tone": tone,
@@ -165,8 +161,9 @@ def _view(c: Comparison) -> Json:
         "flawed": c.flawed,
         "groups": _groups(c, c.pairs),
         "unrelated": _groups(c, c.unrelated),
+        "extremes": _extremes(c),
         "size": "small" if _side(c) <= SMALL else "large",
-        "targets": [{"src": _thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
+        "targets": [{"src": thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
         "neighbours": _neighbours(c, train),
         "suspicious": sum(n.suspicious for n in c.scores.neighbours),
         "copy_limit": COPY_LIMIT,
@@ -258,8 +255,8 @@ def _groups(c: Comparison, pairs: Sequence[Pair]) -> list[Json]:
         groups.setdefault(pair.prompt, []).append(
             {
                 "seed": pair.seed,
-                "base": _thumb(pair.base, LARGE),
-                "tuned": _thumb(pair.tuned, LARGE),
+                "base": thumb(pair.base, LARGE),
+                "tuned": thumb(pair.tuned, LARGE),
                 "flaws": pair.flaws,
                 "found": None if found is None else [bool(v) for v in found],
             }
@@ -268,12 +265,31 @@ def _groups(c: Comparison, pairs: Sequence[Pair]) -> list[Json]:
     return [{"prompt": p, "short": short.get(p, p), "pairs": pairs} for p, pairs in groups.items()]
 
 
+def _extremes(c: Comparison) -> list[Json]:
+    """The EXTREMES prompts whose pictures gained most likeness to them, and those that lost most; none where there are few prompts."""
+    likeness = c.scores.likeness
+    if len(c.plan.prompts) < 4 * EXTREMES or not likeness:
+        return []
+    changes: dict[str, list[float]] = {}
+    for pair, (base, tuned) in zip(c.pairs, likeness, strict=True):
+        changes.setdefault(pair.prompt, []).append(tuned - base)
+    order = sorted(changes, key=lambda p: -sum(changes[p]) / len(changes[p]))
+    shown = {g["prompt"]: g for g in _groups(c, c.pairs)}
+
+    def row(prompt: str) -> Json:
+        mean = sum(changes[prompt]) / len(changes[prompt])
+        return {**shown[prompt], "change": _signed(mean, ".2f")}
+
+    halves = (("Gained most", order[:EXTREMES]), ("Lost most", order[: -EXTREMES - 1 : -1]))
+    return [{"title": title, "groups": [row(p) for p in prompts]} for title, prompts in halves]
+
+
 def _neighbours(c: Comparison, train: Sequence[Path]) -> list[Json]:
     """The pictures that are nearest to a training picture, nearest first."""
     return [
         {
-            "drawn": _thumb(c.pairs[n.picture].tuned, SMALL),
-            "train": _thumb(train[n.train], SMALL),
+            "drawn": thumb(c.pairs[n.picture].tuned, SMALL),
+            "train": thumb(train[n.train], SMALL),
             "prompt": c.pairs[n.picture].prompt,
             "caption": c.plan.train[n.train].captions[0],
             "cosine": f"{n.cosine:.2f}",
@@ -289,7 +305,7 @@ def _timeline(c: Comparison) -> Json | None:
     if found is None:
         return None
     rows = [
-        {"prompt": r.prompt, "seed": r.seed, "cells": [_thumb(path, SMALL) if path else None for path in r.cells]}
+        {"prompt": r.prompt, "seed": r.seed, "cells": [thumb(path, SMALL) if path else None for path in r.cells]}
         for r in found.rows
     ]
     losses = [None if v is None else number(v) for v in found.losses]
@@ -322,10 +338,15 @@ def _environment(c: Comparison) -> Json:
 
 
 def _commands(c: Comparison) -> list[str]:
-    path = Path(os.path.relpath(c.run.path))
-    shown = c.run.path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+    shown = shown_path(c.run.path)
     which = "" if c.checkpoint == "final" else f" --checkpoint {c.checkpoint}"
     return [f"sdtune train {shown}/config.toml", f"sdtune compare {shown}{which}"]
+
+
+def shown_path(folder: Path) -> str:
+    """As one would type it from here; of a folder that is not below, its name alone."""
+    path = Path(os.path.relpath(folder))
+    return folder.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 
 def _count(n: int) -> str:
@@ -347,17 +368,9 @@ def _side(c: Comparison) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _thumb(path: Path, most: int) -> str:
-    """The picture as a data URI: small ones as lossless PNG, large ones reduced to `most` pixels as JPEG. No metadata."""
-    im = load_image(path)
-    kind, options = "png", dict[str, Any](optimize=True)
-    if max(im.size) > most:
-        im.thumbnail((most, most), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if max(im.size) > 128:
-        kind, options = "jpeg", dict[str, Any](optimize=True, quality=88)
-    buffer = io.BytesIO()
-    im.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def thumb(path: Path, most: int) -> str:
+    """The picture as a data URI of at most `most` pixels a side."""
+    return data_uri(load_image(path), most)
 
 
 # ---- curves
@@ -434,7 +447,3 @@ def _band_record(band: BandChange) -> Json:
         "name": band.name, "timesteps": [band.first, band.last], "base": band.base, "tuned": band.now,
         "change": {k: v if math.isfinite(v) else None for k, v in change.items()}, "verdict": band.verdict,
     }  # fmt: skip
-
-
-def _asset(name: str) -> str:
-    return (resources.files("sdtune") / "report_assets" / name).read_text(encoding="utf-8")

@@ -77,6 +77,15 @@ class Run:
         return self.comparison / "scores.json"
 
     @property
+    def vote_file(self) -> Path:
+        return self.comparison / "vote.html"
+
+    @property
+    def votes(self) -> Path:
+        """The folder of the votes that came back."""
+        return self.comparison / "votes"
+
+    @property
     def report_file(self) -> Path:
         return self.comparison / "report.html"
 

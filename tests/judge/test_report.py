@@ -165,7 +165,7 @@ def test_everything_has_a_name_without_being_seen(comparison: Comparison) -> Non
 
 
 def test_sliders_answer_to_keys_and_wait_for_the_script(comparison: Comparison) -> None:
-    page, script, css = Page(report.html(comparison)), report._asset("report.js"), report._asset("report.css")
+    page, script, css = Page(report.html(comparison)), pages.asset("report.js"), pages.asset("report.css")
     waiting = [a for _, a in page.tags if "sliding" in (a.get("class") or "").split()]
     assert len(waiting) == 4
     assert all("hidden" in a for a in waiting)
@@ -180,7 +180,7 @@ def test_sliders_answer_to_keys_and_wait_for_the_script(comparison: Comparison) 
 
 
 def test_paper_shows_all_pairs_in_light_colours() -> None:
-    css, script = report._asset("report.css"), report._asset("report.js")
+    css, script = pages.asset("report.css"), pages.asset("report.js")
     paper = css[css.index("@media print") :]
     dark = re.search(r"prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", css, re.S)
     assert dark is not None
@@ -193,7 +193,7 @@ def test_paper_shows_all_pairs_in_light_colours() -> None:
 
 
 def test_wide_tables_scroll_within_themselves(comparison: Comparison) -> None:
-    assert ".scroll { overflow-x: auto; position: relative; }" in report._asset("report.css")
+    assert ".scroll { overflow-x: auto; position: relative; }" in pages.asset("report.css")
     text = report.html(comparison)
     assert len(re.findall(r"<table", text)) == 2
     assert len(re.findall(r'<div class="scroll">\s*<table', text)) == 2
@@ -319,7 +319,7 @@ def test_report_is_the_same_each_time(comparison: Comparison) -> None:
 
 
 def test_large_pictures_are_reduced(tmp_path: Path) -> None:
-    uri = report._thumb(drawn(tmp_path / "large.png", 1, 1024), report.LARGE)
+    uri = report.thumb(drawn(tmp_path / "large.png", 1, 1024), report.LARGE)
     assert uri.startswith("data:image/jpeg;base64,")
     assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (512, 512)
 

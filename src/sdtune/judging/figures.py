@@ -94,7 +94,7 @@ def found(e: Evidence, s: Seen) -> Array:
     return content.found_first(s.embeds_NE, e.texts_PE, s.asked_N)
 
 
-def _cosine(e: Evidence, s: Seen) -> Array:
+def cosine(e: Evidence, s: Seen) -> Array:
     return content.prompt_cosine(s.embeds_NE, e.texts_PE, s.asked_N)
 
 
@@ -104,7 +104,7 @@ def content_figures(e: Evidence, draws: int, seed: int) -> list[Figure]:
     real = Seen(e.reference.features_ND[known], e.reference.embeds_NE[known], e.reference.asked_N[known])
     ways = {
         "found_first": ("Asked drawing found first", found),
-        "prompt_cosine": ("Likeness to the prompt (cosine)", _cosine),
+        "prompt_cosine": ("Likeness to the prompt (cosine)", cosine),
     }
     rows = []
     for key, (label, score) in ways.items():

@@ -114,6 +114,8 @@ class Scores:
     neighbours: tuple[Neighbour, ...] = ()
     found: tuple[tuple[float, float], ...] = ()
     """Per picture, base and tuned: was the asked drawing found first (1) or not (0)?"""
+    likeness: tuple[tuple[float, float], ...] = ()
+    """Per picture, base and tuned: cosine to the prompt."""
     limits: tuple[str, ...] = ()
 
     def figure(self, key: str) -> Figure | None:
