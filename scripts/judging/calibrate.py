@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdtune.evaluate import judge
-from sdtune.judging.scores import Evidence, Scores, Seen, Validation
+from sdtune.judging.scores import Evidence, Scores, Seen, Unrelated, Validation
 
 Array = NDArray[np.float64]
 DIMENSIONS = 16
-PAIRED = ("kid_target", "kid_control", "found_first", "prompt_cosine", "diversity", "validation_loss")
+PAIRED = ("kid_target", "kid_control", "found_first", "prompt_cosine", "diversity", "unrelated", "validation_loss")
+UNRELATED = 24
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,15 @@ def evidence(case: Case, seed: int) -> tuple[Evidence, Validation]:
     picture = 0.1 + 0.02 * np.abs(noise(rng, (case.real,), case.tail))
     losses = [picture + 0.004 * noise(rng, (case.real,), case.tail) for _ in range(3)]
     validation = Validation((0, 100, 200), np.stack(losses))
-    return Evidence(
-        tuple(map(str, range(p))), texts, base, tuned, real(target, case.real), real(target, 80), real(control, 80)
-    ), validation
+    names = tuple(map(str, range(p)))
+    other = np.arange(min(UNRELATED, p))
+    apart = [drawn(control / 2) for _ in range(2)]
+    unrelated = Unrelated(
+        names[: len(other)], texts[: len(other)],
+        *(Seen(s.features_ND[::k][: len(other)], s.embeds_NE[::k][: len(other)], other) for s in apart),
+    )  # fmt: skip
+    pictures = real(target, case.real), real(target, 80), real(control, 80)
+    return Evidence(names, texts, base, tuned, *pictures, unrelated), validation
 
 
 def truth(case: Case, key: str) -> float:

@@ -24,7 +24,7 @@ from sdtune.judging.scores import Figure, Scores, Validation, number, unseen
 from sdtune.judging.verdicts import COPY_LIMIT
 from sdtune.metrics.content import strip_shared
 from sdtune.pages import asset, data_uri, page
-from sdtune.stats import LEVEL, MIN_UNITS
+from sdtune.stats import ALPHA, MIN_UNITS
 
 if TYPE_CHECKING:
     from sdtune.compare import Comparison, Pair
@@ -242,7 +242,7 @@ def _side_of(f: Figure) -> int:
     """1 where tuned is better beyond chance, -1 where it is worse; of secondary figures after the correction for their number."""
     if not f.evidence or not f.better or f.difference is None or not (f.difference.low > 0 or f.difference.high < 0):
         return 0
-    if f.holm is not None and f.holm >= 1 - LEVEL:
+    if f.holm is not None and f.holm >= ALPHA:
         return 0
     return 1 if (f.difference.value > 0) == (f.better == "higher") else -1
 

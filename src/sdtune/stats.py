@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
+ALPHA = 0.05
 MIN_UNITS = 20
 """Fewer prompts, or validation pictures, decide nothing."""
 

@@ -48,9 +48,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(world: Path, *overrides: str) -> RunConfig:
+def config_of(world: Path, *overrides: str, unrelated: bool = False) -> RunConfig:
+    """The tiny run's config; with `unrelated`, as by default, prompts of other things are drawn as well."""
     paths = (f"model.path={world / 'model'}", f"data.path={world / 'set'}", f"data.cache={world / 'cache'}")
-    return configs.load(None, [*paths, *SETTINGS, *overrides])
+    without = () if unrelated else ("evaluate.unrelated=[]",)
+    return configs.load(None, [*paths, *SETTINGS, *without, *overrides])
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_the_whole_way(world: Path, run: Run, scorer: Scorer, fitting: None) -> None:
     seen: list[Progress] = []
-    config = config_of(world, f"evaluate.control={world / 'control'}")
+    config = config_of(world, f"evaluate.control={world / 'control'}", unrelated=True)
     result = compare(run, config, scorer=scorer, progress=seen.append)
     assert result.plan.prompts == ("red cat in ink", "blue cat in ink", "green cat in ink")
     assert [(p.prompt, p.seed) for p in result.pairs] == [(q, s) for q in result.plan.prompts for s in (3, 4)]
@@ -116,8 +118,13 @@ def test_the_whole_way(world: Path, run: Run, scorer: Scorer, fitting: None) -> 
     assert {v["answer"] for v in scores["verdicts"]} == {"cannot tell"}  # six pictures prove nothing
     assert [e.captions[0] for e in result.plan.control] == ["house", "red house"]
     assert run.report_file.read_text().startswith("<!doctype html>")
-    assert seen[0] == ("base pictures", 0, 6)
-    assert ("tuned pictures", 6, 6) in seen
+    assert result.plan.unrelated == ("house", "red house")
+    assert [(p.prompt, p.seed) for p in result.unrelated] == [("house", 3), ("red house", 3)]
+    assert all(p.base.exists() and p.tuned.exists() for p in result.unrelated)
+    assert result.scores.figure("unrelated") is not None
+    assert run.vote_file.read_text().startswith("<!doctype html>")
+    assert seen[0] == ("base pictures", 0, 8)
+    assert ("tuned pictures", 8, 8) in seen
     assert seen[-1] == ("report", 1, 1)
 
 
@@ -211,6 +218,33 @@ def test_plan(world: Path, tmp_path: Path) -> None:
     plain = make_plan(config_of(world, f"data.path={tmp_path / 'set'}"))
     assert "validation pictures" in plain.sources["reference"]
     assert plain.notes
+
+
+def test_unrelated_prompts(world: Path, tmp_path: Path) -> None:
+    control = f"evaluate.control={world / 'control'}"
+    assert make_plan(config_of(world, control, "evaluate.max_unrelated=1", unrelated=True)).unrelated == ("house",)
+    assert make_plan(config_of(world, control)).unrelated == ()
+    assert make_plan(config_of(world, unrelated=True)).unrelated == (), "of another base nothing is known that would be"
+    (tmp_path / "u.txt").write_text("a boat\n\na train\n")
+    plan = make_plan(config_of(world, f"evaluate.unrelated={tmp_path / 'u.txt'}"))
+    assert plan.unrelated == ("a boat", "a train")
+    assert plan.sources["unrelated"] == "evaluate.unrelated"
+    with pytest.raises(EvaluationError, match="'red dog in ink' is a prompt or caption of the training"):
+        make_plan(config_of(world, "evaluate.unrelated=['red dog in ink']"))
+
+
+def test_votes_enter_the_report(world: Path, run: Run, scorer: Scorer, fitting: None) -> None:
+    result = compare(run, config_of(world), scorer=scorer)
+    for name, ballot in (("ann", result.ballot), ("bob", "of other pictures")):
+        rows = [{"pair": k, "choice": "left"} for k in range(3)]
+        text = json.dumps({"format": "sdtune votes 1", "ballot": ballot, "voter": name, "votes": rows})
+        (run.votes / f"{name}.json").parent.mkdir(exist_ok=True)
+        (run.votes / f"{name}.json").write_text(text)
+    scores = compare(run, config_of(world), scorer=scorer).scores
+    row = scores.figure("votes")
+    assert row is not None
+    assert "3 blind choices on 2 prompts by 1 voter" in row.note
+    assert any("1 file of votes in votes/ are on other pictures" in limit for limit in scores.limits)
 
 
 def test_pictures_that_were_trained_on_are_no_reference(world: Path) -> None:

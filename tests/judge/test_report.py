@@ -14,7 +14,7 @@ from PIL import Image
 from tests import tiny
 from tests.core.test_bands import measured
 
-from sdtune import bands, charts, report
+from sdtune import bands, charts, pages, report
 from sdtune import config as configs
 from sdtune.compare import Comparison, Pair, Plan
 from sdtune.data.dataset import Example
@@ -104,12 +104,34 @@ def comparison(tmp_path: Path) -> Comparison:
         (0, 20, 40), np.array([[0.1] * 4, [0.08] * 4, [0.07] * 4]), tuple(range(1, 41)), (0.1,) * 40
     )
     plan = Plan(
-        PROMPTS, train, real, (), {"prompts": "captions", "reference": "the test pictures", "control": "none"}, ()
+        PROMPTS,
+        train,
+        real,
+        (),
+        {"prompts": "captions", "reference": "the test pictures", "control": "none", "unrelated": "evaluate.unrelated"},
+        (),
+        ("a boat",),
     )
     scores = judge(evidence, validation, primary="kid", draws=100)
     config = configs.load(None, ["name=ink"])
+    other = Pair(
+        "a boat",
+        1,
+        drawn(run.comparison / "base/unrelated-000-1.png", 70),
+        drawn(run.comparison / "tuned/unrelated-000-1.png", 71),
+    )
     return Comparison(
-        run, config, "final", plan, pairs, scores, validation, "ab" * 32, {"drawing": 1.0, "judging": 2.0}
+        run,
+        config,
+        "final",
+        plan,
+        pairs,
+        scores,
+        validation,
+        "ab" * 32,
+        {"drawing": 1.0, "judging": 2.0},
+        (other,),
+        "c0ffee",
     )
 
 
@@ -134,6 +156,7 @@ def test_every_pair_is_there_in_order_and_none_is_picked(comparison: Comparison)
     page = Page(report.html(comparison))
     alts = [a.get("alt") or "" for t, a in page.tags if t == "img"]
     wanted = [f"{which}: {p}, seed {s}" for p in PROMPTS for s in (1, 2) for which in ("base", "tuned")]
+    wanted += ["base: a boat, seed 1", "tuned: a boat, seed 1"]
     assert [a for a in alts if a.startswith(("base: ", "tuned: "))] == wanted
     assert all(alts)
     first = next(a["src"] for t, a in page.tags if t == "img")
@@ -326,7 +349,15 @@ def test_large_pictures_are_reduced(tmp_path: Path) -> None:
 
 def test_json_and_markdown_hold_everything(comparison: Comparison) -> None:
     record = json.loads(json.dumps(report.as_json(comparison), allow_nan=False))
-    assert [v["key"] for v in record["verdicts"]] == ["moved", "content", "away", "overfit", "copied"]
+    assert [v["key"] for v in record["verdicts"]] == [
+        "helped",
+        "moved",
+        "content",
+        "away",
+        "overfit",
+        "forgot",
+        "copied",
+    ]
     assert {f["key"] for f in record["figures"]} >= {
         "kid_target",
         "fd_target",
@@ -334,7 +365,9 @@ def test_json_and_markdown_hold_everything(comparison: Comparison) -> None:
         "kid_control",
         "validation_loss",
     }
-    assert len(record["pictures"]) == 8
+    assert len(record["pictures"]) == 9
+    assert record["pictures"][8]["tuned"] == "tuned/unrelated-000-1.png"
+    assert record["plan"]["unrelated"] == ["a boat"]
     assert record["pictures"][0]["base"] == "base/000-1.png"
     assert record["config"]["name"] == "ink"
     assert record["plan"]["prompts_without_shared_words"][:2] == ["red apple", "dog"]
@@ -356,6 +389,12 @@ def verdicts(**answers: str) -> Scores:
         ({"moved": "no", "content": "yes"}, "did not move", "bad"),
         ({"moved": "yes", "content": "yes", "copied": "yes"}, "copies", "bad"),
         ({"moved": "yes", "content": "yes", "away": "no"}, "nearer to everything", "open"),
+        ({"moved": "yes", "content": "yes", "forgot": "yes"}, "but forgot other things", "open"),
+        (
+            {"moved": "yes", "content": "yes", "forgot": "yes", "overfit": "yes"},
+            "forgot other things and was trained",
+            "open",
+        ),
         ({}, "cannot show", "open"),
     ],
 )
@@ -382,8 +421,29 @@ def test_colours_follow_the_wanted_direction() -> None:
         Figure("c", "c", "lower", difference=lower, evidence=False),
         Figure("d", "d", "", difference=lower),
         Figure("e", "e", "lower", difference=Interval(-1, -2, 0.5, 30, 0.3)),
+        Figure("f", "f", "lower", difference=lower, holm=0.04),
+        Figure("g", "g", "lower", difference=lower, holm=0.05),
     ]
-    assert [r["side"] for r in report._table(rows)] == [1, -1, 0, 0, 0]
+    table = report._table(rows)
+    assert [r["side"] for r in table] == [1, -1, 0, 0, 0, 1, 0]
+    assert [r["holm"] for r in table][4:] == ["", "corrected p = 0.040", "corrected p = 0.050"]
+
+
+def test_other_things_and_the_largest_changes_have_their_pictures(comparison: Comparison) -> None:
+    page = Page(report.html(comparison))
+    alts = [a.get("alt") for tag, a in page.tags if tag == "img"]
+    assert "base: a boat, seed 1" in alts
+    assert "tuned: a boat, seed 1" in alts
+    assert "Where it changed most" not in page.texts, "of four prompts five are not picked"
+    without = dataclasses.replace(comparison, unrelated=())
+    assert "Other things" not in Page(report.html(without)).texts
+    likeness = ((0.5, 0.9), (0.5, 0.7), (0.5, 0.4), (0.5, 0.4), (0.5, 0.5), (0.5, 0.5), (0.5, 0.1), (0.5, 0.3))
+    scored = dataclasses.replace(comparison, scores=dataclasses.replace(comparison.scores, likeness=likeness))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "EXTREMES", 1)
+        best, worst = report._extremes(scored)
+    assert [(g["prompt"], g["change"]) for g in best["groups"]] == [(PROMPTS[0], "+0.30")]
+    assert [(g["prompt"], g["change"]) for g in worst["groups"]] == [(PROMPTS[3], "\N{MINUS SIGN}0.30")]
 
 
 @pytest.mark.parametrize("low, high", [(0, 400), (0.045, 0.07), (3, 3), (0, 0), (-0.2, 1e6)])

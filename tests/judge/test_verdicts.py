@@ -12,8 +12,15 @@ from sdtune import stats
 from sdtune.errors import EvaluationError
 from sdtune.evaluate import evaluate, judge, judge_without_scorer
 from sdtune.judging.figures import paired_figure
-from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation
-from sdtune.judging.verdicts import COPY_LIMIT, content_verdict, copy_verdict, moved_verdict, overfit_verdict
+from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Unrelated, Validation, Verdict
+from sdtune.judging.verdicts import (
+    COPY_LIMIT,
+    content_verdict,
+    copy_verdict,
+    helped_verdict,
+    moved_verdict,
+    overfit_verdict,
+)
 from sdtune.stats import Interval
 
 Array = NDArray[np.float64]
@@ -33,6 +40,7 @@ def made(
     tuned: float = 0.0,
     real: int = 60,
     content: float = 0.9,
+    forgotten: float = 0.0,
 ) -> Evidence:
     """Features as normal variables whose mean is the distance to the target; a prompt shifts all its pictures alike."""
     rng = np.random.default_rng(seed)
@@ -52,6 +60,12 @@ def made(
     reference = np.where((own >= 0)[:, None], each[own.clip(0)], rng.normal(0, 0.7, (real, D))) + rng.normal(
         0, 0.7, (real, D)
     )
+    other = np.arange(prompts)
+    unrelated = Unrelated(
+        tuple(f"u{i}" for i in other), texts,
+        Seen(drawn(base)[: len(other)], shows(other, 1.0), other),
+        Seen(drawn(base)[: len(other)], shows(other, 1 - forgotten), other),
+    )  # fmt: skip
     return Evidence(
         tuple(f"p{i}" for i in range(prompts)),
         texts,
@@ -60,6 +74,7 @@ def made(
         reference=Seen(reference, shows(own.clip(0), 0.95), own),
         train=seen(rng.normal(0, 1, (60, D)), np.full(60, -1), np.zeros((60, prompts))),
         control=seen(rng.normal(2, 1, (60, D)), np.full(60, -1), np.zeros((60, prompts))),
+        unrelated=unrelated,
     )
 
 
@@ -76,8 +91,74 @@ def curve(*means: float, pictures: int = 30, noise: float = 0.001, seed: int = 0
 
 def test_a_real_effect_is_seen() -> None:
     scores = judge(made(0, prompts=48, real=96, content=0.97), curve(1, 0.8, 0.7, 0.7), primary="kid", draws=400)
-    assert answers(scores) == {"moved": "yes", "content": "yes", "away": "yes", "overfit": "no", "copied": "no"}
+    assert answers(scores) == {
+        "helped": "yes", "moved": "yes", "content": "yes", "away": "yes", "overfit": "no", "forgot": "no", "copied": "no",
+    }  # fmt: skip
     assert all(v.good for v in scores.verdicts)
+
+
+@pytest.mark.parametrize("forgotten, answer", [(0.0, "no"), (0.1, "cannot tell"), (0.5, "yes")])
+def test_forgotten(forgotten: float, answer: str) -> None:
+    scores = judge(made(3, forgotten=forgotten), Validation(), primary="kid", draws=400)
+    verdict = scores.verdict("forgot")
+    assert verdict is not None
+    assert verdict.answer == answer
+    kept = scores.figure("unrelated")
+    assert kept is not None
+    assert kept.base is not None
+    assert kept.base.value == pytest.approx(1, abs=0.02)  # each shows its own prompt, and none of the others
+    drift = scores.figure("drift")
+    assert drift is not None
+    assert drift.tuned is not None
+    assert drift.tuned.value == pytest.approx(0.7, abs=0.15)  # of pictures that share their prompt only
+
+
+def test_nothing_is_said_of_forgetting_where_nothing_unrelated_was_drawn() -> None:
+    scores = judge(dataclasses.replace(made(3), unrelated=None), Validation(), primary="kid", draws=200)
+    assert answers(scores)["forgot"] == "cannot tell"
+    assert scores.figure("unrelated") is None
+    e = made(3)
+    assert e.unrelated is not None
+    blind = dataclasses.replace(
+        e.unrelated, base=dataclasses.replace(e.unrelated.base, embeds_NE=np.ones((30, 30)) / 30)
+    )
+    scores = judge(dataclasses.replace(e, unrelated=blind), Validation(), primary="kid", draws=200)
+    assert answers(scores)["forgot"] == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    "changes, answer, words",
+    [
+        ({}, "yes", "still draws what is asked"),
+        ({"moved": "no"}, "no", "did not move"),
+        ({"moved": "cannot tell"}, "cannot tell", "cannot show"),
+        ({"content": "no"}, "no", "fewer pictures"),
+        ({"content": "no", "moved": "cannot tell"}, "no", "fewer pictures"),
+        ({"content": "cannot tell"}, "cannot tell", "cannot be told"),
+        ({"copied": "yes"}, "no", "copies"),
+        ({"away": "no"}, "cannot tell", "nearer to everything"),
+        ({"away": "cannot tell"}, "yes", "still draws"),
+        ({"forgot": "yes"}, "yes", "but it forgot other things"),
+        ({"forgot": "yes", "overfit": "yes"}, "yes", "but it forgot other things and it was trained for too long"),
+        ({"forgot": "cannot tell", "overfit": "cannot tell", "copied": "cannot tell"}, "yes", "still draws"),
+    ],
+)
+def test_helped_is_the_sum_of_the_others(changes: dict[str, str], answer: str, words: str) -> None:
+    given = {"moved": "yes", "content": "yes", "away": "yes", "overfit": "no", "forgot": "no", "copied": "no"} | changes
+    verdict = helped_verdict({k: Verdict(k, "", a, "yes", "") for k, a in given.items()}, "kid")  # type: ignore[arg-type]
+    assert verdict.answer == answer
+    assert words in verdict.because
+
+
+def test_secondary_figures_are_corrected_for_their_number() -> None:
+    scores = judge(made(5), curve(1, 0.9), primary="kid", draws=400)
+    holm = {f.key: f.holm for f in scores.figures}
+    assert holm["kid_target"] is None  # the primary one
+    assert holm["fd_target"] is None  # no interval
+    assert holm["diversity"] is None  # no better side
+    secondary = [f for f in scores.figures if f.holm is not None]
+    assert {f.key for f in secondary} == {"found_first", "prompt_cosine", "kid_control", "unrelated", "validation_loss"}
+    assert [f.holm for f in secondary] == stats.holm([f.difference.p for f in secondary if f.difference])
 
 
 def test_the_way_gone_is_said() -> None:
@@ -279,7 +360,8 @@ def test_without_a_fitting_scorer_only_the_loss_speaks() -> None:
     falling = curve(1, 0.8, 0.7, 0.7)
     scores = judge_without_scorer(falling, "other encoders are needed", primary="validation_loss")
     assert answers(scores) == {
-        "moved": "yes", "content": "cannot tell", "away": "cannot tell", "overfit": "no", "copied": "cannot tell",
+        "helped": "cannot tell", "moved": "yes", "content": "cannot tell", "away": "cannot tell", "overfit": "no",
+        "forgot": "cannot tell", "copied": "cannot tell",
     }  # fmt: skip
     assert answers(judge_without_scorer(falling, "other encoders are needed", primary="kid"))["moved"] == "cannot tell"
     assert [f.key for f in scores.figures] == ["validation_loss"]

@@ -36,6 +36,7 @@ FORGET_BOUND = 0.2
 COPY_LIMIT = 0.2
 """Copied: more than this share of the prompts gives pictures nearer to a training picture than any held-out real one is."""
 
+DECIDES = {"kid": "the distance to held-out target pictures (KID)", "validation_loss": "the validation loss"}
 HELPED = "Did it help?"
 FORGOT = "Forgot other things?"
 MOVED = "Moved to the target?"
@@ -52,7 +53,12 @@ def helped_verdict(answers: Mapping[str, Verdict], primary: str) -> Verdict:
 
     def say(answer: Answer, because: str) -> Verdict:
         return Verdict(
-            "helped", HELPED, answer, "yes", because, f"decided by {primary}, as evaluate.primary said before the run"
+            "helped",
+            HELPED,
+            answer,
+            "yes",
+            because,
+            f"decided by {DECIDES[primary]}, as evaluate.primary said before the run",
         )
 
     moved, content, away = (answers[key].answer for key in ("moved", "content", "away"))

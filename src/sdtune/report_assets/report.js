@@ -42,7 +42,11 @@
 })();
 // A click, or Enter on a picture that has the focus, shows it large.
 {
-  const dialog = document.querySelector("dialog.zoom"), [picture, words] = [dialog.querySelector("img"), dialog.querySelector("p")];
+  const dialog = document.body.appendChild(document.createElement("dialog"));
+  const [picture, words, close] = ["img", "p", "button"].map((tag) => dialog.appendChild(document.createElement(tag)));
+  dialog.className = "zoom";
+  dialog.setAttribute("aria-label", "The picture, enlarged");
+  close.textContent = "Close";
   const zoom = (image) => {
     picture.src = image.src;
     picture.alt = words.textContent = image.alt;
