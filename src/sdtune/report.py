@@ -64,16 +64,8 @@ def as_json(c: Comparison) -> Json:
             "reference": [{"file": e.image.name, "caption": e.captions[0]} for e in c.plan.reference],
             "control": [e.image.name for e in c.plan.control],
         },
-        "pictures": [
-            {
-                "prompt": p.prompt,
-                "seed": p.seed,
-                "base": f"base/{p.base.name}",
-                "tuned": f"tuned/{p.tuned.name}",
-                **{f"{side}_flaw": flaw for side, flaw in zip(SIDES, p.flaws, strict=True) if flaw},
-            }
-            for p in (*c.pairs, *c.unrelated)
-        ],
+        "pictures": [_pair_record(p) for p in c.pairs],
+        "unrelated_pictures": [_pair_record(p) for p in c.unrelated],
         "flawed": {side: sum(bool(p.flaws[i]) for p in c.pairs) for i, side in enumerate(SIDES)},
         "validation": {
             "steps": list(losses.steps),
@@ -92,6 +84,17 @@ def as_json(c: Comparison) -> Json:
         "seconds": c.seconds,
         "config": tomllib.loads(configs.to_toml(c.config)),
         "environment": _environment(c),
+    }
+
+
+def _pair_record(p: Pair) -> Json:
+    flaws = {f"{side}_flaw": flaw for side, flaw in zip(SIDES, p.flaws, strict=True) if flaw}
+    return {
+        "prompt": p.prompt,
+        "seed": p.seed,
+        "base": f"base/{p.base.name}",
+        "tuned": f"tuned/{p.tuned.name}",
+        **flaws,
     }
 
 

@@ -365,8 +365,8 @@ def test_json_and_markdown_hold_everything(comparison: Comparison) -> None:
         "kid_control",
         "validation_loss",
     }
-    assert len(record["pictures"]) == 9
-    assert record["pictures"][8]["tuned"] == "tuned/unrelated-000-1.png"
+    assert len(record["pictures"]) == 8
+    assert record["unrelated_pictures"][0]["tuned"] == "tuned/unrelated-000-1.png"
     assert record["plan"]["unrelated"] == ["a boat"]
     assert record["pictures"][0]["base"] == "base/000-1.png"
     assert record["config"]["name"] == "ink"
