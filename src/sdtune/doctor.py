@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sdtune.console import count, duration, megabytes
 from sdtune.errors import SdtuneError
+from sdtune.files import free_bytes
 
 if TYPE_CHECKING:
     from sdtune.config import RunConfig
@@ -173,7 +174,7 @@ def _memory_limit() -> float | None:
 
 
 def _disk() -> Iterator[Check]:
-    free = shutil.disk_usage(_existing(Path("runs"))).free / 2**20
+    free = free_bytes(Path("runs")) / 2**20
     status: Status = "fail" if free < 200 else "warn" if free < 2048 else "ok"
     remedy = (
         ""

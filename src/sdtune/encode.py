@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -18,9 +17,11 @@ from sdtune.data.dataset import Example, Reading, Splits, resolve, scan_class
 from sdtune.data.layouts import plural
 from sdtune.data.sets import KnownSet
 from sdtune.devices import choose, set_up_cpu
-from sdtune.errors import DataError
+from sdtune.errors import ConfigError, DataError
 from sdtune.events import LOOKING, Encoded, Encoding, Event, Noted, Warned
+from sdtune.files import free_bytes
 from sdtune.model import Model
+from sdtune.original import size_of
 from sdtune.pictures import scanning
 from sdtune.sample import sample, save_png
 
@@ -33,8 +34,11 @@ TOLD_S = 0.3
 def encode(config: RunConfig, *, verify: bool = False, dry_run: bool = False) -> Generator[Event, None, None]:
     """Fill the caches of `config`, so that a training begins at once. Each of several processes encodes a share.
 
-    `verify` also reads all that is there already; damaged entries are encoded again. `dry_run` only says what is to be done.
+    `verify` also reads all that is there already; damaged entries are encoded again. `dry_run` only says what is to be done, and
+    looks no closer than that. Raises ConfigError for both at once.
     """
+    if verify and dry_run:
+        raise ConfigError("--verify: has no effect with --dry-run, which changes nothing; leave one of them out")
     set_up_cpu(config.train.threads)
     device, dtype = choose(config.train)
     began = time.monotonic()
@@ -45,7 +49,9 @@ def encode(config: RunConfig, *, verify: bool = False, dry_run: bool = False) ->
         model.chunks = config.data.caption_chunks
         if dry_run:
             splits = splits or (yield from _look_at_pictures(config))
-            yield Noted(to_do(_opened(splits, [], model, config.data), config.data) or "all is encoded already")
+            drawn = yield from _to_be_drawn(model, config)
+            missing = _missing(_opened(splits, drawn, model, config.data))
+            yield Noted(to_do(missing, config.data) or "all is encoded already")
             return
         caches = yield from encoded(known, splits, model, config, verify=verify)
         yield Encoded(caches[0].pictures, caches[1].pictures, str(config.data.cache_folder()), time.monotonic() - began)
@@ -79,7 +85,9 @@ def _look_at_pictures(config: RunConfig) -> Generator[Event, None, Splits]:
     splits, data = (yield from _told(scanning(config))), config.data
     if not data.class_prompt or not data.class_path:
         return splits
-    return replace(splits, train=[*splits.train, *scan_class(resolve(data.class_path), data)])
+    examples, notes = scan_class(resolve(data.class_path), data)
+    told = [f"class pictures: {note}" for note in notes]
+    return replace(splits, train=[*splits.train, *examples], notes=[*splits.notes, *told])
 
 
 def _told(reading: Reading[Splits]) -> Generator[Event, None, Splits]:
@@ -110,7 +118,8 @@ def encoded(
         yield from (Warned(note) for cache in caches for note in cache.notes)
         return caches
     splits, data = splits or (yield from _look_at_pictures(config)), config.data
-    drawn = [example for folder in class_pictures for example in scan_class(folder, data)[: data.class_count]]
+    # of pictures of our own the notes say nothing new
+    drawn = [example for folder in class_pictures for example in scan_class(folder, data)[0][: data.class_count]]
     caches = _opened(splits, drawn, model, data)
     if text := _room(caches, data):
         yield Noted(text)
@@ -129,41 +138,38 @@ def _opened(splits: Splits, drawn: Sequence[Example], model: Model, data: DataCo
     return Cache.open(train, model, data), Cache.open(validation, model, data, augment=False)
 
 
-def to_do(caches: Sequence[Cache], data: DataConfig) -> str:
+def to_do(missing: Missing, data: DataConfig) -> str:
     """What is to be encoded, and the room for it; "" if nothing is."""
-    counts, needed = _missing(caches)
+    counts, needed = missing
     if not needed:
         return ""
     listed = ", ".join(plural(count, what) for what, count in counts.items())
-    return f"to be encoded: {listed}; {_size(needed)}, of {_size(_free(data))} free in {data.cache_folder()}"
+    return f"to be encoded: {listed}; {_size(needed)}, of {_size(free_bytes(data.cache_folder()))} free in {data.cache_folder()}"
 
 
 def _room(caches: Sequence[Cache], data: DataConfig) -> str:
     """What to say before much is encoded, or "". Raises DataError if there is no room for it."""
-    needed = _missing(caches)[1]
-    if needed > _free(data):
+    _, needed = missing = _missing(caches)
+    if needed > (free := free_bytes(data.cache_folder())):
         remedy = "" if data.cache_dtype == "fp16" else ', or data.cache_dtype="fp16", which halves it'
         raise DataError(
-            f"{data.cache_folder()}: {_size(needed)} needed for the encoded pictures and captions, {_size(_free(data))} free; "
+            f"{data.cache_folder()}: {_size(needed)} needed for the encoded pictures and captions, {_size(free)} free; "
             f"make room, or set data.cache to another disk{remedy}"
         )
-    return to_do(caches, data) if needed > TOLD_BYTES else ""
+    return to_do(missing, data) if needed > TOLD_BYTES else ""
 
 
-def _missing(caches: Sequence[Cache]) -> tuple[dict[str, int], int]:
+Missing = tuple[dict[str, int], int]
+"""How many of each kind are to be encoded, and the bytes that all of it takes."""
+
+
+def _missing(caches: Sequence[Cache]) -> Missing:
     counts, needed = dict[str, int](), 0
     for cache in caches:
         for what, count, size in cache.missing():
             counts[what] = counts.get(what, 0) + count
             needed += count * size
     return counts, needed
-
-
-def _free(data: DataConfig) -> int:
-    folder = data.cache_folder()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _size(count: int) -> str:
@@ -190,6 +196,21 @@ def _class_pictures(model: Model, config: RunConfig) -> Generator[Event, None, t
             )
     distributed.wait()
     return (folder,)
+
+
+def _to_be_drawn(model: Model, config: RunConfig) -> Generator[Event, None, list[Example]]:
+    """What `_class_pictures` would give, without drawing: those that are there, and what the others will be as far as it is known."""
+    data = config.data
+    if not data.class_prompt or data.class_path:
+        return []
+    folder, size = _class_folder(model, config), size_of(config.sample.from_prompts, model)
+    there = scan_class(folder, data)[0][: data.class_count] if any(folder.glob("*.png")) else []
+    missing = [f"{i:05d}.png" for i in range(data.class_count) if not (folder / f"{i:05d}.png").exists()]
+    if missing:
+        yield Noted(f"to be drawn by the base: {plural(len(missing), 'class picture')} ({data.class_prompt!r})")
+    return there + [
+        Example(folder / name, (data.class_prompt,), size, digest=f"{folder.name}/{name}", group=1) for name in missing
+    ]
 
 
 def _class_folder(model: Model, config: RunConfig) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ def is_ours(path: Path, mark: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def free_bytes(path: Path) -> int:
+    """The room on the disk where `path` is or would be."""
+    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
 def as_json(value: object) -> str:

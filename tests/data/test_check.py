@@ -322,7 +322,7 @@ def test_pictures_without_a_caption_of_their_own(folder: Path) -> None:
 def test_class_pictures_need_no_captions_of_their_own(folder: Path) -> None:
     bare(folder)
     config = DataConfig(path="unused", class_prompt="a dog", on=kinds.On(bare="fail"))
-    assert {e.captions for e in dataset.scan_class(folder, config)} == {("a dog",)}
+    assert {e.captions for e in dataset.scan_class(folder, config)[0]} == {("a dog",)}
 
 
 def test_on_bad_stands_for_what_is_unset(folder: Path) -> None:

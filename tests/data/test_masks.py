@@ -231,7 +231,7 @@ def test_doctor_shows_them(tmp_path: Path) -> None:
 def test_class_pictures_and_comparisons_have_none(tmp_path: Path) -> None:
     beside(tmp_path)
     config = DataConfig(path=str(tmp_path), mask="files", class_prompt="a dog")
-    assert [e.mask for e in scan_class(tmp_path, config)] == [None]
+    assert [e.mask for e in scan_class(tmp_path, config)[0]] == [None]
     assert [e.mask for e in scan_folder(tmp_path, config)[0]] == [None]
     assert [e.mask is None for e in scan_folder(tmp_path, config, masked=True)[0]] == [False]
 

@@ -21,12 +21,13 @@ from sdtune import config as configs
 from sdtune import pictures
 from sdtune.config import RunConfig
 from sdtune.data import dataset, images, looking
+from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.ledger import Ledger, state_of
 from sdtune.data.listing import listing, state
 from sdtune.data.sets import KnownSet
 from sdtune.encode import encode
-from sdtune.errors import DataError
+from sdtune.errors import ConfigError, DataError
 from sdtune.events import Encoded, Encoding, Noted, Warned
 from tests import tiny
 from tests.data.test_convert import Done
@@ -325,6 +326,38 @@ def test_a_dry_run_says_how_much(folder: Path, tmp_path: Path) -> None:
     assert told(config, dry_run=True)[-1].message == "all is encoded already"
 
 
+def test_a_dry_run_counts_class_pictures(folder: Path, tmp_path: Path) -> None:
+    """Those that are given, and those that the base would draw, all or some of them."""
+    prior = ("data.class_prompt=a dog", "data.class_count=3", "sample.steps=1", "sample.guidance=1")
+    given = tiny.imagefolder(tmp_path / "class", ["a cat", "the sun"], seed=50)
+    said = notes(told(run_config(folder, tmp_path, *prior, f"data.class_path={given}"), dry_run=True))
+    assert said[-1].startswith("to be encoded: 7 pictures, 7 captions; ")
+    assert "class pictures: imagefolder with metadata.jsonl: 2 pictures" in said
+    config = run_config(folder, tmp_path, *prior)
+    said = notes(told(config, dry_run=True))
+    assert said[-2] == "to be drawn by the base: 3 class pictures ('a dog')"
+    assert said[-1].startswith("to be encoded: 8 pictures, 7 captions; ")
+    assert not list((tmp_path / "cache").glob("class-*"))
+    told(config)
+    assert notes(told(config, dry_run=True))[-1] == "all is encoded already"
+    next((tmp_path / "cache").glob("class-*/00001.png")).unlink()
+    said = notes(told(config, dry_run=True))
+    assert said[-2:-1] == ["to be drawn by the base: 1 class picture ('a dog')"] and " 1 picture; " in said[-1]
+
+
+def test_a_dry_run_verifies_nothing_and_says_so(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--verify: has no effect with --dry-run"):
+        told(run_config(folder, tmp_path), verify=True, dry_run=True)
+
+
+def test_what_is_missing_is_counted_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted_up, missing = list[int](), Cache.missing
+    monkeypatch.setattr(Cache, "missing", lambda cache: counted_up.append(1) or missing(cache))
+    monkeypatch.setattr("sdtune.encode.TOLD_BYTES", 0)
+    assert any(note.startswith("to be encoded: ") for note in notes(told(run_config(folder, tmp_path))))
+    assert len(counted_up) == 2, "training and validation"
+
+
 def test_the_size_that_is_told_is_what_it_takes(folder: Path, tmp_path: Path) -> None:
     from sdtune.encode import _missing, _opened
 
@@ -340,7 +373,7 @@ def test_the_size_that_is_told_is_what_it_takes(folder: Path, tmp_path: Path) ->
 
 
 def test_no_room_is_told_before(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdtune.encode._free", lambda _: 100)
+    monkeypatch.setattr("sdtune.encode.free_bytes", lambda _: 100)
     with pytest.raises(
         DataError, match=r"needed for the encoded pictures and captions, 0\.0 MB free; make room, or set data\.cache"
     ):

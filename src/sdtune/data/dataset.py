@@ -260,8 +260,8 @@ def _scan_place(
     return _Collected(examples, faults, notes, any(part.masked for _, part in parts)), validation
 
 
-def scan_class(folder: Path, config: DataConfig) -> list[Example]:
-    """Class pictures for prior preservation: all with the class prompt, a group and a weight of their own, and no masks.
+def scan_class(folder: Path, config: DataConfig) -> tuple[list[Example], list[str]]:
+    """Class pictures for prior preservation: all with the class prompt, a group and a weight of their own, and no masks. And notes.
 
     Raises DataError.
     """
@@ -269,8 +269,8 @@ def scan_class(folder: Path, config: DataConfig) -> list[Example]:
     # the prefix serves those without a caption, which is as it should be here
     on = replace(config.on, bare="ignore")
     plain = replace(config, caption_prefix=config.class_prompt, caption_suffix="", on=on)
-    examples, _ = scan_folder(folder, plain)
-    return [replace(e, captions=(config.class_prompt,), weight=config.prior_weight, group=1) for e in examples]
+    examples, notes = scan_folder(folder, plain)
+    return [replace(e, captions=(config.class_prompt,), weight=config.prior_weight, group=1) for e in examples], notes
 
 
 def scan_folder(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sdtune.errors import DataError
-from sdtune.files import atomic_write
+from sdtune.files import atomic_write, free_bytes
 
 Row = dict[str, Tensor]
 """Named tensors of one entry, for example mean and logvar of a picture."""
@@ -148,7 +147,8 @@ class Shards:
             with atomic_write(path) as file:
                 file.write(data)
         except OSError as error:
-            reason = f"{(error.strerror or 'error').lower()}; {_space(self.folder, len(data))}"
+            space = f"{len(data) / 1e6:.1f} MB needed, {free_bytes(self.folder) / 1e6:.1f} MB free"
+            reason = f"{(error.strerror or 'error').lower()}; {space}"
             raise DataError(
                 f"{self.folder}: the cache cannot be written ({reason}); set data.cache to another folder"
             ) from None
@@ -243,9 +243,3 @@ def _sweep(folder: Path) -> None:
 def _remove(path: Path) -> None:
     with suppress(OSError):  # a folder that may not be changed: the next write says so
         path.unlink()
-
-
-def _space(folder: Path, needed: int) -> str:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return f"{needed / 1e6:.1f} MB needed, {shutil.disk_usage(folder).free / 1e6:.1f} MB free"
