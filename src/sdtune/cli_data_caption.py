@@ -220,6 +220,8 @@ def _write_captions_sheet(
     """All pictures of the folder with their captions, or those of a dry run."""
     from sdtune import captioners
     from sdtune.captioners.sheet import write_sheet
+    from sdtune.data.dataset import read_through
+    from sdtune.data.layouts import listed
 
     root = folder.expanduser()
     there = captioners.pairs(root, config)
@@ -227,8 +229,11 @@ def _write_captions_sheet(
         named = {captioners.name_of(image, root): (image, by) for image, _, by in there}
         there = [(named[name][0], captions, "sdtune") for name, captions in made.items() if name in named]
     page = _page_of(folder)
-    for done, total in write_sheet(there, root, page):
-        screen.doing("drawing the sheet", done, total)
+    unread = read_through(
+        write_sheet(there, root, page), lambda done, total: screen.doing("drawing the sheet", done, total)
+    )
     screen.done()
+    if unread:
+        screen.warn(f"not on the sheet, {len(unread)} could not be read: {listed(unread)}")
     screen.emit({"sheet": str(page)})
     screen.result(page, "sheet")

@@ -110,6 +110,17 @@ def test_captions_are_escaped_on_the_sheet(fast: list[object], tmp_path: Path) -
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;.png" in page
 
 
+def test_pictures_that_are_not_on_the_sheet_are_named(fast: list[object], tmp_path: Path) -> None:
+    folder = tiny.pictures(tmp_path / "p", ["a.png"])
+    (folder / "bad.png").write_bytes(b"\x89PNG")
+    for name in ("a", "bad"):
+        (folder / f"{name}.txt").write_text("mine\n", encoding="utf-8")
+    done = run(folder, *fast, "--sheet")
+    assert "not on the sheet, 1 could not be read: bad.png" in done.stdout
+    page = (tmp_path / "p-captions.html").read_text(encoding="utf-8")
+    assert "<p>1 picture; 1 could not be read: bad.png</p>" in page and page.count("<figure>") == 1
+
+
 @pytest.mark.parametrize(
     "arguments, code, said",
     [

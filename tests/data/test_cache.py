@@ -96,7 +96,7 @@ def test_latents_and_text_states_are_the_models_own(folder: Path, model: Model) 
     chosen = cache.caption_rows(rows(0, 1, 1, 3), torch.tensor([0.999, 0.49, 0.51, 0.0]))
     texts = ["a red apple", "a dog", "a photo of a dog", "a dog"]
     assert torch.allclose(cache.cond(chosen).states_BLD, model.encode_prompts(texts).states_BLD, atol=1e-5)
-    assert torch.allclose(cache.empty_cond.states_BLD, model.encode_prompts([""]).states_BLD, atol=1e-5)
+    assert torch.allclose(cache.cond(rows(0)).states_BLD, model.encode_prompts([""]).states_BLD, atol=1e-5)
 
 
 def test_the_second_time_nothing_is_encoded(folder: Path, model: Model) -> None:
@@ -402,7 +402,7 @@ def test_no_pictures_are_an_empty_cache(model: Model, tmp_path: Path) -> None:
     cache = Cache.open([], model, DataConfig(cache=str(tmp_path)), resolution=32)
     assert list(cache.fill())[-1] == ("captions", 1, 1)
     assert len(cache) == 0
-    assert len(cache.empty_cond) == 1
+    assert len(cache.cond(rows(0))) == 1
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

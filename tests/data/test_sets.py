@@ -352,7 +352,12 @@ def test_a_dry_run_verifies_nothing_and_says_so(folder: Path, tmp_path: Path) ->
 
 def test_what_is_missing_is_counted_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted_up, missing = list[int](), Cache.missing
-    monkeypatch.setattr(Cache, "missing", lambda cache: counted_up.append(1) or missing(cache))
+
+    def counting(cache: Cache) -> list[tuple[str, int, int]]:
+        counted_up.append(1)
+        return missing(cache)
+
+    monkeypatch.setattr(Cache, "missing", counting)
     monkeypatch.setattr("sdtune.encode.TOLD_BYTES", 0)
     assert any(note.startswith("to be encoded: ") for note in notes(told(run_config(folder, tmp_path))))
     assert len(counted_up) == 2, "training and validation"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
-from sdtune.data.layouts import shown
-from sdtune.data.thumbs import data_uri
+from sdtune.data.layouts import listed, plural, shown
+from sdtune.data.thumbs import data_uri, page
 from sdtune.errors import DataError
 from sdtune.files import is_ours, write_text
 
@@ -44,26 +42,27 @@ PAGE = (
 )
 
 
-def write_sheet(pairs: Sequence[tuple[Path, Sequence[str], str]], root: Path, path: Path) -> Iterator[tuple[int, int]]:
+def write_sheet(
+    pairs: Sequence[tuple[Path, Sequence[str], str]], root: Path, path: Path
+) -> Generator[tuple[int, int], None, list[str]]:
     """Write the page `path` of pictures, captions and who wrote them, yielding how many are done of how many.
 
-    Pictures that cannot be read are left out. Raises DataError for a file that is there and no such page.
+    Gives the names of pictures that cannot be read, which the page says, too. Raises DataError for a file that is there and no such page.
     """
     check_page(path)
     taken = pairs[:MOST]
-    cells = []
+    cells, unread = [], list[str]()
     for i, (image, captions, by) in enumerate(taken, 1):
+        name = shown(image.relative_to(root))
         try:
-            name = shown(image.relative_to(root))
             cells.append((name, data_uri(image, SIDE), list(captions), by, WRITTEN_BY[by]))
         except DataError:
-            pass
+            unread.append(name)
         yield i, len(taken)
-    note = f"{len(cells)} pictures" + (f", the first of {len(pairs)}" if len(pairs) > MOST else "")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    write_text(
-        path, environment.from_string(PAGE).render(title=shown(Path(root.resolve().name)), note=note, cells=cells)
-    )
+    note = plural(len(cells), "picture") + (f", the first of {len(pairs)}" if len(pairs) > MOST else "")
+    note += f"; {len(unread)} could not be read: {listed(unread)}" if unread else ""
+    write_text(path, page(PAGE, title=shown(Path(root.resolve().name)), note=note, cells=cells))
+    return unread
 
 
 def check_page(path: Path) -> None:

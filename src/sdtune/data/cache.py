@@ -186,11 +186,6 @@ class Cache:
             return cond
         return replace(cond, tokens_BEL=torch.stack([self._tokens(row) for row in rows_B.tolist()]))
 
-    @property
-    def empty_cond(self) -> Cond:
-        """The text states of the empty caption, one row."""
-        return self.cond(torch.zeros(1, dtype=torch.long))
-
     def has_word(self, word: str) -> bool:
         """Whether a caption holds `word`, in whatever case."""
         return word.lower() in bytes(self._index["text"].numpy()).decode("utf-8", "replace").lower()

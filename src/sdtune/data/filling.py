@@ -48,6 +48,8 @@ Progress = tuple[str, int, int]
 """What is encoded, how many are done, of how many."""
 E = TypeVar("E")
 T = TypeVar("T")
+Prepared = Iterator[tuple[list[str], list[T]]]
+"""Keys of a few entries, and what was prepared of each."""
 Encode = Callable[[Sequence[E], Sequence[T]], list[Row]]
 """Some entries, and what was prepared of them (in threads, ahead of the model) -> their rows."""
 
@@ -221,17 +223,16 @@ class Filling:
     def _captions(self) -> Generator[Progress, None, Tensor]:
         texts = {key_of("caption", text): text for text in self._plan.texts}
 
-        def encode(keys: Sequence[str], _: Sequence[None]) -> list[Row]:
-            cond = self._model.encode_prompts([texts[key] for key in keys] + [""] * (ENCODE_BATCH - len(keys)))
-            states = {name: tensor[: len(keys)].cpu() for name, tensor in cond.tensors().items()}
-            return [{name: self._kept(tensor[i]) for name, tensor in states.items()} for i in range(len(keys))]
+        def encode(_: Sequence[str], these: Sequence[str]) -> list[Row]:
+            cond = self._model.encode_prompts([*these, *[""] * (ENCODE_BATCH - len(these))])
+            states = {name: tensor[: len(these)].cpu() for name, tensor in cond.tensors().items()}
+            return [{name: self._kept(tensor[i]) for name, tensor in states.items()} for i in range(len(these))]
 
-        keys = list(texts)
-        done = _Done("captions", len(keys))
+        done = _Done("captions", len(texts))
         places = yield from self._complete(
-            done, self.shards["captions"], {key: key for key in keys}, lambda _: None, encode, ENCODE_BATCH
+            done, self.shards["captions"], texts, lambda chunks: _as_they_are(chunks, texts), encode, ENCODE_BATCH
         )
-        return torch.tensor([places[key] for key in keys])
+        return torch.tensor([places[key] for key in texts])
 
     # ---- how it is filled
 
@@ -239,14 +240,18 @@ class Filling:
         self, what: str, table: str, entries: Sequence[_Entry], prepare: Callable[[View], T], encode: Encode[_Entry, T]
     ) -> Generator[Progress, None, dict[str, int]]:
         """The place of each entry; those of one frame are encoded together."""
-        of_frame = _of_frame(entries)
+        of_frame, by_key = _of_frame(entries), {entry.key: entry for entry in entries}
+
+        def ahead(chunks: Sequence[list[str]]) -> Prepared[T]:
+            return _ahead(chunks, lambda key: prepare(by_key[key].view))
+
         done, places = _Done(what, sum(map(len, of_frame.values()))), dict[str, int]()
         for number, mine in of_frame.items():
             shards, size = (
                 self.shards[f"{table} {self._plan.frames[number]}"],
                 self._at_once(next(iter(mine.values())).view),
             )
-            places |= yield from self._complete(done, shards, mine, lambda entry: prepare(entry.view), encode, size)
+            places |= yield from self._complete(done, shards, mine, ahead, encode, size)
         return places
 
     def _complete(
@@ -254,7 +259,7 @@ class Filling:
         done: _Done,
         shards: Shards,
         entries: Mapping[str, E],
-        prepare: Callable[[E], T],
+        prepared: Callable[[Sequence[list[str]]], Prepared[T]],
         encode: Encode[E, T],
         size: int,
     ) -> Generator[Progress, None, dict[str, int]]:
@@ -273,9 +278,7 @@ class Filling:
                 return places
             chunks = [missing[at : at + size] for at in range(0, len(missing), size)]
             mine = chunks if again else chunks[distributed.rank() :: distributed.size()]
-            made = yield from self._encode(
-                done, shards, _ahead(mine, lambda key: prepare(entries[key])), entries, encode
-            )
+            made = yield from self._encode(done, shards, prepared(mine), entries, encode)
             if distributed.size() == 1:
                 return places | made
             counted = len(places) + len(made)
@@ -286,7 +289,7 @@ class Filling:
         self,
         done: _Done,
         shards: Shards,
-        prepared: Iterator[tuple[list[str], list[T]]],
+        prepared: Prepared[T],
         entries: Mapping[str, E],
         encode: Encode[E, T],
     ) -> Generator[Progress, None, dict[str, int]]:
@@ -374,7 +377,12 @@ def _hole_key(view: View, number: int) -> str:
     return key_of("hole", view.key, str(number))
 
 
-def _ahead(chunks: Sequence[list[str]], prepare: Callable[[str], T]) -> Iterator[tuple[list[str], list[T]]]:
+def _as_they_are(chunks: Sequence[list[str]], entries: Mapping[str, E]) -> Prepared[E]:
+    """Each chunk with its entries, which need no preparing."""
+    return ((chunk, [entries[key] for key in chunk]) for chunk in chunks)
+
+
+def _ahead(chunks: Sequence[list[str]], prepare: Callable[[str], T]) -> Prepared[T]:
     """Each chunk with what `prepare` makes of its keys; several threads prepare the next chunk meanwhile."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         begun = [pool.submit(prepare, key) for key in chunks[0]] if chunks else []
@@ -393,6 +401,6 @@ def _unchanged(path: Path, digest: str) -> bytes:
         data = archives.read_bytes(path)
     except OSError as error:
         raise DataError(f"{shown(path)}: {(error.strerror or 'cannot be read').lower()}") from None
-    if digest and hashlib.sha256(data).hexdigest() != digest:
+    if hashlib.sha256(data).hexdigest() != digest:
         raise DataError(f"{shown(path)}: changed while it was being read; start again")
     return data

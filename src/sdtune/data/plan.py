@@ -9,7 +9,6 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from sdtune.data import archives
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
 from sdtune.data.frames import Frame, Frames, resolutions
@@ -73,7 +72,7 @@ def plan(examples: Sequence[Example], config: DataConfig, *, usual: int, grid: i
         frames = list(dict.fromkeys(frame for frames in at if (frame := frames.of(example.size))))
         if not frames:
             left.append(shown(Path(example.image.name)))
-        digest = example.digest or hashlib.sha256(archives.read_bytes(example.image)).hexdigest()
+        digest = example.digest
         for frame in frames:
             boxes = crop_boxes(example.size, crop, config.crops, digest, frame)
             out.crops, number = len(boxes), numbers.setdefault(frame, len(numbers))

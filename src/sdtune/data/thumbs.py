@@ -1,4 +1,4 @@
-"""Small pictures inside a page: data URIs, so that nothing is loaded from anywhere. Imports no torch."""
+"""Pages that hold all that they show: small pictures as data URIs, so that nothing is loaded from anywhere. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import base64
 import io
 from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from sdtune.data.images import MAX_PIXELS, load_image
+
+
+def page(template: str, **values: object) -> str:
+    """A page's text. Strangers' words in `values` are escaped; a value that the template lacks is an error of ours."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(**values)
 
 
 def data_uri(path: Path, side: int, *, max_pixels: int = MAX_PIXELS) -> str:

@@ -8,11 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from sdtune.data.check.report import Bar, Report, Row
 from sdtune.data.layouts import Fault
 from sdtune.data.thumbs import data_uri
+from sdtune.data.thumbs import page as rendered
 from sdtune.errors import DataError
 from sdtune.files import is_ours, write_text
 
@@ -40,9 +39,7 @@ def write(report: Report, path: Path) -> Iterator[tuple[int, int]]:
     for done, row in enumerate(report.rows):
         yield done, len(report.rows)
         rows.append(_row(row, done, report))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_asset("check.html.j2")).render(**_view(report), rows=rows)
-    write_text(path, f"{MARK}\n{page}")
+    write_text(path, f"{MARK}\n{rendered(_asset('check.html.j2'), **_view(report), rows=rows)}")
 
 
 def check_file(path: Path) -> None:
