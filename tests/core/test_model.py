@@ -69,6 +69,13 @@ def test_the_fingerprint_follows_the_weights_that_the_cache_depends_on(
     assert Sd1(path=str(copy)).load().fingerprint != first
 
 
+def test_the_fingerprint_is_that_of_an_unused_tokenizer(folder: Path) -> None:
+    """A tokenizer keeps how it was told to cut and pad at its last call."""
+    fresh, used = Sd1(path=str(folder)).load(), Sd1(path=str(folder)).load()
+    used.tokenize(["a dog"])
+    assert used.text_fingerprint == fresh.text_fingerprint
+
+
 def test_the_fingerprint_follows_settings_too(folder: Path, copy: Path) -> None:
     file = copy / "vae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": 0.5}))

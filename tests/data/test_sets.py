@@ -304,6 +304,21 @@ def test_a_damaged_memory_is_no_memory(folder: Path, tmp_path: Path, harm: bytes
 
 
 @pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("where", ["a column", "the header"])
+def test_a_flipped_bit_in_an_index_is_noticed(folder: Path, tmp_path: Path, where: str) -> None:
+    """It would show another picture, or another caption with it."""
+    config = run_config(folder, tmp_path)
+    told(config)
+    (file,) = (tmp_path / "cache" / "sets").rglob("*-train.safetensors")
+    data = bytearray(file.read_bytes())
+    at = len(data) - 1 if where == "a column" else data.index(b'\\"crops\\":1') + 10
+    data[at] ^= 2
+    file.write_bytes(data)
+    assert counted(told(config))["pictures"] == (4, 4), "looked at again, and nothing had to be encoded"
+    assert not counted(told(config)), "and written anew"
+
+
+@pytest.mark.usefixtures("settled")
 def test_only_the_last_sets_are_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdtune.data.sets.KEPT", 2)
     made = [DataConfig(path=str(folder), cache=str(tmp_path / "cache"), caption_prefix=str(i)) for i in range(4)]

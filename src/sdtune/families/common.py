@@ -187,7 +187,7 @@ class LatentModel(Model):
     @cached_property
     def text_fingerprint(self) -> str:
         encoders: tuple[Any, ...] = self.text_encoders
-        words = [tokenizer.backend_tokenizer.to_str() for tokenizer in self.tokenizers]
+        words = [_words(tokenizer) for tokenizer in self.tokenizers]
         settings = [_settings(encoder.config.to_dict()) for encoder in encoders]
         return _fingerprint([*words, self.chunk_tokens, settings, *self._reading()], encoders)
 
@@ -202,6 +202,12 @@ class LatentModel(Model):
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a part's settings its output depends on."""
     return {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
+
+
+def _words(tokenizer: Any) -> str:
+    """A tokenizer's own text of itself, without how its last call cut and padded."""
+    rules = {**json.loads(tokenizer.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+    return json.dumps(rules, separators=(",", ":"), ensure_ascii=False)
 
 
 def _fingerprint(said: Sequence[Any], parts: Sequence[nn.Module]) -> str:
