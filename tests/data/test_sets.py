@@ -303,6 +303,9 @@ def test_a_damaged_memory_is_no_memory(folder: Path, tmp_path: Path, harm: bytes
     assert counted(told(config))["pictures"] == (4, 4)
 
 
+CROPS = b'\\"crops\\": 1'
+
+
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("where", ["a column", "the header"])
 def test_a_flipped_bit_in_an_index_is_noticed(folder: Path, tmp_path: Path, where: str) -> None:
@@ -311,7 +314,7 @@ def test_a_flipped_bit_in_an_index_is_noticed(folder: Path, tmp_path: Path, wher
     told(config)
     (file,) = (tmp_path / "cache" / "sets").rglob("*-train.safetensors")
     data = bytearray(file.read_bytes())
-    at = len(data) - 1 if where == "a column" else data.index(b'\\"crops\\":1') + 10
+    at = len(data) - 1 if where == "a column" else data.index(CROPS) + len(CROPS) - 1
     data[at] ^= 2
     file.write_bytes(data)
     assert counted(told(config))["pictures"] == (4, 4), "looked at again, and nothing had to be encoded"
