@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdtune import console, events
-from sdtune.cli_shared import Options, interrupts, options_of, tell
+from sdtune.cli_shared import Options, interrupts, options_of, show_downloads, tell
 
 if TYPE_CHECKING:
     from sdtune.captioners import CaptionConfig, Event
@@ -144,8 +143,7 @@ def _caption(folder: Path, config: CaptionConfig, screen: Screen, options: Optio
 
     made: dict[str, tuple[str, ...]] = {}
     finished, writes = False, not config.dry_run
-    if config.model.download:
-        os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
+    show_downloads(config.model.download)
     with interrupts(lambda: screen.stopping("the batch ends" + " and is written" * writes)) as caught:
         begun = captioners.caption(folder, config)
         try:

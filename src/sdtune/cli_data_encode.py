@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdtune import console, events
-from sdtune.cli_shared import Options, interrupts, options_of, tell
+from sdtune.cli_shared import Options, interrupts, on_devices, options_of, show_downloads, tell
 
 if TYPE_CHECKING:
     from sdtune.config import RunConfig
@@ -51,10 +49,8 @@ def encode(
 
     options = options_of(ctx)
     config = configs.load(recipe, overrides or ())
-    if devices > 1 and "WORLD_SIZE" not in os.environ:
-        from sdtune import distributed
-
-        raise typer.Exit(distributed.launch(devices, shlex.split(options.command)[1:]))
+    on_devices(devices, options)
+    show_downloads(config.model.download, config.data.download)
     with options.screen() as screen:
         _encode(config, screen, options, verify=verify, dry_run=dry_run)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdtune import console, events
-from sdtune.cli_shared import Options, interrupts, options_of, tell
+from sdtune.cli_shared import Options, interrupts, options_of, show_downloads, tell
 from sdtune.errors import ConfigError, SdtuneError
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def _config(
     """The data part of a recipe that says the same. Raises ConfigError."""
     from sdtune import config as configs
 
+    show_downloads(download)
     given: dict[str, object] = {"path": source, "layout": layout, "caption_column": column, "roots": root or []}
     if mask_path:
         given |= {"mask": "files", "mask_path": mask_path}

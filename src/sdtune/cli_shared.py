@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +47,20 @@ class Options:
 def options_of(ctx: typer.Context) -> Options:
     assert isinstance(ctx.obj, Options)
     return ctx.obj
+
+
+def on_devices(devices: int, options: Options) -> None:
+    """Run this command in as many processes, and end as they end; in one of them, and where one is all, go on."""
+    if devices > 1 and "WORLD_SIZE" not in os.environ:
+        from sdtune import distributed
+
+        raise typer.Exit(distributed.launch(devices, shlex.split(options.command)[1:]))
+
+
+def show_downloads(*wanted: bool) -> None:
+    """Let the Hub's progress bars be seen if anything may be fetched; before the first import of its library."""
+    if any(wanted):
+        os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
 
 
 @contextmanager

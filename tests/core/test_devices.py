@@ -68,6 +68,26 @@ def test_threads_are_as_asked_else_as_the_environment_says_else_the_cores(monkey
     assert set_up_cpu(None) == max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
+@pytest.mark.parametrize(("refused", "kept"), [((), True), (((-3, 2**30),), True), (((-3, 2**30), (-3, 2**25)), False)])
+def test_all_that_malloc_can_be_told_is_told(
+    refused: tuple[tuple[int, int], ...], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A C library that takes no threshold of a GiB, as older glibc does not, stands in here: 2**25 is the most it takes."""
+    told = list[tuple[int, int]]()
+
+    class Library:
+        def __init__(self, name: None) -> None: ...
+
+        def mallopt(self, key: int, value: int) -> int:
+            told.append((key, value))
+            return (key, value) not in refused
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert devices.keep_freed_memory() == kept
+    assert told == [(-3, 2**30), *[(-3, 2**25)] * bool(refused), (-1, 2**30), (-2, 2**26)]
+
+
 FAULTS = """
 import resource, sys, torch
 from sdtune.devices import keep_freed_memory

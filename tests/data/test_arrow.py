@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +350,19 @@ def test_nothing_is_downloaded_unless_asked(cache: Path, monkeypatch: pytest.Mon
         with pytest.raises(DataError, match="no network here"):
             locate("hf:owner/name", download=download)
     assert [(o["download"], o["kind"]) for o in asked] == [(False, "dataset"), (True, "dataset")]
+
+
+def test_of_many_threads_one_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open an Arrow file is to check all of it."""
+    path = sets.save_to_disk(tmp_path / "set", plain(4), PLAIN) / "data-00000-of-00001.arrow"
+    opened, begin = list[Path](), rows._Arrow.__init__
+
+    def slowly(self: Any, path: Path) -> None:
+        opened.append(path)
+        time.sleep(0.05)
+        begin(self, path)
+
+    monkeypatch.setattr(rows._Arrow, "__init__", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda i: rows.read_bytes(path, f"{i % 4}.png"), range(16)))
+    assert opened == [path] and read[:4] == read[4:8] and len(set(read)) == 4

@@ -47,7 +47,6 @@ from sdtune.data.collect.sources import (
     UrlList,
     plain,
 )
-from sdtune.data.images import load_image
 from sdtune.data.readers import read
 from sdtune.errors import ConfigError, DataError
 
@@ -987,13 +986,13 @@ def test_what_pictures_look_like_is_seen_once(server: Server, tmp_path: Path, mo
     """Of one's own pictures, and not before it is needed."""
     (tmp_path / "mine.png").write_bytes(scene(0, size=(192, 128)))
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "mine.png", "text": "mine"}\n')
-    seen: list[Path] = []
+    seen, check, mine = list[int](), images.check, (tmp_path / "mine.png").read_bytes()
 
-    def seeing(path: Path, **options: Any) -> Image.Image:
-        seen.append(path)
-        return load_image(path, **options)
+    def seeing(data: bytes, **options: Any) -> images.Checked:
+        seen.extend([1] * (data == mine))
+        return check(data, **options)
 
-    monkeypatch.setattr(images, "load_image", seeing)
+    monkeypatch.setattr(images, "check", seeing)
     found = listed(server, 2)
     assert whats(list(preview(Wish("a"), [Listed(found)], tmp_path))) == ["kept", "kept"]
     assert not (tmp_path / JOURNAL).exists()
@@ -1001,7 +1000,7 @@ def test_what_pictures_look_like_is_seen_once(server: Server, tmp_path: Path, mo
     for _ in range(2):
         outcomes = filled(tmp_path, [Listed(found)], retry=True)
         assert whats(outcomes) == ["left", "there"] and outcomes[0].why == "looks like mine.png"
-    assert seen == [tmp_path / "mine.png"]
+    assert seen == [1]
 
 
 def test_rows_come_soon_and_credits_at_the_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

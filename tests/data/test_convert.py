@@ -69,6 +69,21 @@ def mask(path: Path) -> None:
     tiny.picture(77).convert("L").save(path)
 
 
+@pytest.mark.parametrize("command", ["convert", "split", "encode"])
+def test_a_download_is_seen(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bars of the Hub's library are hidden unless something is to be fetched."""
+    hidden = []
+    for download in (False, True):
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        arguments = ["hf:nobody/nothing", tmp_path / "out", *["--download"] * download]
+        if command == "encode":
+            (tmp_path / "recipe.toml").touch()
+            arguments = [tmp_path / "recipe.toml", "data.path=hf:nobody/nothing", f"data.download={download}".lower()]
+        assert "nobody/nothing: " in run(*arguments, command=command).err
+        hidden.append("HF_HUB_DISABLE_PROGRESS_BARS" in os.environ)
+    assert hidden == [True, False]
+
+
 # ---- one folder of each layout
 
 

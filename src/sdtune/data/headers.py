@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from sdtune.data import archives
-from sdtune.data.images import FORMATS, QUIET, orientation_of
+from sdtune.data.images import FORMATS, QUIET, kind_of, orientation_of
 
 HEAD = 4096
 """Bytes that are read at once: the whole header of nearly every file."""
@@ -68,27 +68,31 @@ def header(path: Path) -> Header | None:
 
 
 def _header(at: At, head: bytes, length: int, path: Path) -> Header | None:
+    if not (kind := kind_of(head)):
+        return None
     try:
-        if head.startswith(b"\xff\xd8\xff"):
-            found = "JPEG", *_jpeg(at)
-        elif head.startswith(b"\x89PNG\r\n\x1a\n"):
-            found = "PNG", *_png(at, length)
-        elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            found = "WEBP", *_webp(at, head)
-        elif head.startswith((b"GIF87a", b"GIF89a")):
-            found = "GIF", *_gif(head)
-        elif head.startswith(b"BM"):
-            found = "BMP", *_bmp(head)
-        elif head.startswith((b"II", b"MM")):
-            raise _Unclear
-        else:
-            return None
+        width, height, orientation = _read(kind, at, head, length)
     except (_Unclear, struct.error, IndexError):
         return _by_pillow(path)
-    kind, width, height, orientation = found
     if not (width and height):
         return _by_pillow(path)
     return Header(kind, (height, width) if orientation in _ON_ITS_SIDE else (width, height))
+
+
+def _read(kind: str, at: At, head: bytes, length: int) -> tuple[int, int, int]:
+    """Width, height and orientation as a format has them."""
+    match kind:
+        case "JPEG":
+            return _jpeg(at)
+        case "PNG":
+            return _png(at, length)
+        case "WEBP":
+            return _webp(at, head)
+        case "GIF":
+            return _gif(head)
+        case "BMP":
+            return _bmp(head)
+    raise _Unclear
 
 
 def _by_pillow(path: Path) -> Header | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,9 +24,20 @@ from sdtune.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+KINDS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+}  # fmt: skip
+"""Formats, and the suffixes of their files, the usual one first."""
+FORMATS = tuple(KINDS)
 """What is opened, whatever the file is called. Few, common, and well tested: each decoder is a door for strangers."""
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
+SUFFIXES = frozenset(suffix for suffixes in KINDS.values() for suffix in suffixes)
+_BEGINNINGS = {
+    "JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF....WEBP", "GIF": b"GIF8[79]a", "TIFF": b"II|MM", "BMP": b"BM",
+}  # fmt: skip
+_BEGINS = re.compile(
+    b"|".join(b"(?P<%s>%s)" % (kind.encode(), start) for kind, start in _BEGINNINGS.items()), re.DOTALL
+)
 FOREIGN_SUFFIXES = frozenset(
     f".{kind}"
     for kind in (
@@ -52,10 +64,6 @@ FOREIGN_SUFFIXES = frozenset(
     )
 )
 """Pictures too, but not opened: said aloud instead of passed over."""
-_NAMED: dict[str, str] = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF",
-    ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
-}  # fmt: skip
 
 Crop = Literal["center", "random", "squash", "pad"]
 Box = tuple[int, int, int, int]
@@ -139,8 +147,15 @@ def check(data: bytes, *, background: str = "white", max_pixels: int = MAX_PIXEL
 
 def mislabelled(name: str, kind: str) -> str:
     """What is wrong with a file's name, its content being of the format `kind`; "" if nothing is."""
-    wanted = _NAMED.get(Path(name).suffix.lower(), kind)
-    return f"{kind}, which the name does not say" if kind and wanted != kind else ""
+    suffix = Path(name).suffix.lower()
+    wrong = kind and suffix in SUFFIXES and suffix not in KINDS[kind]
+    return f"{kind}, which the name does not say" if wrong else ""
+
+
+def kind_of(start: bytes) -> str:
+    """The format of a file by its first twelve bytes, one of `FORMATS`; "" for none of them."""
+    match = _BEGINS.match(start)
+    return str(match.lastgroup) if match else ""
 
 
 def read_mask(data: bytes, *, opacity: bool = False, max_pixels: int = MAX_PIXELS) -> Pixels:

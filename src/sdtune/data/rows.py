@@ -1,7 +1,8 @@
 """Pictures in the rows of Arrow and Parquet files, called by a path through the file: data.arrow/000123.png. Imports no torch.
 
 Such a name is the number of the row, from 0; a column other than the file's own for pictures stands before it: data.arrow/mask/000123.
-Arrow files are mapped into memory, of Parquet files one row group is read at a time: no file is ever in memory as a whole.
+Arrow files are mapped into memory, of Parquet files one row group is read at a time: no file is ever in memory as a whole, but a
+compressed Arrow file (`datasets` writes none), whose columns are unpacked when it is opened.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def table(path: Path) -> Table:
     """Raises DataError without a name: pyarrow is missing, or the file is damaged."""
     try:
         stat = path.stat()
-        return _open(path, stat.st_mtime_ns, stat.st_size)
+        with _opening:  # to open is to check the whole file: of several threads the first does it
+            return _open(path, stat.st_mtime_ns, stat.st_size)
     except ImportError:
         raise DataError(NEEDED) from None
     except _errors() as error:
@@ -147,6 +149,9 @@ def _line(error: BaseException) -> str:
 
 
 # ---- files
+
+
+_opening = Lock()
 
 
 @lru_cache(maxsize=256)

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from sdtune.data import archives, layouts, masks
-from sdtune.data.images import SUFFIXES
+from sdtune.data.images import KINDS, SUFFIXES, kind_of
 from sdtune.data.layouts import Entry, is_text, shown
 from sdtune.errors import DataError
 from sdtune.files import atomic_write, write_json
@@ -37,15 +37,6 @@ BEGUN = ".sdtune-begun.json"
 METADATA = "metadata.jsonl"
 MASKS = "masks"
 MB = 2**20
-_STARTS = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG": ".png",
-    b"GIF8": ".gif",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-}
-"""How files of the formats that are read begin: a name for pictures that have none."""
 _NO_NAME = re.compile(r'[\x00-\x1f\x7f<>:"\\|?*%\ud800-\udfff]')
 """Characters that some file system refuses, or that are read as something else in a name."""
 
@@ -144,9 +135,7 @@ def suffix_of(path: Path, data: bytes) -> str:
     """The suffix of a picture's name if it is one that readers know, else what its first bytes say."""
     if path.suffix.lower() in SUFFIXES:
         return path.suffix
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ".webp"
-    return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), ".png")
+    return KINDS[kind_of(data) or "PNG"][0]
 
 
 # ---- the folder as a whole

@@ -216,8 +216,8 @@ class Folder:
         """Of a picture that came here in another way: from its file, once."""
         if name not in self._likeness:
             try:
-                self._likeness[name] = likeness.dhash(images.load_image(self.path / name))
-            except DataError:
+                self._likeness[name] = images.check((self.path / name).read_bytes()).look
+            except (DataError, OSError):
                 return 0
             self._note({"seen": name, "likeness": f"{self._likeness[name]:016x}"})
         return self._likeness[name]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-from PIL import Image
 
 from sdtune.data import images, likeness
 from sdtune.data.collect.fetch import Client, FetchError, Halted
@@ -18,9 +15,6 @@ from sdtune.data.collect.sources import Found, Source
 from sdtune.errors import ConfigError, DataError
 from sdtune.happened import Happened
 
-SUFFIXES = {
-    "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp",
-}  # fmt: skip
 MB = 2**20
 MAX_PIXELS = 89_000_000
 """More is no picture to train on, and a burden to decode."""
@@ -192,12 +186,10 @@ def _fetch(found: Found, wish: Wish, folder: Folder, client: Client, done: int) 
 def look(data: bytes) -> tuple[str, tuple[int, int], int]:
     """Suffix, upright size and likeness of a picture that can be read to its end. Raises DataError."""
     try:
-        image = images.decode(data, max_pixels=MAX_PIXELS)
+        seen = images.check(data, max_pixels=MAX_PIXELS)
     except DataError as error:
         raise DataError(str(error).partition(";")[0]) from None  # the rest is for those whose file it is
-    with Image.open(io.BytesIO(data), formats=images.FORMATS) as im:
-        suffix = SUFFIXES[im.format or ""]
-    return suffix, image.size, likeness.dhash(image)
+    return images.KINDS[seen.format][0], seen.size, seen.look
 
 
 def _too_small(size: tuple[int, int], least: int) -> str:
