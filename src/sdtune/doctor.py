@@ -250,14 +250,15 @@ def _recipe(recipe: str, overrides: tuple[str, ...]) -> Iterator[Check]:
             yield Check("recipe", "fail", line, "`sdtune keys` lists all keys")
         return
     yield Check("recipe", "ok", f"{recipe}: {config.method.type} on {config.model.path}, {config.train.steps} steps")
-    captions: list[str] = []
-    yield from _pictures(config, captions)
-    yield from _model(config, captions)
+    long: dict[str, list[str]] = {}
+    yield from _pictures(config, long)
+    yield from _model(config, long)
 
 
-def _pictures(config: RunConfig, captions: list[str]) -> Iterator[Check]:
-    """Checks the data, and puts their captions into `captions`."""
+def _pictures(config: RunConfig, long: dict[str, list[str]]) -> Iterator[Check]:
+    """Checks the data, and puts into `long` what is said of captions that are cut off, with the captions of these pictures."""
     try:
+        from sdtune.data.check.findings import told
         from sdtune.pictures import scan
 
         splits = scan(config)
@@ -265,10 +266,13 @@ def _pictures(config: RunConfig, captions: list[str]) -> Iterator[Check]:
         for line in str(error).splitlines():
             yield Check("pictures", "fail", line)
         return
-    captions += [text for example in (*splits.train, *splits.validation) for text in example.captions]
+    cut = [fault for fault in splits.warned if fault.kind == "long_caption"]
+    theirs = {path for fault in cut for path in fault.pictures}
+    captions = [text for e in (*splits.train, *splits.validation) if e.image in theirs for text in e.captions]
+    long |= {said: captions for said in told(cut)}  # noqa: C420 (one list for all of them)
     train, held_out = len(splits.train), len(splits.validation)
     yield Check("pictures", "ok", f"{train} to train on, {held_out} held out ({config.data.label})")
-    for note in splits.notes:
+    for note in (note for note in splits.notes if note not in long):
         yield Check("pictures", "note", note)
     if held_out < 20:
         yield Check(
@@ -277,7 +281,10 @@ def _pictures(config: RunConfig, captions: list[str]) -> Iterator[Check]:
         )  # fmt: skip
 
 
-def _model(config: RunConfig, captions: list[str]) -> Iterator[Check]:
+CUT_OFF = "what is beyond is not learned: put the important words first"
+
+
+def _model(config: RunConfig, long: dict[str, list[str]]) -> Iterator[Check]:
     import time
 
     from sdtune import devices
@@ -290,14 +297,13 @@ def _model(config: RunConfig, captions: list[str]) -> Iterator[Check]:
         trained = sum(p.numel() for p in config.method.attach(model, seed=config.train.seed).values())
     except SdtuneError as error:
         yield Check("model", "fail", str(error))
+        yield from (Check("captions", "warn", said, CUT_OFF) for said in long)
         return
     precision = str(dtype).removeprefix("torch.")
     where = f"{device}, {precision}, loaded in {duration(time.monotonic() - began)}"
     yield Check("model", "ok", f"{model.source}: {config.method.type} trains {count(trained)} parameters; {where}")
-    if long := [n for n in (model.token_counts(captions) if captions else ()) if n > model.max_tokens]:
+    for said, captions in long.items():
         yield Check(
-            "captions", "warn",
-            f"{len(long)} of {len(captions)} are longer than the {model.max_tokens} tokens that the text encoder reads (up to {max(long)})",
-            "what is beyond is not learned: put the important words first"
-            + (f", or set data.caption_chunks={model.chunks_for(captions)}" if model.chunkable else ", or shorten them"),
+            "captions", "warn", said,
+            CUT_OFF + (f", or set data.caption_chunks={model.chunks_for(captions)}" if model.chunkable else ", or shorten them"),
         )  # fmt: skip

@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from sdtune.errors import ModelError
+from sdtune.families import settings
 from sdtune.families.sd1 import Sd1
 from tests import tiny
 
@@ -67,6 +68,15 @@ def test_the_fingerprint_follows_the_weights_that_the_cache_depends_on(
     weights[name or next(n for n in weights if n.endswith("final_layer_norm.bias"))] += 1e-3
     save_file(weights, copy / part / file, {"format": "pt"})
     assert Sd1(path=str(copy)).load().fingerprint != first
+
+
+def test_counted_with_and_without_weights_is_the_same(folder: Path) -> None:
+    """The scan before training counts by the settings alone."""
+    model, texts = Sd1(path=str(folder)).load(), ["", "a dog", "a dog " * 20]
+    for chunks in (1, 3):
+        model.chunks, words = chunks, settings.words(folder, chunks)
+        assert words.token_counts(texts) == model.token_counts(texts) == [2, 4, 42]
+        assert words.max_tokens == model.max_tokens == 14 * chunks + 2
 
 
 def test_the_fingerprint_is_that_of_an_unused_tokenizer(folder: Path) -> None:

@@ -226,12 +226,15 @@ def test_doctor_names_what_is_wrong(place: Place, monkeypatch: pytest.MonkeyPatc
 
 def test_doctor_counts_captions_that_are_cut(place: Place, tmp_path: Path) -> None:
     data = tiny.imagefolder(tmp_path / "data", ["a dog", "a cat", "a dog " * 20])
-    found = [
-        c
-        for c in doctor.checks(str(place.recipe), (f"data.path={data}", "data.validation_share=0"))
-        if c.name == "captions"
-    ]
-    assert [c.detail for c in found] == ["1 of 3 are longer than the 16 tokens that the text encoder reads (up to 42)"]
+    found = list(doctor.checks(str(place.recipe), (f"data.path={data}", "data.validation_share=0")))
+    (said,) = [c for c in found if "tokens that the text encoder reads" in c.detail]
+    assert (said.name, said.status) == ("captions", "warn")
+    assert said.detail.startswith(
+        "1 picture with a caption of more than the 16 tokens that the text encoder reads: 002.png"
+    )
+    assert said.remedy.endswith("or set data.caption_chunks=3"), "(42 - 2) / 14"
+    ignored = ("data.on.long_caption=ignore", f"data.path={data}", "data.validation_share=0")
+    assert not [c for c in doctor.checks(str(place.recipe), ignored) if c.name == "captions"]
 
 
 def test_doctor_outlives_a_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,8 @@ class Splits:
     validation: list[Example]
     notes: list[str]
     """What was recognised, left out or changed: for the user to read."""
+    warned: list[Fault] = field(default_factory=list)
+    """The findings among them that are let pass."""
 
 
 Progress = Callable[[int, int], object]
@@ -172,7 +174,8 @@ def scanning(config: DataConfig, *, seed: int = 0, fit: Fit | None = None) -> Re
         raise DataError("\n".join([f"{config.label}: no picture is left to train on", *notes]))
     if not found.validation:
         notes.append("no validation pictures: no validation loss, and nothing held out to compare with")
-    return Splits(found.train, found.validation, notes)
+    warned = [fault for fault, what, _ in found.decided() if what == "warn"]
+    return Splits(found.train, found.validation, notes, warned)
 
 
 def survey(

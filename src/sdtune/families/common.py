@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdtune.errors import ModelError
 from sdtune.families import chunks as in_chunks
+from sdtune.families import settings
 from sdtune.families.attention import suit_to_cpu
 from sdtune.families.loading import Loaded, Parts, alphas_cumprod, load_parts, prediction
 from sdtune.families.places import Source, UnetSource
@@ -137,7 +138,7 @@ class LatentModel(Model):
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         tokenizers, texts = self._reader(prompts)
         with _TOKENIZERS:
-            return [len(ids) for ids in tokenizers[0](texts, truncation=False, verbose=False).input_ids]
+            return settings.token_counts(tokenizers[0], texts)
 
     def _reader(self, prompts: Sequence[str]) -> tuple[tuple[Any, ...], list[str]]:
         """The tokenizers, and `prompts` as they read them: with the words that a method has taught them."""
@@ -147,13 +148,13 @@ class LatentModel(Model):
 
     @property
     def max_tokens(self) -> int:
-        return (self.chunk_tokens - 2) * self.chunks + 2
+        return settings.read_in_chunks(self.chunk_tokens, self.chunks)
 
     @property
     def chunk_tokens(self) -> int:
         """Tokens that the first text encoder reads at once, start and end marks included."""
         encoder: Any = self.text_encoders[0]
-        return int(min(self.tokenizers[0].model_max_length, encoder.config.max_position_embeddings))
+        return settings.read_at_once(self.tokenizers[0], encoder.config.max_position_embeddings)
 
     @abstractmethod
     def read_tokens(self, tokens_BEL: Tensor) -> Cond:
@@ -188,8 +189,8 @@ class LatentModel(Model):
     def text_fingerprint(self) -> str:
         encoders: tuple[Any, ...] = self.text_encoders
         words = [_words(tokenizer) for tokenizer in self.tokenizers]
-        settings = [_settings(encoder.config.to_dict()) for encoder in encoders]
-        return _fingerprint([*words, self.chunk_tokens, settings, *self._reading()], encoders)
+        said = [_settings(encoder.config.to_dict()) for encoder in encoders]
+        return _fingerprint([*words, self.chunk_tokens, said, *self._reading()], encoders)
 
     def _reading(self) -> tuple[Any, ...]:
         """What else `encode_prompts` depends on."""

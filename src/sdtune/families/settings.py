@@ -23,7 +23,23 @@ class Words:
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each text, start and end marks included."""
-        return [len(ids) for ids in self.tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
+        return token_counts(self.tokenizer, prompts)
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, start and end marks included, before anything is cut."""
+    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False).input_ids]
+
+
+def read_at_once(tokenizer: Any, places: object) -> int:
+    """Tokens that a text encoder with so many `places` reads at once, marks included; no number where its settings do not say."""
+    most = int(tokenizer.model_max_length)
+    return min(most, places) if isinstance(places, int) else most
+
+
+def read_in_chunks(at_once: int, chunks: int) -> int:
+    """The same of several chunks, each with marks of its own, of which two count."""
+    return (at_once - 2) * chunks + 2
 
 
 def folder_of(source: Source) -> Path:
@@ -52,9 +68,7 @@ def words(folder: Path, chunks: int = 1) -> Words:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: tokenizer: {str(error).strip().splitlines()[0]}") from error
     places = json_of(folder / "text_encoder" / "config.json").get("max_position_embeddings")
-    most = int(tokenizer.model_max_length)
-    at_once = min(most, places) if isinstance(places, int) else most
-    return Words(tokenizer, (at_once - 2) * chunks + 2)
+    return Words(tokenizer, read_in_chunks(read_at_once(tokenizer, places), chunks))
 
 
 def resolution(folder: Path) -> int | None:
