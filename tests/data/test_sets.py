@@ -223,7 +223,7 @@ def test_warnings_are_quiet_in_all_threads(tmp_path: Path) -> None:
 
 def run_config(folder: Path, tmp_path: Path, *overrides: str) -> RunConfig:
     model = tmp_path / "model"
-    if not model.exists():
+    if not model.exists() and not any("model.path" in override for override in overrides):
         tiny.sd1_folder(model)
     own = [f"model.path='{model}'", f"data.path='{folder}'", f"data.cache='{tmp_path / 'cache'}'", "data.resolution=32"]
     return configs.load(None, [*own, "data.validation_share=0.2", *overrides])
