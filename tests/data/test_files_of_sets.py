@@ -12,9 +12,9 @@ from sdtune.events import Encoded
 from tests import tiny
 from tests.data.test_dataset import put
 from tests.data.test_readers import png, tar
-from tests.data.test_sets import counted, run_config, settled, told
+from tests.data.test_sets import counted, run_config, told
+from tests.data.test_sets import settled as settled  # a fixture, which pytest finds by its name
 
-assert settled
 Said = dict[str, str]
 SAID = {"0": "a dog", "1": "a cat", "2": "the sun"}
 

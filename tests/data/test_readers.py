@@ -151,8 +151,40 @@ def test_what_kohya_leaves_alone_is_told(tmp_path: Path) -> None:
     splits = scan(tmp_path, layout="kohya")
     assert sorted(captions(splits)) == ["a.png", "b.png", "c.png"]
     assert has(splits.notes, "1 picture beside the folders 10_name/, left alone as kohya's scripts do: loose.png")
-    assert has(splits.notes, "no number of repeats before the first _, left alone as kohya's scripts do: reg/, x_y/")
-    assert has(splits.notes, f"reg/ may hold class pictures: data.class_path={tmp_path / 'reg'} would use them")
+    assert has(
+        splits.notes,
+        "no number of repeats before the first _, left alone as kohya's scripts do: reg/, x_y/ (2 pictures)",
+    )
+    assert has(splits.notes, f"reg/ may hold class pictures: data.class_path={tmp_path / 'reg'} with data.class_prompt")
+    assert scan(tmp_path).notes == splits.notes, "and it is recognised as kohya's all the same"
+
+
+def test_what_kohya_would_leave_alone_is_not_most_of_a_folder(tmp_path: Path) -> None:
+    for i in range(4):
+        pair(kohya(tmp_path) / "dogs" / f"{i}.png", "a dog", 10 + i)
+    assert faults(tmp_path) == [
+        f"{tmp_path.name}: 4 pictures in no folder 10_name/ (dogs/), 3 in such; name the folders so, or set "
+        'data.layout="kohya" to leave the others alone, "sidecar" to read all alike'
+    ]
+    assert (
+        len(scan(tmp_path, layout="kohya").train) == 3
+        and len(scan(tmp_path, layout="sidecar", caption_prefix="x").train) == 7
+    )
+
+
+def test_a_project_of_kohya_ss(tmp_path: Path) -> None:
+    """Its pictures in img/; those in model/sample/ are what was drawn."""
+    kohya(tmp_path / "img")
+    for i in range(3):
+        put(tmp_path / "reg" / "1_dog" / f"{i}.png", 10 + i)
+    put(tmp_path / "model" / "sample" / "x.png", 20)
+    (tmp_path / "log").mkdir()
+    splits = scan(tmp_path)
+    assert captions(splits) == {"a.png": ("sks dog",), "b.png": ("sks dog on grass",), "c.png": ("a cat",)}
+    assert repeats(splits) == {"a.png": 10, "b.png": 10, "c.png": 2}
+    assert splits.notes[0].startswith("kohya's folders (repeats_name) in img/: 3 pictures: ")
+    assert has(splits.notes, "left alone as kohya's scripts do: model/, reg/ (4 pictures)")
+    assert has(splits.notes, f"data.class_path={tmp_path / 'reg'} with data.class_prompt")
 
 
 @pytest.mark.parametrize(

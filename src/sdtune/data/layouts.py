@@ -85,6 +85,8 @@ class Folder:
     """The one file in it that was named instead of the folder."""
     rows: bool = False
     """Whether the other columns of metadata are wanted, too."""
+    named: bool = False
+    """Whether the user said which layout it is."""
 
     @cached_property
     def files(self) -> list[Path]:

@@ -56,7 +56,7 @@ def read(
             return [p for p in files if not p.is_relative_to(inside)]
         return files
 
-    folder = Folder(root, listing, column, tuple(roots), masked, file, rows)
+    folder = Folder(root, listing, column, tuple(roots), masked, file, rows, layout != "auto")
     if layout == "auto":
         reader = next((r for r in READERS if r.recognises(folder)), None)
     else:
