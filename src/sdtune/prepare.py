@@ -13,6 +13,7 @@ from torch import nn
 from sdtune import config as configs
 from sdtune import distributed
 from sdtune.config import RunConfig
+from sdtune.data import owed
 from sdtune.data.batch import Batch, validation_batches
 from sdtune.data.cache import Cache
 from sdtune.data.record import changes
@@ -20,7 +21,7 @@ from sdtune.data.sets import KnownSet
 from sdtune.ema import Ema
 from sdtune.encode import encoded, look
 from sdtune.environment import environment
-from sdtune.errors import ConfigError, RunError
+from sdtune.errors import ConfigError, RunError, SdtuneError
 from sdtune.events import Encoding, Event, Finished, Noted, Started, Warned
 from sdtune.files import as_json
 from sdtune.memory import Swap, compute_again
@@ -137,6 +138,19 @@ def _note_changed_pictures(known: KnownSet, run: Run, step: int) -> Iterator[Eve
         message = f"the pictures have changed since this run began; from here on it goes by the new ones: {text}"
         yield run.logged(Warned(message, step))
     run.write(run.data_file, now)
+
+
+def credit_page(config: RunConfig, run: Run) -> Generator[Event, None, dict[str, str]]:
+    """The page of whom the pictures are owed to, by its name, if anything is known of that."""
+    if run.muted or not run.data_file.exists():
+        return {}
+    try:
+        names = json.loads(run.data_file.read_text(encoding="utf-8"))["train"]
+        text = owed.page(config.data, names, config.name)
+    except (SdtuneError, OSError) as error:  # the pictures may be gone by now, which is no reason to lose the weights
+        yield Warned(f"no {owed.CREDITS} beside the result: {str(error).splitlines()[0]}")
+        return {}
+    return {owed.CREDITS: text} if text else {}
 
 
 HARMLESS = {

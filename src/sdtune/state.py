@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from sdtune.config import RunConfig
 from sdtune.ema import Ema
 from sdtune.errors import RunError
 from sdtune.events import Event, Warned
+from sdtune.files import write_text
 from sdtune.model import Model
 from sdtune.runs import Run
 from sdtune.scaling import LossScale
@@ -119,8 +120,8 @@ def resume(state: State, found: Checkpoint) -> None:
     state.best_loss = math.inf if found.state["best_loss"] is None else found.state["best_loss"]
 
 
-def write_final(state: State, config: RunConfig, run: Run) -> Path:
-    """The finished adapter or model under `final/`, written beside and renamed."""
+def write_final(state: State, config: RunConfig, run: Run, more: Mapping[str, str] | None = None) -> Path:
+    """The finished adapter or model under `final/`, written beside and renamed; `more`: names and texts of files to lie with it."""
     if _idle(state, run):
         return run.final
     best = state.best_step if config.train.result == "best" else None
@@ -136,6 +137,8 @@ def write_final(state: State, config: RunConfig, run: Run) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         with state.optimizer.assembled(values):
             result = config.method.export(state.model, values, part, config.name, about)
+    for name, text in (more or {}).items():
+        write_text(part / name, text)
     shutil.rmtree(run.final, ignore_errors=True)
     part.rename(run.final)
     return run.final / result.relative_to(part)

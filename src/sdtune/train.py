@@ -25,7 +25,7 @@ from sdtune.events import Event, Failed, Finished, Noted, Sampled, Saved, Step, 
 from sdtune.memory import activations_elsewhere
 from sdtune.objective import Loss
 from sdtune.optim.kinds import Leanable
-from sdtune.prepare import Ready, build, finished_run, prepare_folder
+from sdtune.prepare import Ready, build, credit_page, finished_run, prepare_folder
 from sdtune.runs import Run
 from sdtune.sample import sample, save_png
 from sdtune.state import State, keep_best, save, write_final
@@ -180,7 +180,7 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
         yield Noted(text, state.step)
     _agree_to_go_on()
-    result = write_final(state, config, run)
+    result = write_final(state, config, run, (yield from credit_page(config, run)))
     yield Finished(
         state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
         peak_memory_mb(state.model.device), early=state.step < options.steps,

@@ -16,7 +16,7 @@ Record = dict[str, dict[str, str]]
 def record(splits: Splits, root: Path) -> Record:
     """The pictures of each split with a short hash of what is in the file and what is written about it."""
     return {
-        name: {_name(e.image, root): _hash(e) for e in examples}
+        name: {name_in(e.image, root): _hash(e) for e in examples}
         for name, examples in (("train", splits.train), ("validation", splits.validation))
     }
 
@@ -52,5 +52,6 @@ def _parted(hashes: str) -> tuple[str, str]:
     return picture, mask
 
 
-def _name(image: Path, root: Path) -> str:
+def name_in(image: Path, root: Path) -> str:
+    """What a record calls a picture."""
     return shown(image.relative_to(root) if image.is_relative_to(root) else image)

@@ -12,7 +12,7 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,12 @@ def credits(folder: Path) -> list[Credit]:  # noqa: A001 (the word for it)
     return [_credit(row) for row in _rows(folder) if "licence" in row and (folder / _name(row)).is_file()]
 
 
-def credits_text(owed: list[Credit]) -> str:
+def credits_text(
+    owed: list[Credit], title: str = "Licences of these pictures", about: str = "Made by `sdtune data collect`."
+) -> str:
     """A Markdown page: how many of each licence, then a table of the pictures."""
     counts = Counter((c.licence or "unknown", c.licence_url) for c in owed)
-    lines = ["# Licences of these pictures", "", f"{plural(len(owed), 'picture')}. Made by `sdtune data collect`.", ""]
+    lines = [f"# {_cell(title)}", "", f"{plural(len(owed), 'picture')}. {about}", ""]
     lines += ["| licence | pictures |", "|---|---:|"]
     lines += [f"| {_link(name, url)} | {n} |" for (name, url), n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))]
     lines += ["", "| picture | title | author | licence | source |", "|---|---|---|---|---|"]
@@ -272,7 +274,13 @@ def _name(row: Row) -> str:
     return str(row["file_name"])
 
 
-def _credit(row: Row) -> Credit:
+def credit_of(row: Mapping[str, object], file_name: str) -> Credit | None:
+    """What a row of metadata says of whom its picture is owed to, in our words or with America's `license`; None if it says nothing."""
+    said = {**row, "licence": row.get("licence") or row.get("license"), "file_name": file_name}
+    return _credit(said) if said["licence"] or row.get("author") else None
+
+
+def _credit(row: Mapping[str, object]) -> Credit:
     names = ("file_name", "title", "author", "licence", "licence_url", "page", "source")
     return Credit(**{n: plain(v) if isinstance(v := row.get(n), str) else "" for n in names})
 

@@ -47,20 +47,11 @@ def read(
     With `rows`, entries have what else their metadata says.
     """
     found = Found()
-    root, file = (path, None) if path.is_dir() else (path.parent, path)
-
-    def listing() -> list[Path]:
-        files = list(walk(root, skip, found))
-        if mask_folder and mask_folder.resolve().is_relative_to(root.resolve()):
-            inside = root / mask_folder.resolve().relative_to(root.resolve())
-            return [p for p in files if not p.is_relative_to(inside)]
-        return files
-
-    folder = Folder(root, listing, column, tuple(roots), masked, file, rows, layout != "auto")
-    if layout == "auto":
-        reader = next((r for r in READERS if r.recognises(folder)), None)
-    else:
-        reader = BY_NAME[layout]
+    folder = folder_of(
+        path, column, skip, roots=roots, masked=masked, mask_folder=mask_folder, rows=rows,
+        named=layout != "auto", found=found,
+    )  # fmt: skip
+    file, reader = folder.file, reader_of(folder, layout)
     if reader is None or (file and not reader.file):
         assert file
         what = (
@@ -78,6 +69,36 @@ def read(
         shown = listed([folder.name(mask.file) for mask, _ in found.masks])
         found.notes.append(f'{plural(len(found.masks), "mask")} not used (data.mask="files" uses them): {shown}')
     return found
+
+
+def folder_of(
+    path: Path,
+    column: str = AUTO_COLUMN,
+    skip: Collection[str] = (),
+    *,
+    roots: Sequence[Path] = (),
+    masked: bool = False,
+    mask_folder: Path | None = None,
+    rows: bool = False,
+    named: bool = False,
+    found: Found | None = None,
+) -> Folder:
+    """What a reader is to look at, options as in `read`. What cannot be listed becomes a fault in `found`."""
+    root, file = (path, None) if path.is_dir() else (path.parent, path)
+
+    def listing() -> list[Path]:
+        files = list(walk(root, skip, Found() if found is None else found))
+        if mask_folder and mask_folder.resolve().is_relative_to(root.resolve()):
+            inside = root / mask_folder.resolve().relative_to(root.resolve())
+            return [p for p in files if not p.is_relative_to(inside)]
+        return files
+
+    return Folder(root, listing, column, tuple(roots), masked, file, rows, named)
+
+
+def reader_of(folder: Folder, layout: str) -> Reader | None:
+    """The reader of a layout; of "auto" the first that recognises the folder, None if none knows the file that is named."""
+    return next((r for r in READERS if r.recognises(folder)), None) if layout == "auto" else BY_NAME[layout]
 
 
 def _files() -> str:

@@ -35,6 +35,7 @@ class Arrow(Reader):
     """
 
     name = "arrow"
+    has_rows = True
     file = "*.parquet"
 
     def recognises(self, folder: Folder) -> bool:

@@ -21,6 +21,9 @@ class Reader(ABC):
     names_files: ClassVar[bool] = False
     """Whether it looks for each picture by a name in a file, and says itself which of them lead out of the folder."""
 
+    has_rows: ClassVar[bool] = False
+    """Whether its metadata may say more of a picture than a caption, such as whom it is owed to."""
+
     @abstractmethod
     def recognises(self, folder: Folder) -> bool:
         """Whether the folder (or `folder.file`, if one is named) looks like this layout."""

@@ -22,6 +22,7 @@ class Imagefolder(Reader):
     """Rows of a metadata file, `file_name` relative to the folder; absolute only into `data.roots`."""
 
     name = "imagefolder"
+    has_rows = True
     names_files = True
 
     def recognises(self, folder: Folder) -> bool:

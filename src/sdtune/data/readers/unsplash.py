@@ -25,6 +25,7 @@ class Unsplash(Reader):
     """Pictures named by their photo_id anywhere below; the description is the caption, else the AI's, else keywords."""
 
     name = "unsplash"
+    has_rows = True
     file = PHOTOS
 
     def recognises(self, folder: Folder) -> bool:

@@ -26,6 +26,7 @@ class WebDataset(Reader):
     """
 
     name = "webdataset"
+    has_rows = True
     file = "*.tar"
 
     def recognises(self, folder: Folder) -> bool:
