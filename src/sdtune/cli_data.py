@@ -32,7 +32,12 @@ app = typer.Typer(
 def collect(
     ctx: typer.Context,
     query: Annotated[
-        str, typer.Argument(metavar="[QUERY]", help="What to search for; also the caption.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="[QUERY]",
+            help="What to search for; also the caption where the source has none.",
+            show_default=False,
+        ),
     ] = "",
     source: Annotated[
         list[str] | None,
@@ -59,8 +64,12 @@ def collect(
     ] = "any",
     min_side: Annotated[int, typer.Option(min=0, help="Leave pictures whose shorter side has fewer pixels.")] = 0,
     captions: Annotated[
-        str, typer.Option(help="query: the QUERY. source: what the source says of each picture.")
-    ] = "query",
+        str,
+        typer.Option(
+            help="auto: the source's description of each picture where it has one, else the QUERY. query: the QUERY."
+            " source: what the source says, if only a title."
+        ),
+    ] = "auto",
     max_mb: Annotated[int, typer.Option(min=1, help="Leave files that are larger.")] = 30,
     alike: Annotated[
         int,

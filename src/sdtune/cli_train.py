@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ import typer
 import sdtune
 from sdtune import console, presets
 from sdtune.cli_judge import show_comparison
-from sdtune.cli_shared import Options, Overrides, interrupts, options_of, run_at, tell
+from sdtune.cli_shared import Options, Overrides, interrupts, on_devices, options_of, run_at, show_downloads, tell
 from sdtune.errors import ConfigError
 from sdtune.follow import Tool
 
@@ -137,10 +136,7 @@ def train(
     """
     options = options_of(ctx)
     config = sdtune.load_config(recipe, *(overrides or ()))
-    if devices > 1 and "WORLD_SIZE" not in os.environ:
-        from sdtune import distributed
-
-        raise typer.Exit(distributed.launch(devices, shlex.split(options.command)[1:]))
+    on_devices(devices, options)
     with options.screen() as screen:
         _drive(config, run_at(out or Path("runs") / config.name), screen, options)
 
@@ -260,8 +256,7 @@ def _drive(config: RunConfig, run: Run, screen: Screen, options: Options) -> Non
     """Train and draw. The first Ctrl-C or SIGTERM closes the run after its step, which saves it; the second leaves at once."""
     from sdtune.events import Finished, Started, Stopped
 
-    if config.model.download:
-        os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
+    show_downloads(config.model.download, config.data.download)
     step, complete, began = 0, False, False
     with interrupts(screen.stopping) as caught:
         screen.begin(config, run.path)

@@ -753,8 +753,9 @@ def test_unsplash_lite(server: Server, tmp_path: Path) -> None:
     outcomes = filled(tmp_path / "out", [source], query="", captions="source", limit=None)
     assert whats(outcomes) == ["kept", "kept", "left"] and outcomes[2].why.startswith("no caption")
     assert [path for path, _ in server.asked] == ["/aaa?w=1024", "/bbb?w=1024"]  # what cannot be kept is not fetched
-    for begun in (collect(Wish(), [source], tmp_path / "b", near_client()), preview(Wish(), [source], tmp_path / "b")):
-        with pytest.raises(ConfigError, match=r"^no QUERY: give one, or --captions source$"):
+    wish = Wish(captions="query")
+    for begun in (collect(wish, [source], tmp_path / "b", near_client()), preview(wish, [source], tmp_path / "b")):
+        with pytest.raises(ConfigError, match=r"^no QUERY: give one, or leave out --captions query$"):
             next(begun)
     assert len(server.asked) == 2 and not (tmp_path / "b").exists()
     first = next(iter(source.search("tree", 1)))
@@ -966,6 +967,31 @@ def test_names_follow_what_a_file_is(server: Server, tmp_path: Path) -> None:
     assert outcome.file.endswith("-etc-passwd-html.jpg") and (tmp_path / "out" / outcome.file).is_file()
 
 
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        ("auto", ["a big dog", "dog", "mine"]),
+        ("query", ["dog", "dog", "mine"]),
+        ("source", ["a big dog", "DSC_1", "mine"]),
+    ],
+)
+def test_the_caption_is_a_description_else_the_query(
+    server: Server, tmp_path: Path, captions: str, expected: list[str]
+) -> None:
+    found = [
+        Found("listed", str(i), server.give(f"/{i}.png", scene(i)), **said)  # type: ignore[arg-type]
+        for i, said in enumerate(
+            [
+                {"title": "DSC_0", "caption": "a big dog", "description": "a big dog"},
+                {"title": "DSC_1", "caption": "DSC_1"},
+                {"caption": "mine", "own": True},
+            ]
+        )
+    ]
+    filled(tmp_path / "out", [Listed(found)], query="dog", captions=captions)
+    assert [row["text"] for row in rows(tmp_path / "out")] == expected
+
+
 def test_copies_and_look_alikes(server: Server, tmp_path: Path) -> None:
     found = listed(server, 1)
     picture = Image.open(io.BytesIO(scene(0)))
@@ -1110,16 +1136,29 @@ def test_command_says_what_broke_off(
     )
 
 
+@pytest.mark.usefixtures("unsplash")
+def test_what_unsplash_wants_to_be_known_is_said_each_time(near: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--dry-run"], ["--limit", "1"]):
+        run("cup", "-s", "unsplash", "--out", "out", *arguments)
+        said = capsys.readouterr().err
+        assert said.startswith("warning: Unsplash's API guidelines exclude training models and automated downloads")
+    assert [row["text"] for row in rows(near / "out")] == ["man with a cup"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["apple", "-s", "bing"], 2, "--source bing: neither openverse, commons, unsplash, flickr, nor a file"),
         (["apple", "-s", "flickr"], 2, "FLICKR_API_KEY is not set: get a key at https://www.flickr.com/"),
         (["apple", "--licence", "mit"], 2, "--licence mit: no such set"),
-        (["apple", "--captions", "mine"], 2, "--captions mine: query or source"),
+        (["apple", "--captions", "mine"], 2, "--captions mine: auto, query or source"),
         ([], 2, "--source openverse: needs a QUERY"),
-        (["-s", "lite"], 2, "error: no QUERY: give one, or --captions source"),
-        (["-s", "lite", "--dry-run"], 2, "error: no QUERY: give one, or --captions source"),
+        (["-s", "lite", "--captions", "query"], 2, "error: no QUERY: give one, or leave out --captions query"),
+        (
+            ["-s", "lite", "--captions", "query", "--dry-run"],
+            2,
+            "error: no QUERY: give one, or leave out --captions query",
+        ),
     ],
 )
 def test_command_refuses(

@@ -33,16 +33,16 @@ class Wish:
     """Pictures that the folder is to have of this query and these sources; None: 100, but all of a file or folder."""
     min_side: int = 0
     max_bytes: int = 30 * MB
-    captions: str = "query"
-    """query, or source: what the source says of a picture, where it does."""
+    captions: str = "auto"
+    """query; source: what the source says of a picture, be it a title; auto: its description where it has one, else the query."""
     retry: bool = False
     """Try again what an earlier run could not have, or left."""
     distance: int = likeness.DISTANCE
     """Bits of 64 in which pictures may differ that count as the same; -1: only the same bytes."""
 
     def __post_init__(self) -> None:
-        if self.captions not in ("query", "source"):
-            raise ConfigError(f"--captions {self.captions}: query or source")
+        if self.captions not in ("auto", "query", "source"):
+            raise ConfigError(f"--captions {self.captions}: auto, query or source")
 
     def most(self, sources: Sequence[Source]) -> int | None:
         """Pictures to be had of these sources; None: all there are."""
@@ -119,7 +119,7 @@ def preview(wish: Wish, sources: Sequence[Source], out: Path) -> Generator[Outco
 def _checked(wish: Wish, sources: Sequence[Source]) -> Wish:
     """The wish with its limit. Raises ConfigError where pictures would have no captions."""
     if not wish.query and wish.captions == "query" and not all(s.captioned for s in sources):
-        raise ConfigError("no QUERY: give one, or --captions source")
+        raise ConfigError("no QUERY: give one, or leave out --captions query")
     return replace(wish, limit=wish.most(sources))
 
 
@@ -165,7 +165,15 @@ def _standing(found: Found, wish: Wish, folder: Folder) -> Outcome | None:
 
 def _text(found: Found, wish: Wish) -> str:
     """The caption that a picture will have; "" for none."""
-    return found.caption if found.own else (wish.captions == "source" and (found.caption or found.title)) or wish.query
+    said = found.caption or found.title
+    match wish.captions:
+        case _ if found.own:
+            return found.caption
+        case "query":
+            return wish.query
+        case "source":
+            return said or wish.query
+    return found.description or wish.query or said
 
 
 def _fetch(found: Found, wish: Wish, folder: Folder, client: Client, done: int) -> Outcome:

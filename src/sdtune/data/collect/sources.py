@@ -35,7 +35,9 @@ class Found:
     """Of the file itself."""
     title: str = ""
     caption: str = ""
-    """What the source says that it shows; with `own`, what the user says."""
+    """What the source says that it shows, if only in a title; with `own`, what the user says."""
+    description: str = ""
+    """The same where it is a description, which a title need not be."""
     own: bool = False
     author: str = ""
     licence: Licence = UNKNOWN
@@ -189,6 +191,7 @@ class Commons(_Service):
             _url(info.get("thumburl" if smaller else "url")),
             title=name,
             caption=said.get("ImageDescription", "") or name,
+            description=said.get("ImageDescription", ""),
             author=said.get("Artist", ""),
             licence=licence(said.get("LicenseUrl", ""), said.get("LicenseShortName", "")),
             page=_url(info.get("descriptionurl")),
@@ -243,6 +246,7 @@ class Unsplash(_Service):
             _with_width(_url(_object(item.get("urls") or {}).get("raw")), WIDTH),
             title=_text(item.get("description")) or said,
             caption=said,
+            description=said,
             author=_text(user.get("name")) or _text(user.get("username")),
             licence=self.licence,
             page=_url(links.get("html")),
@@ -425,6 +429,7 @@ class UnsplashLite:
             _with_width(_url(row["photo_image_url"]), self.width),
             title=said,
             caption=said,
+            description=said,
             author=person or _text(row.get("photographer_username")),
             licence=self.licence,
             page=_url(row.get("photo_url")),
