@@ -237,6 +237,34 @@ def test_what_the_denoiser_does_not_need_waits_elsewhere(world: Path, monkeypatc
     assert moves == [("AutoencoderKL", "away")], "a text encoder that is trained stays"
 
 
+@pytest.mark.parametrize(
+    ("device", "settings", "away"),
+    [
+        ("cuda", (), {"vae", "text_encoder"}), ("cuda", ("method.text_encoders=true",), {"vae"}),
+        ("cuda", ("train.unload=false",), set()), ("cpu", (), set()),
+    ],
+)  # fmt: skip
+def test_a_training_unloads_what_it_does_not_train(
+    device: str, settings: tuple[str, ...], away: set[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CUDA device, which is named here and not used: nothing is moved but to where it is."""
+    config = config_of(world, "method.rank=2", *settings)
+    model = config.model.load()
+    trained = {name.partition(".")[0] for name in config.method.attach(model, seed=0)}
+    parts = {**model.parts, "vae": model.vae}  # type: ignore[attr-defined]
+    moved = set[str]()
+    to = nn.Module.to
+
+    def noted(self: nn.Module, *args: Any) -> nn.Module:
+        moved.update(name for name, part in parts.items() if part is self)
+        return to(self, *args)
+
+    monkeypatch.setattr(nn.Module, "to", noted)
+    monkeypatch.setattr(type(model), "device", torch.device(device))
+    list(prepare._save_memory(model, config, Run(tmp_path / "run"), trained))
+    assert moved == away
+
+
 # ---- fp16
 
 

@@ -181,6 +181,21 @@ def test_too_little_memory_is_one_error_with_remedies(world: Path, tmp_path: Pat
         del held
 
 
+def test_what_is_not_trained_takes_no_memory_of_the_device(world: Path, tmp_path: Path) -> None:
+    """The VAE and the text encoder wait elsewhere while steps are taken (`train.unload`)."""
+    model = Sd1(path=str(world / "model")).load()
+    theirs = sum(p.nbytes for part in (model.vae, *model.text_encoders) for p in part.parameters())  # type: ignore[attr-defined]
+    held = {}
+    for unload in ("true", "false"):
+        torch.cuda.empty_cache()
+        events = train(
+            config_of(world, *METHODS["lora"], "train.steps=3", f"train.unload={unload}"), Run(tmp_path / unload)
+        )
+        at = [torch.cuda.memory_allocated() for event in events if isinstance(event, Step)]
+        held[unload] = at[-1]
+    assert held["false"] - held["true"] > 0.9 * theirs
+
+
 @pytest.mark.parametrize(("checkpointing", "limit"), [(True, 2.3), (False, 3.0)])
 def test_sd15_lora_at_512_fits(
     world: Path, tmp_path: Path, checkpointing: bool, limit: float, monkeypatch: pytest.MonkeyPatch
