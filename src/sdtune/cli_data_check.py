@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdtune import console
+from sdtune import console, events
 from sdtune.cli_shared import interrupts, options_of, tell
 from sdtune.errors import DataError
 
@@ -163,7 +163,7 @@ def _advance(what: str, done: int, total: int, screen: Screen, caught: list[int]
     if caught:
         screen.done()
         raise typer.Exit(128 + caught[0])
-    screen.doing(what, done, total)
+    screen.doing(what if total else events.LISTING, done, total)
 
 
 def _show_check(report: Report, screen: Screen) -> None:

@@ -409,9 +409,12 @@ class Plain(Screen):
                     p.recall(self._folder)
                 yield from aligned(plan(self._config, event, self._folder))
             case Encoding():
-                if event.what != self._encoding:
+                if event.what != self._encoding and event.total:
                     looking = event.what == LOOKING
                     yield f"looking at {event.total} pictures" if looking else f"encoding {event.total} {event.what}"
+                elif not event.total and time.monotonic() - self._last >= SPEAK_EVERY:
+                    yield f"{event.what} ({event.done:,}) ..."
+                    self._last = time.monotonic()
                 self._encoding = event.what
             case Step():
                 if self._due(event.step):
@@ -461,7 +464,10 @@ class Plain(Screen):
 
     def doing(self, what: str, done: int, total: int, speed: str = "") -> None:
         left = ", ".join(filter(None, (speed, self._remaining.text(what, done, total))))
-        if what != self._encoding and total > 1:
+        if not total and time.monotonic() - self._last >= SPEAK_EVERY:
+            _write(f"{what} ({done:,}) ...")
+            self._last = time.monotonic()
+        elif what != self._encoding and total > 1:
             _write(f"{what} ({total}) ...")
             self._last = time.monotonic()
         elif left and time.monotonic() - self._last >= SPEAK_EVERY:
@@ -510,6 +516,7 @@ class Live(Screen):
         self._live.start()
         left = ", ".join(filter(None, (speed, self._remaining.text(what, done, total))))
         self._bar = (what, done, total, left) if done < total else None
+        self._busy = self._busy if total else f"{what} ({done:,})"
 
     def done(self) -> None:
         self._busy, self._bar = "", None
@@ -539,7 +546,7 @@ class Live(Screen):
                 self.rows(plan(self._config, event, self._folder))
                 self.say("")
             case Encoding():
-                self._bar = (event.words, event.done, event.total, "")
+                self.doing(event.words, event.done, event.total)
             case Step():
                 self._busy = ""
             case Validated():

@@ -18,7 +18,7 @@ from sdtune.data.layouts import plural
 from sdtune.data.sets import KnownSet
 from sdtune.devices import choose, set_up_cpu
 from sdtune.errors import ConfigError, DataError
-from sdtune.events import LOOKING, Encoded, Encoding, Event, Noted, Warned
+from sdtune.events import LISTING, LOOKING, Encoded, Encoding, Event, Noted, Warned
 from sdtune.files import free_bytes
 from sdtune.model import Model
 from sdtune.original import size_of
@@ -100,7 +100,7 @@ def _told(reading: Reading[Splits]) -> Generator[Event, None, Splits]:
             splits: Splits = end.value
             return splits
         if time.monotonic() - last > TOLD_S:
-            yield Encoding(LOOKING, done, total)
+            yield Encoding(LOOKING if total else LISTING, done, total)
             last = time.monotonic()
 
 

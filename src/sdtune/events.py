@@ -29,6 +29,8 @@ class Started(Happened):
 
 LOOKING = "looking at pictures"
 """What `Encoding` says while pictures are only read."""
+LISTING = "listing files and reading captions"
+"""And before that, while it is not known how many there are: the total is 0."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Encoding(Happened):
 
     @property
     def words(self) -> str:
-        return self.what if self.what == LOOKING else f"encoding {self.what}"
+        return self.what if self.what in (LOOKING, LISTING) else f"encoding {self.what}"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +20,7 @@ from sdtune.data.check.findings import Fit
 from sdtune.data.check.kinds import policy
 from sdtune.data.config import DataConfig, Source
 from sdtune.data.images import Remark
-from sdtune.data.layouts import Entry, Fault, called, listed, plural
+from sdtune.data.layouts import Entry, Fault, Found, called, listed, plural
 from sdtune.data.looking import Looked, MaskLooked
 from sdtune.data.places import PREFIX, hub_copy
 from sdtune.data.readers import arrow
@@ -29,6 +31,8 @@ from sdtune.errors import DataError
 VALIDATION = ("validation", "valid", "val", "dev")
 TEST = ("test", "testing", "eval")
 TRAIN = ("train", "training")
+TOLD_S = 0.3
+"""How often it is told how many files and captions there are so far."""
 _SHOWN = 200
 """So many faults are told one by one."""
 
@@ -74,7 +78,8 @@ Progress = Callable[[int, int], object]
 """Told how many pictures of a folder are read, and of how many."""
 T = TypeVar("T")
 Reading = Generator[tuple[int, int], None, T]
-"""Yields what `Progress` is told, before each picture, and gives what was found."""
+"""Yields what `Progress` is told, before each picture, and gives what was found. While it is not known how many there are, the total
+is 0 and what is counted are files and captions."""
 
 
 def read_through(reading: Reading[T], progress: Progress | None = None) -> T:
@@ -404,10 +409,10 @@ def _collect(
     quick: bool = False,
 ) -> Reading[_Collected]:  # fmt: skip
     """Read one folder (or file, or pattern) and check every picture in it, and its mask if it is `masked`; or `quick` see `surveying`."""
-    found = readers.read(
-        folder, config.caption_column, skip, layout=layout, roots=roots_of(folder, config),
+    found = yield from _reading(partial(
+        readers.read, folder, config.caption_column, skip, layout=layout, roots=roots_of(folder, config),
         masked=masked and config.mask == "files", mask_folder=mask_folder_of(config, folder) if masked else None,
-    )  # fmt: skip
+    ))  # fmt: skip
     folder = folder if folder.is_dir() else folder.parent
     if not found.entries and not found.faults:
         found.fault(folder.name, "no pictures here; give a folder of pictures with captions")
@@ -444,6 +449,20 @@ def _collect(
     out.notes += _variant_notes(found.entries, config) if config.varies_captions else []
     out.faults += _bare(found.entries, out.examples, folder, config)
     return out
+
+
+def _reading(read: Callable[..., Found]) -> Reading[Found]:
+    """What `read` finds, in another thread; meanwhile how many files and captions there are so far, of nobody knows how many (0)."""
+    found = Found()
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(read, found=found)
+        try:
+            while not wait([begun], timeout=TOLD_S).done:
+                yield found.listed + len(found.entries), 0
+        except BaseException:
+            found.stopped = True
+            raise
+    return begun.result()
 
 
 def roots_of(folder: Path, config: DataConfig) -> list[Path]:

@@ -62,6 +62,10 @@ class Found:
     notes: list[str] = field(default_factory=list)
     masks: list[tuple[Mask, Path]] = field(default_factory=list)
     """Files that are masks by their names, so no entries; and whose they are, a path without suffix."""
+    listed: int = 0
+    """Files seen so far: with the entries, how far a reading in another thread is."""
+    stopped: bool = False
+    """Set by who does not wait for it any longer: no more files are listed or read."""
 
     def fault(
         self, where: str, what: str, *, skippable: bool = False, kind: str = "", pictures: tuple[Path, ...] = ()
@@ -171,7 +175,10 @@ def walk(folder: Path, skip: Collection[str], found: Found) -> Iterator[Path]:
         found.fault(shown(at.relative_to(folder) if at.is_relative_to(folder) else at), reason(error))
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):
+        if found.stopped:
+            return
         here, top = Path(parent), Path(parent) == folder
+        found.listed += len(names)
         if links := [f for f in folders if (here / f).is_symlink()]:
             linked = [shown((here / f).relative_to(folder)) for f in sorted(links)]
             found.notes.append(f"links to folders are not followed: {listed(linked)}")
@@ -252,6 +259,8 @@ def captions_of(value: object) -> tuple[str, ...] | None:
 
 def text_of(path: Path, name: str, found: Found, *, skippable: bool = False) -> str | None:
     """The text of a UTF-8 file; None if it cannot be read, which is then a fault."""
+    if found.stopped:
+        return None
     raw = b""
     try:
         raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")

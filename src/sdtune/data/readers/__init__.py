@@ -40,13 +40,14 @@ def read(
     masked: bool = False,
     mask_folder: Path | None = None,
     rows: bool = False,
+    found: Found | None = None,
 ) -> Found:
     """The entries of the folder `path` (or of the one file of it that is named), without its subfolders named in `skip`.
 
     Masks are told from pictures in any case; only if `masked` they are given to them. `mask_folder` holds more masks.
-    With `rows`, entries have what else their metadata says.
+    With `rows`, entries have what else their metadata says. `found`, if it is given, is filled and shows how far it is.
     """
-    found = Found()
+    found = Found() if found is None else found
     folder = folder_of(
         path, column, skip, roots=roots, masked=masked, mask_folder=mask_folder, rows=rows,
         named=layout != "auto", found=found,
