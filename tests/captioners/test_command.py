@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -108,6 +109,23 @@ def test_captions_are_escaped_on_the_sheet(fast: list[object], tmp_path: Path) -
     assert run(folder, *fast, "--sheet").returncode == 0
     page = (tmp_path / "p-captions.html").read_text(encoding="utf-8")
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;.png" in page
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the user of these tests, who may be root, any folder can be written: the refusal is that of the kernel's call."""
+    folder = tiny.pictures(tmp_path / "p", ["a.png"])
+
+    def refused(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    done = run(folder, "--path", tmp_path / "no model")
+    assert done.returncode == 3 and done.stderr == (
+        f"error: {folder}: captions cannot be written there (read-only file system); copy the pictures into a folder of your "
+        "own, or look at captions with --dry-run\n"
+    )
 
 
 def test_pictures_that_are_not_on_the_sheet_are_named(fast: list[object], tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ from sdtune import cli, pictures
 from sdtune import config as configs
 from sdtune.config import RunConfig
 from sdtune.data import dataset, images, likeness
-from sdtune.data.check import kinds, page, report
+from sdtune.data.check import findings, kinds, page, report
 from sdtune.data.check.findings import Fit
 from sdtune.data.check.report import Report
 from sdtune.data.config import DataConfig
-from sdtune.data.dataset import Splits
+from sdtune.data.dataset import Example, Splits
 from sdtune.errors import ConfigError, DataError
 from sdtune.families import settings
 from sdtune.families.sd1 import Sd1
@@ -215,6 +215,21 @@ MADE: list[tuple[str, Callable[[Path], None], kinds.Policy]] = [
     ("copies", twice, "warn"), ("near_copies", smaller_jpeg, "warn"), ("tiny", tiny_one, "warn"), ("enlarged", small, "warn"),
     ("elongated", long, "warn"), ("cropped", wide, "warn"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "kinds_found"),
+    [
+        ((400, 100), {}, ["elongated"]), ((400, 100), {"crop": "random"}, ["elongated"]), ((300, 100), {}, ["cropped"]),
+        ((400, 100), {"buckets": True}, []), ((1000, 100), {"buckets": True}, ["elongated"]),
+    ],
+)  # fmt: skip
+def test_elongated_is_what_also_loses_a_third(
+    size: tuple[int, int], options: dict[str, Any], kinds_found: list[str]
+) -> None:
+    """Frames of 64 pixels reach from 1:4 to 4:1: a panorama that fits one loses nothing."""
+    config, example = DataConfig(path="x", **options), Example(Path("a.png"), ("a",), size)
+    assert [f.kind for f in findings.of_sizes([example], config, Fit((64,), 8), str)] == kinds_found
 
 
 def test_of_sound_pictures_nothing_is_said(folder: Path) -> None:

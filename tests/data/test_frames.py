@@ -37,6 +37,21 @@ def test_at_1024_they_are_those_of_sdxl() -> None:
     assert set(map(str, family(1024, 64))) == set(SDXL.split())
 
 
+@pytest.mark.parametrize(
+    ("resolution", "sizes"),
+    [
+        (512, "512x512 256x960 256x1024 320x768 384x640 448x576 576x448 640x384 768x320 960x256 1024x256"),
+        (
+            768,
+            "768x768 384x1408 384x1472 384x1536 448x1216 448x1280 512x1088 512x1152 576x960 576x1024 640x832 640x896 704x768 704x832 "
+            "768x704 832x640 832x704 896x640 960x576 1024x576 1088x512 1152x512 1216x448 1280x448 1408x384 1472x384 1536x384",
+        ),
+    ],
+)
+def test_at_512_and_768_they_are_these(resolution: int, sizes: str) -> None:
+    assert set(map(str, family(resolution, 64))) == set(sizes.split())
+
+
 @pytest.mark.parametrize("resolution", [64, 512, 768, 1024])
 def test_the_square_is_one_and_no_area_is_larger(resolution: int) -> None:
     found = family(resolution, step_of(resolution, 8))

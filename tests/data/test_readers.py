@@ -100,6 +100,68 @@ def test_names_are_captions_only_where_that_is_said(tmp_path: Path) -> None:
     assert splits.notes[0] == "pictures whose name is their caption: 1 picture"
 
 
+def test_captions_in_capitals_are_captions(tmp_path: Path) -> None:
+    put(tmp_path / "a.png").with_suffix(".TXT").write_text("a cat")
+    pair(tmp_path / "b.png", "a dog", 1)
+    splits = scan(tmp_path)
+    assert captions(splits) == {"a.png": ("a cat",), "b.png": ("a dog",)}
+    (tmp_path / "c.TXT").write_text("nobody's")
+    assert has(scan(tmp_path).notes, "1 other file not read: c.TXT") or has(
+        scan(tmp_path).notes, "without a picture: c.TXT"
+    )
+
+
+def test_everydreams_other_settings_have_names_here(tmp_path: Path) -> None:
+    pair(tmp_path / "a" / "a.png", "a cat")
+    (tmp_path / "a" / "flip_p.txt").write_text("0.5")
+    (tmp_path / "a" / "cond_dropout.txt").write_text("0.1")
+    (tmp_path / "global.yaml").write_text("multiply: 2")
+    assert has(
+        scan(tmp_path).notes,
+        "EveryDream's settings of a folder, not read, with what sets it here: global.yaml (the recipe), a/cond_dropout.txt "
+        "(data.caption_dropout), a/flip_p.txt (data.flip)",
+    )
+
+
+def test_what_of_simpletuner_is_not_read_is_told(tmp_path: Path) -> None:
+    pair(tmp_path / "mine" / "a.png", "a cat")
+    row = {
+        "id": "mine", "instance_data_dir": "mine", "caption_strategy": "textfile", "instance_prompt": "sks",
+        "prepend_instance_prompt": True, "crop_aspect": "square", "cache_dir_vae": "x", "odd": 1,
+    }  # fmt: skip
+    (tmp_path / "multidatabackend.json").write_text(json.dumps([row]))
+    said = "multidatabackend.json: not read, set it in the recipe: crop_aspect (data.buckets), odd, "
+    assert has(scan(tmp_path).notes, said + "prepend_instance_prompt (data.caption_prefix)")
+
+
+def test_flickrs_folder_may_lie_in_another(tmp_path: Path) -> None:
+    inner = tmp_path / "flickr30k_images"
+    put(inner / "flickr30k_images" / "1.jpg")
+    (inner / "results.csv").write_text("image_name| comment_number| comment\n1.jpg| 0| a dog\n")
+    splits = scan(tmp_path)
+    assert captions(splits) == {"1.jpg": ("a dog",)} and splits.notes[0].startswith("Flickr's results.csv: 1 picture")
+    pair(tmp_path / "more" / "2.png", "a cat")
+    assert len(faults(tmp_path)) == 2, "pictures elsewhere: the list is not that of the folder"
+
+
+def test_tar_files_below_and_of_other_names(tmp_path: Path) -> None:
+    tar(tmp_path / "a" / "0.tar", {"0.png": png(0), "0.txt": b"a cat"})
+    tar(tmp_path / "b" / "0.tar", {"0.png": png(1), "0.txt": b"a dog"})
+    assert captions(scan(tmp_path), below=tmp_path) == {"a/0.tar/0.png": ("a cat",), "b/0.tar/0.png": ("a dog",)}
+    (tmp_path / "b" / "0.tar").rename(tmp_path / "b" / "0.TAR")
+    (tmp_path / "c.tar.gz").write_bytes(b"\x1f\x8b")
+    assert faults(tmp_path) == [
+        "c.tar.gz: not of the name or kind that is read; unpack it to .tar, to be read where it lies",
+        "b/0.TAR: not of the name or kind that is read; rename it to .tar",
+    ]
+    with pytest.raises(DataError, match=r"c\.tar\.gz: not of the name or kind that is read; unpack it"):
+        scan(tmp_path / "c.tar.gz")
+    with pytest.raises(
+        DataError, match=r"a pattern may stand in the name of the files alone; name each folder in data\.sources"
+    ):
+        scan(tmp_path / "*" / "0.tar")
+
+
 # ---- metadata.parquet
 
 

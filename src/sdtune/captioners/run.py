@@ -48,6 +48,8 @@ def caption(folder: str | Path, config: CaptionConfig | None = None) -> Generato
         )
     captioned, left = 0, len(found.left)
     if todo:
+        if not config.dry_run:
+            store.check_writable(found.path)
         model = config.model.load(config.device, config.precision)
         yield Loaded(model.source, model.device, model.precision)
         if not config.dry_run:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,18 @@ WRITABLE = ("imagefolder", "sidecar", "kohya")
 """Layouts that read what is written here."""
 Write = Literal["sidecar", "metadata"]
 Captions = tuple[str, ...]
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that captions cannot be written into, before a model is loaded for them. Raises DataError."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{folder}: captions cannot be written there ({(error.strerror or 'error').lower()}); copy the pictures into a folder "
+            "of your own, or look at captions with --dry-run"
+        ) from None
 
 
 class _Changed(Exception):

@@ -149,7 +149,9 @@ def locate(path: str, *, download: bool = False) -> Path:
         return resolve(path)
     pattern = any(c in named.name for c in "*?{[") and named.parent.is_dir()
     if not pattern and not named.is_file():
-        raise DataError(f"{path}: no such folder")
+        wild = any(c in str(named.parent) for c in "*?{[") and not named.parent.exists()
+        what = "a pattern may stand in the name of the files alone; name each folder in data.sources"
+        raise DataError(f"{path}: {what if wild else 'no such folder'}")
     if not pattern and named.suffix.lower() in images.SUFFIXES:
         raise DataError(f"{path}: is a file; give the folder that holds the pictures")
     return named.parent if named.name in METADATA else named

@@ -72,7 +72,7 @@ class On(Section):
     enlarged: Doubtful = "warn"
     """Pictures that are smaller than what is trained at, and enlarged: blur is learned with them."""
     elongated: Doubtful = "warn"
-    """Pictures more than three times as long as wide, or wide as long."""
+    """Pictures more than three times as long as wide, or wide as long, that lose more than a third to their frame."""
     cropped: Doubtful = "warn"
     """Pictures of which more than a third is cut away."""
 

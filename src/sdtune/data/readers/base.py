@@ -36,7 +36,7 @@ class Reader(ABC):
 def tell_of_links(folder: Folder, reader: Reader, found: Found) -> None:
     """A fault for each picture, text or tar that is a link out of the folder."""
     for path in sorted(folder.links):
-        if path.suffix in LINKED or (is_picture(path) and not reader.names_files):
+        if path.suffix.lower() in LINKED or (is_picture(path) and not reader.names_files):
             found.fault(folder.name(path), "a link that leaves the folder; copy the file into it", kind="outside")
 
 

@@ -55,7 +55,16 @@ def _form(folder: Folder) -> Path | None:
     for name in names:
         if name in FORMS and name in folder.names and _looks_like_it(folder.path / name):
             return folder.path / name
-    return None
+    return _below(folder) if folder.file is None else None
+
+
+def _below(folder: Folder) -> Path | None:
+    """The list in the one folder inside that has one, if all pictures lie there, too: as archives of the set unpack."""
+    depth = len(folder.path.parts)
+    lists = [p for p in folder.files if p.name in FORMS and len(p.parts) == depth + 2 and _looks_like_it(p)]
+    if not lists or not all(p.is_relative_to(lists[0].parent) for p in (*lists, *folder.pictures)):
+        return None
+    return min(lists, key=lambda p: FORMS.index(p.name))
 
 
 def _looks_like_it(path: Path) -> bool:

@@ -13,8 +13,13 @@ from sdtune.data.readers.masked import both
 
 TEXTS = (".txt", ".caption")
 """The second is the one that kohya's scripts look for unless they are told otherwise."""
-SETTINGS = frozenset({"multiply.txt", "flip_p.txt", "cond_dropout.txt", "local.yaml", "global.yaml"})
-"""EveryDream's, for a folder; multiply.txt is read."""
+SETTINGS = {
+    "multiply.txt": "", "flip_p.txt": "data.flip", "cond_dropout.txt": "data.caption_dropout", "local.yaml": "a source in data.sources",
+    "global.yaml": "the recipe",
+}  # fmt: skip
+"""EveryDream's, for a folder, and what says the same here; multiply.txt is read."""
+LOUD = (".TXT", ".Txt", ".CAPTION", ".Caption")
+"""The same, as some systems write it."""
 MOST_REPEATS = 10_000
 
 
@@ -39,6 +44,8 @@ class Sidecar(Reader):
 def read_sidecars(folder: Folder, files: list[Path], found: Found, extension: str | None = None) -> None:
     """The pictures among `files` with their captions, read from files of `extension` alone if it is given."""
     there = {str(path): path for path in files}  # by their names: paths are slow to take apart and to compare
+    for name in [name for name in there if name.endswith(LOUD)]:
+        there.setdefault(name[: name.rindex(".")] + name[name.rindex(".") :].lower(), there.pop(name))
     pictures: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if is_picture(path):
@@ -115,20 +122,22 @@ def _multiplied(folder: Folder, files: list[Path], pictures: Collection[str], fo
 
 def _tell_of_others(folder: Folder, files: list[Path], pictures: Collection[str], found: Found) -> None:
     """Of the files that were not read: faults for pictures of other formats, notes for what belongs to no picture."""
-    alone, other, second = [], [], []
+    alone, other, second, settings = [], [], [], list[str]()
     for path in files:
         name, captioned = folder.name(path), _stem(path) in pictures
         if path.suffix.lower() in FOREIGN_SUFFIXES:
             what = "not one of the formats that are read; convert it to PNG or JPEG"
             found.fault(name, what, skippable=True, kind="other_format")
-        elif path.name == "multiply.txt" and not captioned:
-            continue
+        elif path.name in SETTINGS and not captioned:
+            settings += [f"{name} ({SETTINGS[path.name]})"] if SETTINGS[path.name] else []
         elif path.suffix in TEXTS and captioned:
             second.append(name)
-        elif path.suffix in TEXTS and path.name not in SETTINGS:
+        elif path.suffix in TEXTS:
             alone.append(name)
         else:
             other.append(name)
+    if settings:
+        found.notes.append(f"EveryDream's settings of a folder, not read, with what sets it here: {listed(settings)}")
     if alone:
         kind = ".txt file" if all(n.endswith(".txt") for n in alone) else "caption file"
         found.notes.append(f"{plural(len(alone), kind)} without a picture: {listed(alone)}")

@@ -14,6 +14,30 @@ FILE = "multidatabackend.json"
 STRATEGIES = {"textfile": "sidecar", "filename": "filename", "instanceprompt": "prompt"}
 
 
+READ = frozenset(
+    {
+        "id",
+        "type",
+        "disabled",
+        "dataset_type",
+        "instance_data_dir",
+        "caption_strategy",
+        "repeats",
+        "instance_prompt",
+    }
+)
+INSTEAD = {
+    "prepend_instance_prompt": "data.caption_prefix", "resolution": "data.resolution", "crop": "data.crop", "crop_style": "data.crop",
+    "crop_aspect": "data.buckets", "probability": "repeats or weight in data.sources", "minimum_image_size": "data.on.enlarged",
+    "maximum_image_size": "data.on.too_large", "mask_path": "data.mask_path", "conditioning_data": "data.mask_path",
+    "metadata_backend": "data.layout",
+}  # fmt: skip
+"""Settings of the file that the recipe has, too."""
+TO_IGNORE = frozenset(
+    {"cache_dir_vae", "cache_dir", "resolution_type", "write_batch_size", "vae_cache_clear_each_epoch", "default"}
+)
+
+
 class SimpleTuner(Reader):
     """Its `repeats` counts what comes on top: 0 means once."""
 
@@ -32,13 +56,17 @@ class SimpleTuner(Reader):
             return None
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
             return found.fault(file.name, "not a list of data backends; take the file that SimpleTuner reads")
-        passed = []
+        passed, unread = [], dict[str, None]()
         for i, row in enumerate(content, 1):
             where = f"{file.name}: {row.get('id') or i}"
             if row.get("disabled") or row.get("dataset_type", "image") != "image":
                 passed.append(str(row.get("id") or i))
             elif (part := _part(where, row, found)) is not None:
+                unread |= dict.fromkeys(key for key in row if key not in READ | TO_IGNORE)
                 found.entries += read_part(folder, part, found)
+        if unread:
+            said = [f"{key} ({INSTEAD[key]})" if key in INSTEAD else key for key in sorted(unread)]
+            found.notes.append(f"{file.name}: not read, set it in the recipe: {listed(said, 12)}")
         if passed:
             found.notes.append(f"{file.name}: no pictures to train on, or disabled: {listed(passed)}")
         return found.notes.insert(0, f"SimpleTuner's {file.name}: {plural(len(found.entries), 'picture')}")

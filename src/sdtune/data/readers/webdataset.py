@@ -15,6 +15,8 @@ from sdtune.data.readers.base import Reader
 from sdtune.data.readers.named import chosen, tell_of_missing
 
 LARGEST_TEXT = 2**20
+OTHERS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Compressed: nothing in them can be read alone."""
 
 
 class WebDataset(Reader):
@@ -30,11 +32,18 @@ class WebDataset(Reader):
     file = "*.tar"
 
     def recognises(self, folder: Folder) -> bool:
-        return bool(chosen(folder, (archives.SUFFIX,))) and (folder.file is not None or not folder.pictures)
+        return bool(_shards(folder) or _others(folder)) and (folder.file is not None or not folder.pictures)
 
     def read(self, folder: Folder, found: Found) -> None:
-        shards = chosen(folder, (archives.SUFFIX,))
-        if not shards:
+        shards, others = _shards(folder), _others(folder)
+        for path in others:
+            what = (
+                "rename it to .tar"
+                if path.suffix.lower() == archives.SUFFIX
+                else "unpack it to .tar, to be read where it lies"
+            )
+            found.fault(folder.name(path), f"not of the name or kind that is read; {what}")
+        if not shards and not others:
             name = folder.file.name if folder.file else folder.path.name
             return found.fault(
                 name, "no .tar file here; give the folder of the shards, or a pattern such as shards/*.tar"
@@ -52,6 +61,23 @@ class WebDataset(Reader):
             found.notes.append(f"{plural(len(without), 'sample')} without a picture: {listed(without)}")
         said = f"{plural(len(found.entries), 'picture')} in {plural(len(shards), 'tar file')}"
         return found.notes.insert(0, f"WebDataset: {said}")
+
+
+def _shards(folder: Folder) -> list[Path]:
+    """Those that are named; of a folder those in it, or else those below."""
+    inside = chosen(folder, (archives.SUFFIX,))
+    return inside or ([p for p in folder.files if p.suffix == archives.SUFFIX] if folder.file is None else [])
+
+
+def _others(folder: Folder) -> list[Path]:
+    """Tar files of other names, and compressed ones."""
+    if folder.file is not None:
+        return [folder.file] if folder.file.is_file() and _is_other(folder.file) else []
+    return [path for path in folder.files if _is_other(path)]
+
+
+def _is_other(path: Path) -> bool:
+    return path.name.lower().endswith(OTHERS) or (path.suffix.lower() == archives.SUFFIX != path.suffix)
 
 
 def _read_shard(folder: Folder, shard: Path, names: list[str], found: Found) -> list[str]:
