@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -505,12 +505,19 @@ def test_the_command_encodes_and_says_what(folder: Path, tmp_path: Path) -> None
     assert command(recipe, "data.cach=x").code == 2 and command(tmp_path / "none.toml").code == 2
 
 
+ALONE = [sys.executable, "-m", "sdtune", "data", "encode"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sdtune", "data", "encode"]
+
+
 @pytest.mark.slow
-def test_two_processes_encode_a_share_each(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "more"), [(ALONE, ["--devices", "2"]), ([sys.executable, *TORCHRUN], [])])
+def test_two_processes_encode_a_share_each(
+    folder: Path, tmp_path: Path, command: Sequence[str], more: Sequence[str]
+) -> None:
     recipe, config = tmp_path / "recipe.toml", run_config(folder, tmp_path, "data.flip=true", "data.jitter=0.1")
     recipe.write_text(configs.to_toml(config), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "sdtune", "data", "encode", str(recipe), "--devices", "2"],
+        [*command, str(recipe), *more],
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
