@@ -81,12 +81,15 @@ def plot(
     title: str, about: str, lines: Sequence[Line], words: str, *,
     dots: Sequence[Line] = (), pins: Sequence[float] = (), zero: bool = False, decades: bool = False,
 ) -> Plot:  # fmt: skip
-    """`lines` and points (`dots`, in the order of their lines) on one scale; `zero`: which begins at 0; `decades`: y is a logarithm to base 10."""
+    """`lines` and points (`dots`, in the order of their lines) on one scale, which begins at 0 with `zero`.
+
+    With `decades` y is a logarithm to base 10. The marks of x are whole numbers.
+    """
     points = [p for _, xs, ys in (*lines, *dots) for p in zip(xs, ys, strict=True) if math.isfinite(p[1])]
-    (left, right), (low, high) = ((min(v), max(v)) for v in zip(*points, strict=True))
+    (left, right), (low, high) = ((min(v), max(v)) for v in zip(*points or [(0, 0), (1, 1)], strict=True))
     values_y = ticks(0.0 if zero else low, high)
     if decades:
-        values_y = [v for v in values_y if v == round(v)]
+        values_y = [v for v in values_y if v == round(v)] or values_y
     low, high = min(values_y[0], low), max(values_y[-1], high)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -104,7 +107,7 @@ def plot(
     return Plot(
         title, about, tuple((name, path(xs, ys)) for name, xs, ys in lines), tuple(marked),
         tuple(at(x, low)[0] for x in pins),
-        tuple((at(x, low)[0], f"{x:g}") for x in ticks(left, right) if left <= x <= right),
+        tuple((at(x, low)[0], f"{x:g}") for x in ticks(left, right) if left <= x <= right and x == round(x)),
         tuple((at(left, y)[1], _power(y) if decades else f"{y:g}") for y in values_y), words,
     )  # fmt: skip
 

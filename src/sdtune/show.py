@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,9 @@ class _Watcher:
         if not self.maps:
             return None
         ends = np.cumsum([0, *(len(maps) for maps in self.maps.values())])
-        looks = tuple((int(a), int(b) - 1) for a, b in zip(ends[:-1], ends[1:], strict=True))
+        looks = tuple((int(a), int(b) - 1) for a, b in pairwise(ends))
         maps_GLHW = torch.stack([torch.stack(maps).mean(0) for maps in self.maps.values()])
-        return Attention(maps_GLHW.numpy(), looks, layers)
+        return Attention(maps_GLHW.nan_to_num().numpy(), looks, layers)
 
 
 def _draw(
@@ -342,7 +343,8 @@ def colours(latents_CHW: NDArray[np.float32], to_colours: NDArray[np.float64]) -
 
 
 def _bytes(share: NDArray[Any]) -> NDArray[np.uint8]:
-    return (np.nan_to_num(share).clip(0, 1) * 255).round().astype(np.uint8)
+    whole: NDArray[np.uint8] = (np.nan_to_num(share).clip(0, 1) * 255).round().astype(np.uint8)
+    return whole
 
 
 def _fit(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[NDArray[np.float64], float]:
@@ -351,11 +353,13 @@ def _fit(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[NDArray[np.float64], f
     rows, targets = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
     for latents_BCHW, pixels_BCHW in pairs:
         x_CL = latents_BCHW[0].flatten(1).double().cpu().nan_to_num().clamp(-9, 9)
-        small_BCHW = F.adaptive_avg_pool2d(pixels_BCHW.double().nan_to_num(), latents_BCHW.shape[2:])
+        small_BCHW = F.adaptive_avg_pool2d(
+            pixels_BCHW.double().nan_to_num(), (latents_BCHW.shape[2], latents_BCHW.shape[3])
+        )
         rows.append(torch.cat([x_CL, torch.ones_like(x_CL[:1])]).T.numpy())
         targets.append(small_BCHW[0].flatten(1).T.numpy())
     X, Y = np.concatenate(rows), np.concatenate(targets)
-    found: NDArray[np.float64] = np.linalg.lstsq(X, Y, rcond=None)[0]
+    found = np.linalg.lstsq(X, Y, rcond=None)[0].astype(np.float64)
     left = float(np.square(Y - X @ found).sum() / max(1e-12, np.square(Y - Y.mean(0)).sum()))
     return found, max(0.0, 1 - left)
 

@@ -31,6 +31,11 @@ FEW = 12
 """Words whose maps are shown at once; the others are folded away."""
 
 
+ALPHA, SIGMA = "\N{GREEK SMALL LETTER ALPHA}", "\N{GREEK SMALL LETTER SIGMA}"
+COARSE = 24
+"""Maps with fewer places along a side show hints only."""
+
+
 def check_file(path: Path, mark: str = MARK) -> None:
     """Raises ConfigError unless `path` may be written: it is not there, or an earlier file of ours."""
     if path.is_dir():
@@ -84,7 +89,7 @@ def as_json(shown: Shown) -> Json:
             "picture": shown.training.name,
             "caption": shown.training.caption,
             "timesteps": list(shown.training.times),
-            "losses": {side: list(losses) for side, losses in shown.training.losses.items()},
+            "losses": {side: _finite(losses) for side, losses in shown.training.losses.items()},
         }
     return record
 
@@ -92,8 +97,8 @@ def as_json(shown: Shown) -> Json:
 def _side_record(shown: Shown, side: Side) -> Json:
     record: Json = {
         "settings": side.picture.settings,
-        "conditional_rms": list(side.conditional),
-        "conditional_minus_unconditional_rms": list(side.difference),
+        "conditional_rms": _finite(side.conditional),
+        "conditional_minus_unconditional_rms": _finite(side.difference),
     }
     if side.attention:
         a = side.attention
@@ -107,6 +112,11 @@ def _side_record(shown: Shown, side: Side) -> Json:
             ],
         }
     return record
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    """JSON knows no NaN."""
+    return [v if math.isfinite(v) else None for v in values]
 
 
 # ---- what the template is given
@@ -128,7 +138,7 @@ def _view(shown: Shown) -> Json:
         "shown": shown,
         "facts": facts,
         "pictures": [(s.name, _uri(s.picture.image), s.picture.flaw) for s in shown.sides],
-        "guidance": settings["guidance"],
+        "guidance": f"{settings['guidance']:g}",
         "chunks": [list(chunk) for chunk in _chunks(shown.reading.tokens)],
         "frames": [_frame(frames) for frames in zip(*(s.frames for s in shown.sides), strict=True)],
         "looks": len(shown.times),
@@ -184,21 +194,21 @@ def _schedule(shown: Shown) -> list[charts.Plot]:
         every = [round(s * len(shown.sigmas)) for s in shown.sigmas]
     factors = charts.plot(
         "How much picture, how much noise", "over the timestep t",
-        [("picture, \N{GREEK SMALL LETTER ALPHA}", every, shown.alphas), ("noise, \N{GREEK SMALL LETTER SIGMA}", every, shown.sigmas)],
+        [(f"picture, {ALPHA}", every, shown.alphas), (f"noise, {SIGMA}", every, shown.sigmas)],
         f"alpha falls from {alphas[-1]:.2f} at the last look to {alphas[0]:.2f} at the first, sigma rises.",
         dots=[("", places, alphas), ("", places, sigmas)], pins=places, zero=True,
     )  # fmt: skip
-    snr = [_decibel(a, s) for a, s in zip(shown.alphas, shown.sigmas, strict=True)]
-    seen = [_decibel(a, s) for a, s in zip(alphas, sigmas, strict=True)]
+    snr = [_log_snr(a, s) for a, s in zip(shown.alphas, shown.sigmas, strict=True)]
+    seen = [_log_snr(a, s) for a, s in zip(alphas, sigmas, strict=True)]
     ratio = charts.plot(
-        "Signal-to-noise ratio", "\N{GREEK SMALL LETTER ALPHA}\N{SUPERSCRIPT TWO} / \N{GREEK SMALL LETTER SIGMA}\N{SUPERSCRIPT TWO} over the timestep t",
+        "Signal-to-noise ratio", f"{ALPHA}\N{SUPERSCRIPT TWO} / {SIGMA}\N{SUPERSCRIPT TWO} over the timestep t",
         [("SNR", every, snr)], "The signal-to-noise ratio falls by many powers of ten from timestep 0 to the last.",
         dots=[("", places, seen)], pins=places, decades=True,
     )  # fmt: skip
     return [factors, ratio]
 
 
-def _decibel(alpha: float, sigma: float) -> float:
+def _log_snr(alpha: float, sigma: float) -> float:
     """log10 of the SNR; NaN, which no chart draws, where it is 0 or endless."""
     return 2 * math.log10(alpha / sigma) if alpha > 0 and sigma > 0 else math.nan
 
@@ -249,6 +259,7 @@ def _attention(shown: Shown) -> Json | None:
     return {
         "rows": rows[:words], "marks": rows[words:], "parts": parts, "few": FEW, "layers": found[0].layers, "grid": f"{width} x {height}",
         "text_share": f"{sum(row['share'] for row in rows[:words]):.0%}", "joint": shown.prediction == "flow",
+        "coarse": height * width < COARSE**2,
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Literal
 
 from sdtune.words import tokens_of
@@ -60,14 +61,14 @@ def read(model: Model, prompt: str, chunks: int) -> Reading:
     text = known.spell([prompt])[0] if known else prompt
     size = len(ids) // chunks
     kinds = list(_kinds(ids, size, tokenizer.eos_token_id))
-    pieces = [tokenizer.convert_ids_to_tokens(id) for id in ids]
+    pieces = tokenizer.convert_ids_to_tokens(ids)
     whole = tokenizer(text, truncation=False, verbose=False).input_ids
-    left = [tokenizer.convert_ids_to_tokens(id) for id in whole[kinds.count("piece") + 1 : -1]]
+    left = tokenizer.convert_ids_to_tokens(whole[kinds.count("piece") + 1 : -1])
     new = {token: word for word, count in known.words.items() for token in tokens_of(word, count)} if known else {}
     words, of = _words(pieces, kinds, new)
     tokens = tuple(
-        Token(i, i // size, id, spelled(piece.removesuffix(END)), kind, of.get(i))
-        for i, (id, piece, kind) in enumerate(zip(ids, pieces, kinds, strict=True))
+        Token(i, i // size, number, spelled(piece.removesuffix(END)), kind, of.get(i))
+        for i, (number, piece, kind) in enumerate(zip(ids, pieces, kinds, strict=True))
     )
     cut = tuple(word.text for word in _words(left, ["piece"] * len(left), new)[0])
     return Reading(tokens, words, cut, chunks, len(model.text_encoders))
@@ -83,9 +84,9 @@ def _kinds(ids: Sequence[int], size: int, end: int) -> Iterator[Kind]:
         chunk = ids[first : first + size]
         last = chunk.index(end, 1)
         yield "start"
-        yield from ["piece"] * (last - 1)
+        yield from repeat("piece", last - 1)
         yield "end"
-        yield from ["padding"] * (size - last - 1)
+        yield from repeat("padding", size - last - 1)
 
 
 def _words(
