@@ -159,12 +159,12 @@ def show(
             training = ("the picture drawn above", drawn[name].picture.image, prompt)
         views[name] = _train_view(model, training[1], training[2])
     seen = [look for drawing in drawn.values() for look in drawing.looks]
-    pixels = dict[int, tuple[Tensor, Tensor]]()
+    decoded = dict[int, _Decoded]()
     for done, look in enumerate(seen):
         progress("decoding", done, len(seen))
-        pixels[id(look)] = model.decode(look.seen_BCHW).cpu(), model.decode(look.clean_BCHW).cpu()
-    to_colours, explained = _fit([(look.clean_BCHW, pixels[id(look)][1]) for look in seen])
-    sides = tuple(_side(name, drawing, pixels, to_colours) for name, drawing in drawn.items())
+        decoded[id(look)] = _Decoded.of(model, look)
+    to_colours, explained = _fit([(look.clean_BCHW, decoded[id(look)].small_BCHW) for look in seen])
+    sides = tuple(_side(name, drawing, decoded, to_colours) for name, drawing in drawn.items())
     first = next(iter(drawn.values()))
     chunks = model.chunks_for([prompt, config.sample.negative])
     assert training is not None
@@ -307,14 +307,28 @@ def _rms(x: Tensor) -> float:
 # ---- its pictures
 
 
-def _side(
-    name: str, drawing: _Drawing, pixels: dict[int, tuple[Tensor, Tensor]], to_colours: NDArray[np.float64]
-) -> Side:
+@dataclass(frozen=True)
+class _Decoded:
+    """The pictures of a look."""
+
+    noisy: Image.Image
+    predicted: Image.Image
+    small_BCHW: Tensor
+    """The predicted one with a pixel a latent, (1, 3, h, w) in [-1, 1]."""
+
+    @classmethod
+    def of(cls, model: Model, look: _Seen) -> _Decoded:
+        noisy_BCHW, clean_BCHW = model.decode(look.seen_BCHW), model.decode(look.clean_BCHW)
+        small_BCHW = F.adaptive_avg_pool2d(clean_BCHW.float(), (look.seen_BCHW.shape[2], look.seen_BCHW.shape[3]))
+        return cls(to_images(noisy_BCHW)[0], to_images(clean_BCHW)[0], small_BCHW.cpu())
+
+
+def _side(name: str, drawing: _Drawing, decoded: dict[int, _Decoded], to_colours: NDArray[np.float64]) -> Side:
     frames = []
     for look in drawing.looks:
-        noisy, predicted = (to_images(p_BCHW)[0] for p_BCHW in pixels[id(look)])
+        shown = decoded[id(look)]
         latents_CHW = look.seen_BCHW[0].float().cpu().numpy()
-        pictures = channels(latents_CHW), colours(latents_CHW, to_colours), noisy, predicted
+        pictures = channels(latents_CHW), colours(latents_CHW, to_colours), shown.noisy, shown.predicted
         frames.append(Frame(look.number, look.t, look.alpha, look.sigma, *pictures))
     return Side(
         name, drawing.picture, tuple(frames), tuple(drawing.difference), tuple(drawing.conditional), drawing.attention
@@ -348,16 +362,13 @@ def _bytes(share: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _fit(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[NDArray[np.float64], float]:
-    """The linear map from clean latents to the mean colours of their pixels with the least square error, and the share of the
-    variance that it explains. Pairs of latents (1, C, h, w) and pixels (1, 3, H, W)."""
+    """The linear map from clean latents (1, C, h, w) to the mean colours of their pixels (1, 3, h, w) with the least square
+    error, and the share of the variance that it explains."""
     rows, targets = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
-    for latents_BCHW, pixels_BCHW in pairs:
+    for latents_BCHW, small_BCHW in pairs:
         x_CL = latents_BCHW[0].flatten(1).double().cpu().nan_to_num().clamp(-9, 9)
-        small_BCHW = F.adaptive_avg_pool2d(
-            pixels_BCHW.double().nan_to_num(), (latents_BCHW.shape[2], latents_BCHW.shape[3])
-        )
         rows.append(torch.cat([x_CL, torch.ones_like(x_CL[:1])]).T.numpy())
-        targets.append(small_BCHW[0].flatten(1).T.numpy())
+        targets.append(small_BCHW[0].double().nan_to_num().flatten(1).T.numpy())
     X, Y = np.concatenate(rows), np.concatenate(targets)
     found = np.linalg.lstsq(X, Y, rcond=None)[0].astype(np.float64)
     left = float(np.square(Y - X @ found).sum() / max(1e-12, np.square(Y - Y.mean(0)).sum()))
