@@ -105,8 +105,10 @@ def show(
     from sdtune.show import picture_of, show, training_picture
 
     config, model, on_top = _opened(source, *overrides, checkpoint=checkpoint)
-    trained = training_picture(config, model.resolution) if picture is None and _as_run(source).exists() else None
-    asked = prompt or next(iter(config.sample.prompts), None) or (trained and trained[2])
+    asked, trained = prompt or next(iter(config.sample.prompts), None), None
+    if _as_run(source).exists() and not (picture and asked):
+        trained = training_picture(config, model.resolution)
+        asked = asked or (trained and trained[2])
     if not asked:
         raise ConfigError("nothing to draw: give a prompt (--prompt, prompt=, or the key sample.prompts)")
     if picture is not None:
