@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from sdtune.model import Model
     from sdtune.runs import Run
     from sdtune.sample import Sample
+    from sdtune.show import Shown
+    from sdtune.tuned import Tuned
 
-__all__ = ["Run", "RunConfig", "compare", "evaluate", "load_config", "sample", "train"]
+__all__ = ["Run", "RunConfig", "compare", "evaluate", "load_config", "sample", "show", "train"]
 
 
 def load_config(recipe: str | Path | None = None, *overrides: str) -> RunConfig:
@@ -83,6 +85,47 @@ def sample(
         yield dataclasses.replace(picture, settings={**picture.settings, **by})
 
 
+def show(
+    source: Run | str | Path = "embedded",
+    *overrides: str,
+    prompt: str | None = None,
+    seed: int | None = None,
+    checkpoint: str = "final",
+    steps_shown: int = 8,
+    picture: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Shown:
+    """Watch one drawing from noise to picture; of a run or an adapter, the base's and the tuned model's. Writes nothing.
+
+    `source`, `overrides` and `checkpoint` as in `sample`. `prompt` and `seed` are the first of the config if unset, the prompt of a run
+    without any being the first caption. `picture` is what the training view shows: unset, the first training picture of a run, else
+    the picture that was drawn. `sdtune.show_page.html` makes the page of it. Raises ConfigError, and the errors of `sample`.
+    """
+    from sdtune.errors import ConfigError
+    from sdtune.show import picture_of, show, training_picture
+
+    config, model, on_top = _opened(source, *overrides, checkpoint=checkpoint)
+    asked, trained = prompt or next(iter(config.sample.prompts), None), None
+    if _as_run(source).exists() and not (picture and asked):
+        trained = training_picture(config, model.resolution)
+        asked = asked or (trained and trained[2])
+    if not asked:
+        raise ConfigError("nothing to draw: give a prompt (--prompt, prompt=, or the key sample.prompts)")
+    if picture is not None:
+        trained = picture_of(Path(picture), asked, model.resolution)
+    return show(
+        model,
+        config,
+        source=_tuned_by(source, checkpoint).get("tuned", model.label),
+        prompt=asked,
+        seed=next(iter(config.sample.seeds), 0) if seed is None else seed,
+        on_top=on_top,
+        steps_shown=steps_shown,
+        training=trained,
+        progress=progress or (lambda what, done, total: None),
+    )
+
+
 def compare(
     run: Run | str | Path,
     *overrides: str,
@@ -125,6 +168,16 @@ def _tuned_by(source: Run | str | Path, checkpoint: str) -> dict[str, str]:
 
 def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "final") -> tuple[RunConfig, Model]:
     """The config and the model of `source` (see `sample`), tuned if it is a run or an adapter, at `sample.strength`."""
+    config, model, on_top = _opened(source, *overrides, checkpoint=checkpoint)
+    if on_top:
+        on_top.set_strength(config.sample.strength)
+    return config, model
+
+
+def _opened(
+    source: Run | str | Path, *overrides: str, checkpoint: str = "final"
+) -> tuple[RunConfig, Model, Tuned | None]:
+    """The same with what is on the model, if it is a run or an adapter, at strength 1."""
     from sdtune import config as configs
     from sdtune import devices, tuned
     from sdtune.families import recognise
@@ -146,10 +199,8 @@ def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "fin
     model = config.model.load(device=device, dtype=dtype)
     model.chunks = config.data.caption_chunks
     if run.exists():
-        tuned.of_run(model, run, checkpoint).set_strength(config.sample.strength)
-    elif adapter:
-        tuned.load(model, run.path).set_strength(config.sample.strength)
-    return config, model
+        return config, model, tuned.of_run(model, run, checkpoint)
+    return config, model, tuned.load(model, run.path) if adapter else None
 
 
 def _picture_files(folder: str | Path) -> list[Path]:

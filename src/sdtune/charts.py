@@ -55,6 +55,67 @@ def over_steps(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Plot:
+    """Several lines over one axis in view-box units, with their names. Drawn by the template."""
+
+    title: str
+    about: str
+    """What the axes are."""
+    lines: tuple[tuple[str, str], ...]
+    """Name, path."""
+    dots: tuple[tuple[float, float, int], ...]
+    """x, y, the number of the line."""
+    pins: tuple[float, ...]
+    """Marked places of the axis."""
+    ticks_x: tuple[tuple[float, str], ...]
+    ticks_y: tuple[tuple[float, str], ...]
+    words: str
+
+
+Line = tuple[str, Sequence[float], Sequence[float]]
+"""Name, x, y. Points without a finite y are left out."""
+
+
+def plot(
+    title: str, about: str, lines: Sequence[Line], words: str, *,
+    dots: Sequence[Line] = (), pins: Sequence[float] = (), zero: bool = False, decades: bool = False,
+) -> Plot:  # fmt: skip
+    """`lines` and points (`dots`, in the order of their lines) on one scale, which begins at 0 with `zero`.
+
+    With `decades` y is a logarithm to base 10. The marks of x are whole numbers.
+    """
+    points = [p for _, xs, ys in (*lines, *dots) for p in zip(xs, ys, strict=True) if math.isfinite(p[1])]
+    (left, right), (low, high) = ((min(v), max(v)) for v in zip(*points or [(0, 0), (1, 1)], strict=True))
+    values_y = ticks(0.0 if zero else low, high)
+    if decades:
+        values_y = [v for v in values_y if v == round(v)] or values_y
+    low, high = min(values_y[0], low), max(values_y[-1], high)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, down = (x - left) / (right - left or 1), (high - y) / (high - low or 1)
+        return round(LEFT + across * (WIDE - LEFT - RIGHT), 1), round(TOP + down * (HIGH - TOP - BOTTOM), 1)
+
+    def path(xs: Sequence[float], ys: Sequence[float]) -> str:
+        stride = max(1, len(xs) // 300)
+        kept = [at(x, y) for x, y in list(zip(xs, ys, strict=True))[::stride] if math.isfinite(y)]
+        return "M" + "L".join(f"{x},{y}" for x, y in kept)
+
+    marked = [
+        (*at(x, y), i) for i, (_, xs, ys) in enumerate(dots) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)
+    ]
+    return Plot(
+        title, about, tuple((name, path(xs, ys)) for name, xs, ys in lines), tuple(marked),
+        tuple(at(x, low)[0] for x in pins),
+        tuple((at(x, low)[0], f"{x:g}") for x in ticks(left, right) if left <= x <= right and x == round(x)),
+        tuple((at(left, y)[1], _power(y) if decades else f"{y:g}") for y in values_y), words,
+    )  # fmt: skip
+
+
+def _power(exponent: float) -> str:
+    return f"{10.0**exponent:g}" if abs(exponent) <= 4 else f"1e{exponent:.0f}"
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that span low to high."""
     span = (high - low) or abs(high) or 1.0

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sdtune import cli_data, cli_judge, cli_look, cli_sample, cli_train
+from sdtune import cli_data, cli_judge, cli_look, cli_sample, cli_show, cli_train
 from sdtune.cli_shared import Options, tell
 from sdtune.errors import ConfigError, SdtuneError
 
@@ -81,6 +81,7 @@ for _command in (
     cli_train.init,
     cli_train.train,
     cli_sample.sample,
+    cli_show.show,
     cli_judge.compare,
     cli_judge.evaluate,
     cli_look.doctor,

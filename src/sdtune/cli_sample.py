@@ -10,7 +10,7 @@ import typer
 
 import sdtune
 from sdtune import console
-from sdtune.cli_shared import Options, Overrides, options_of, tell
+from sdtune.cli_shared import Options, Overrides, options_of, tell, with_default
 from sdtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def sample(
         _show_samplers(options_of(ctx))
         return
     first = source
-    source, changes = _with_default(source, overrides, "embedded")
+    source, changes = with_default(source, overrides, "embedded")
     given = {"image": image, "mask": mask, "denoising_strength": denoising_strength}
     changes += [f"sample.{key}={toml(value)}" for key, value in given.items() if value is not None]
     texts = [*(prompt or ()), *(_lines_of(prompts) if prompts else ())] or None
@@ -127,12 +127,6 @@ def sample(
 
 
 # ---- what it is asked for
-
-
-def _with_default(first: str, overrides: Sequence[str] | None, default: str) -> tuple[str, list[str]]:
-    """`first` may be left out: then it holds an override."""
-    rest = list(overrides or ())
-    return (default, [first, *rest]) if "=" in first and not Path(first).exists() else (first, rest)
 
 
 def _lines_of(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,12 @@ def interrupts(say: Callable[[], object]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def with_default(first: str, overrides: Sequence[str] | None, default: str) -> tuple[str, list[str]]:
+    """A command's first argument and its overrides; `first` may have been left out: then it holds an override."""
+    rest = list(overrides or ())
+    return (default, [first, *rest]) if "=" in first and not Path(first).exists() else (first, rest)
 
 
 def tell(text: str) -> None:

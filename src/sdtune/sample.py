@@ -34,14 +34,41 @@ class Sample:
     """Why this is no picture (`flaw_of`), and what may help. Nothing for a sound one."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """One look of the denoiser at noisy latents, and what came of it. Tensors are (B, C, H, W) on the model's device."""
+
+    number: int
+    """Counted from 0. Some samplers look twice in a step."""
+    count: int
+    """Looks in all."""
+    t: float
+    """The time that the denoiser was told, as in `Model.denoise`."""
+    seen_BCHW: Tensor
+    """What it was shown: alpha_t x_0 + sigma_t noise, whatever units the sampler computes in."""
+    told_BCHW: Tensor
+    """Its output, guided."""
+    conditional_BCHW: Tensor
+    """Its output for the prompt."""
+    unconditional_BCHW: Tensor | None
+    """Its output for the negative prompt; None without guidance."""
+    x_BCHW: Tensor
+    """The latents after the step, in the sampler's units."""
+
+
 def sample(
-    model: Model, config: SampleConfig, *, prompts: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+    model: Model,
+    config: SampleConfig,
+    *,
+    prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    on_step: Callable[[Look], None] | None = None,
 ) -> Iterator[Sample]:
     """Draw one picture per prompt and seed, prompt by prompt. `prompts` and `seeds` replace those of `config`.
 
     A picture depends on its own prompt and seed, not on those beside it. The model's adapter acts as it is set (`Tuned`).
     A prompt that is too long for the model's text encoder is read in as many chunks as it or the negative prompt needs, where
-    the model can (`Model.chunkable`).
+    the model can (`Model.chunkable`). `on_step` is shown every look of the denoiser, batch by batch, and changes nothing.
     """
     original = Original.read(config, lambda size: size_of(config, model, size))
     height, width = original.pixels.shape[:2] if original else size_of(config, model)[::-1]
@@ -61,7 +88,7 @@ def sample(
         empty = model.encode_prompts([config.negative], chunks)
         while batch := list(islice(group, config.batch_size)):
             cond = model.encode_prompts([p for p, _ in batch], chunks)
-            latents = denoise(model, config, cond, empty, [s for _, s in batch], shape, start=start)
+            latents = denoise(model, config, cond, empty, [s for _, s in batch], shape, on_step, start)
             pixels = model.decode(latents)
             drawn = zip(batch, to_images(pixels), pixels.cpu(), latents.cpu(), strict=True)
             for (prompt, seed), image, pixels_CHW, latents_CHW in drawn:
@@ -78,7 +105,7 @@ def denoise(
     empty: Cond,
     seeds: Sequence[int],
     shape: tuple[int, int, int],
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: Callable[[Look], None] | None = None,
     start: Start | None = None,
 ) -> Tensor:
     """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32.
@@ -101,16 +128,16 @@ def denoise(
         both = replace(both, given_BCHW=begin.given_BCHW.repeat(2 if guided else 1, 1, 1, 1))
     extra = {"generator": rngs} if SAMPLERS[config.scheduler].noisy else {}
     for i, t in enumerate(begin.timesteps):
-        x_in = scale(x_BCHW, t)
-        x_in = torch.cat([x_in, x_in]) if guided else x_in
+        seen_BCHW = scale(x_BCHW, t)
+        x_in = torch.cat([seen_BCHW, seen_BCHW]) if guided else seen_BCHW
         out = model.denoise(x_in, t.expand(len(x_in)).to(model.device), both).float()
-        if guided:
-            unconditional, conditional = out.chunk(2)
+        unconditional, conditional = out.chunk(2) if guided else (None, out)
+        if unconditional is not None:
             out = unconditional + config.guidance * (conditional - unconditional)
         x_BCHW = scheduler.step(out, t, x_BCHW, **extra).prev_sample
         x_BCHW = begin.keep(x_BCHW, i)
         if on_step:
-            on_step(i, x_BCHW)
+            on_step(Look(i, len(begin.timesteps), float(t), seen_BCHW, out, conditional, unconditional, x_BCHW))
     return x_BCHW
 
 
