@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdtune.compare import Comparison, Progress
+    from sdtune.compare import Comparison
     from sdtune.config import RunConfig
+    from sdtune.drawing import Progress
     from sdtune.events import Event
     from sdtune.judging.scores import Scores
     from sdtune.model import Model

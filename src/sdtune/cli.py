@@ -84,6 +84,7 @@ for _command in (
     cli_show.show,
     cli_judge.compare,
     cli_judge.evaluate,
+    cli_judge.sweep,
     cli_look.doctor,
     cli_look.inspect,
     cli_look.keys,

@@ -90,6 +90,54 @@ def evaluate(
         _show_figures(scores)
 
 
+def sweep(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    overrides: Overrides = None,
+    strengths: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--strength", help="Of the adapter; several times.  [dim]0.5 0.75 1 1.25[/dim]", show_default=False
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint", help="final, best, or as step-000250; several times.  [dim]all[/dim]", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Find the checkpoint and the strength to use.
+
+    Draws the validation prompts with each checkpoint at each strength,
+    and sets likeness to the target against what is still drawn. It
+    suggests one point; `sdtune compare` judges it on other pictures.
+
+    Example  [cyan]sdtune sweep runs/demo-lora --strength 0.8 --strength 1[/cyan]
+    Writes   sweep/report.html (the trade-off, a table, a grid of checkpoint
+             by strength) and sweep/sweep.json into the run.
+    Again    it draws only what is new. Also of a run that goes on.
+    """
+    from sdtune import sweep_page
+    from sdtune.drawing import run_through
+    from sdtune.files import write_json, write_text
+    from sdtune.sweep import STRENGTHS, sweeping
+
+    source, options = run_at(run), options_of(ctx)
+    config = source.config(overrides or ())
+    parts = sweeping(source, config, checkpoints=checkpoints or (), strengths=strengths or STRENGTHS)
+    with options.screen() as screen:
+        screen.busy("reading the run")
+        found = run_through(parts, lambda p: screen.doing(p.what, p.done, p.total))
+        write_json(source.sweep / "sweep.json", sweep_page.as_json(found))
+        write_text(source.sweep / "report.html", sweep_page.html(found))
+        screen.done()
+        screen.emit({"report": str(source.sweep / "report.html"), **sweep_page.as_json(found)})
+        screen.say(found.rule[0].upper() + found.rule[1:])
+        screen.say("")
+        screen.result(source.sweep / "report.html", "report")
+
+
 # ---- what they show
 
 

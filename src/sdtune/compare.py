@@ -7,24 +7,24 @@ Run again, it goes on: pictures that lie there with the same weights, prompt, se
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from sdtune.bands import changes
-from sdtune.config import OF_PICTURES, RunConfig, SampleConfig
+from sdtune.config import RunConfig
 from sdtune.data import dataset, images
 from sdtune.data.caption import decorate
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
 from sdtune.data.layouts import plural
+from sdtune.drawing import INDEX, Progress, draw_missing, run_through
 from sdtune.errors import DataError, EvaluationError
 from sdtune.evaluate import judge, judge_without_scorer, see
 from sdtune.events import Step, Validated
@@ -36,18 +36,7 @@ from sdtune.pictures import scan
 from sdtune.runs import Run
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sdtune.metrics.features import Scorer
-    from sdtune.model import Model
-
-
-class Progress(NamedTuple):
-    """`done` of `total` of what is being done."""
-
-    what: str
-    done: int
-    total: int
 
 
 SIDES = ("base", "tuned")
@@ -127,15 +116,7 @@ def compare(
     `config` changes how is compared (prompts, seeds, sampler, reference); unset, it is the run's own. `checkpoint` is
     "final", "best" or a name such as "step-000250". Raises RunError, DataError or EvaluationError.
     """
-    parts = comparing(run, config, checkpoint=checkpoint, scorer=scorer)
-    while True:
-        try:
-            step = next(parts)
-        except StopIteration as end:
-            result: Comparison = end.value
-            return result
-        if progress:
-            progress(step)
+    return run_through(comparing(run, config, checkpoint=checkpoint, scorer=scorer), progress)
 
 
 def comparing(
@@ -157,7 +138,7 @@ def comparing(
     validation = read_validation(run, judged)
     ballot = votes.ballot_of([(p.prompt, p.seed, p.base, p.tuned) for p in pairs])
     voted, stale = _voted(run, config, ballot, pairs)
-    if why := _unfit(config):
+    if why := scorer_gap(config):
         scores, digest = _judge_loss(config, validation, why, voted), None
     else:
         from sdtune.metrics.features import Scorer
@@ -223,7 +204,7 @@ def _control(config: RunConfig) -> tuple[list[Example], str]:
     plain = dataclasses.replace(config.data, caption_prefix="", caption_suffix="")
     if config.evaluate.control:
         return _any_test(config.evaluate.control, plain), f"evaluate.control ({config.evaluate.control})"
-    if _unfit(config):
+    if scorer_gap(config):
         return [], "none"
     try:
         return _any_test("embedded:drawings", plain), "embedded:drawings"
@@ -283,7 +264,7 @@ def _decorated(prompt: str, config: DataConfig) -> str:
     return decorate(inner, config)
 
 
-def _unfit(config: RunConfig) -> str:
+def scorer_gap(config: RunConfig) -> str:
     """Why the shipped scorer cannot judge this base; nothing if it can."""
     if getattr(config.model, "path", None) == "embedded":
         return ""
@@ -323,87 +304,20 @@ def _draw(run: Run, config: RunConfig, checkpoint: str, pairs: Sequence[Pair]) -
     model.chunks = config.data.caption_chunks
     model.denoiser.eval()
     own = dataclasses.replace(config.sample.from_prompts, strength=0.0)
-    yield from _draw_missing(model, own, [(p.prompt, p.seed, p.base) for p in pairs], "base pictures")
+    yield from draw_missing(model, own, [(p.prompt, p.seed, p.base) for p in pairs], "base pictures")
     on_top = tuned.of_run(model, run, checkpoint)
     model.denoiser.eval()
     own = dataclasses.replace(config.sample.from_prompts, strength=1.0)
-    yield from _draw_missing(model, own, [(p.prompt, p.seed, p.tuned) for p in pairs], "tuned pictures")
+    yield from draw_missing(model, own, [(p.prompt, p.seed, p.tuned) for p in pairs], "tuned pictures")
     on_top.close()
-
-
-def _draw_missing(
-    model: Model, config: SampleConfig, jobs: Sequence[tuple[str, int, Path]], what: str
-) -> Iterator[Progress]:
-    from sdtune.sample import sample, save_png
-
-    folder = jobs[0][2].parent
-    index_file, weights = folder / "index.json", _digest(model.denoiser) + model.fingerprint
-    passed = ("prompts", "seeds", "batch_size", *OF_PICTURES)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in passed}
-    common = [weights, str(model.dtype), model.resolution, settings]
-    keys = {path: hashlib.sha256(json.dumps([*common, p, s]).encode()).hexdigest() for p, s, path in jobs}
-    kept = {path.name: row for path, row in _read_index(index_file, keys).items()}
-    _sweep(folder, set(kept))
-    done = len(kept)
-    yield Progress(what, done, len(jobs))
-    for seed in dict.fromkeys(s for _, s, _ in jobs):
-        missing = {p: path for p, s, path in jobs if s == seed and path.name not in kept}
-        for picture in sample(model, config, prompts=list(missing), seeds=(seed,)) if missing else ():
-            path = missing[picture.prompt]
-            save_png(picture, path)
-            kept[path.name] = {"key": keys[path], "sha256": _file_digest(path)}
-            kept[path.name] |= {"flaw": picture.flaw} if picture.flaw else {}
-            write_json(index_file, kept)
-            done += 1
-            yield Progress(what, done, len(jobs))
-
-
-def _read_index(file: Path, keys: dict[Path, str]) -> dict[Path, dict[str, str]]:
-    """The pictures that are whole and were drawn with the same key."""
-    try:
-        rows: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    good = {}
-    for path, key in keys.items():
-        row = rows.get(path.name)
-        if (
-            isinstance(row, dict)
-            and row.get("key") == key
-            and path.exists()
-            and row.get("sha256") == _file_digest(path)
-        ):
-            good[path] = row
-    return good
 
 
 def _with_flaws(run: Run, pairs: Sequence[Pair]) -> Iterator[Pair]:
     """The pairs with what was found wrong with their pictures when they were drawn."""
-    base, tuned = (json.loads((run.comparison / side / "index.json").read_text(encoding="utf-8")) for side in SIDES)
+    base, tuned = (json.loads((run.comparison / side / INDEX).read_text(encoding="utf-8")) for side in SIDES)
     for pair in pairs:
         flaws = base[pair.base.name].get("flaw", ""), tuned[pair.tuned.name].get("flaw", "")
         yield dataclasses.replace(pair, flaws=flaws)
-
-
-def _sweep(folder: Path, keep: set[str]) -> None:
-    """Remove pictures of earlier prompts or weights, so that the folder holds one comparison only."""
-    for path in [*folder.glob("*.png"), *folder.glob("*-*.json")]:
-        if path.with_suffix(".png").name not in keep:
-            path.unlink()
-
-
-def _digest(module: nn.Module) -> str:
-    import torch
-
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ---- judging

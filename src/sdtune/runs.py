@@ -77,6 +77,11 @@ class Run:
         return self.comparison / "scores.json"
 
     @property
+    def sweep(self) -> Path:
+        """Where `sdtune sweep` writes."""
+        return self.path / "sweep"
+
+    @property
     def vote_file(self) -> Path:
         return self.comparison / "vote.html"
 

@@ -17,8 +17,9 @@ from tests import tiny
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sdtune import config as configs
-from sdtune.compare import Progress, compare, comparing, make_plan, read_validation
+from sdtune.compare import compare, comparing, make_plan, read_validation
 from sdtune.config import RunConfig
+from sdtune.drawing import Progress
 from sdtune.errors import EvaluationError
 from sdtune.events import Step, Validated
 from sdtune.metrics.features import Scorer
@@ -85,7 +86,7 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
 @pytest.fixture
 def fitting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the scorer judge the tiny model, as it judges the embedded base."""
-    monkeypatch.setattr(module, "_unfit", lambda config: "")
+    monkeypatch.setattr(module, "scorer_gap", lambda config: "")
 
 
 @pytest.fixture
