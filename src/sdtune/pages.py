@@ -33,7 +33,7 @@ def data_uri(image: Image.Image, most: int | None = None) -> str:
     if most is not None and max(image.size) > most:
         image = image.copy()
         image.thumbnail((most, most), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    large = max(image.size) > LOSSLESS
+    large = max(image.size) > LOSSLESS and image.mode == "RGB"
     kind, options = ("jpeg", dict[str, Any](quality=88)) if large else ("png", dict[str, Any]())
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, **options)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterator, Sequence
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from PIL import Image
 from sdtune import charts
 from sdtune.errors import ConfigError
 from sdtune.files import is_ours, write_json, write_text
+from sdtune.pages import asset, data_uri, page
 from sdtune.show import PARTS, Attention, Frame, Shown, Side, Training, level_of, moved
 from sdtune.tokens import Token
 
@@ -29,6 +28,7 @@ LARGE = 384
 """Pictures are shown at most so wide; larger ones are reduced and stored as JPEG."""
 FEW = 12
 """Words whose maps are shown at once; the others are folded away."""
+_uri = partial(data_uri, most=LARGE)
 
 
 ALPHA, SIGMA = "\N{GREEK SMALL LETTER ALPHA}", "\N{GREEK SMALL LETTER SIGMA}"
@@ -56,10 +56,7 @@ def write_numbers(shown: Shown, path: Path) -> None:
 
 def html(shown: Shown) -> str:
     """The whole page. No script, style, font or picture is loaded from anywhere."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("show.html.j2")).render(**_view(shown))
+    return page("show", **_view(shown))
 
 
 def as_json(shown: Shown) -> Json:
@@ -133,8 +130,8 @@ def _view(shown: Shown) -> Json:
         facts.append(("strength", f"{settings['strength']:g}"))
     return {
         "mark": MARK,
-        "css": _asset("report.css") + _asset("show.css"),
-        "js": _asset("show.js"),
+        "css": asset("report.css") + asset("show.css"),
+        "js": asset("show.js"),
         "shown": shown,
         "facts": facts,
         "pictures": [(s.name, _uri(s.picture.image), s.picture.flaw) for s in shown.sides],
@@ -341,20 +338,3 @@ def _percent(share: float) -> str:
 
 def _number(value: float) -> str:
     return "\N{INFINITY}" if math.isinf(value) else f"{value:.3g}"
-
-
-def _uri(im: Image.Image) -> str:
-    """The picture as a data URI: small ones as lossless PNG, large ones reduced and as JPEG."""
-    kind, options = "png", dict[str, Any](optimize=True)
-    if max(im.size) > LARGE:
-        im = im.copy()
-        im.thumbnail((LARGE, LARGE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if max(im.size) > 128 and im.mode == "RGB":
-        kind, options = "jpeg", dict[str, Any](optimize=True, quality=88)
-    buffer = io.BytesIO()
-    im.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _asset(name: str) -> str:
-    return (resources.files("sdtune") / "report_assets" / name).read_text(encoding="utf-8")

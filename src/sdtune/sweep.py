@@ -50,7 +50,7 @@ class Point:
     lost: Interval | None = None
     """Of the base's content, as a share of it."""
     behind: Interval | None = None
-    """KID above that of the nearest point, paired over prompts."""
+    """KID above that of the nearest point that did not lose too much, paired over prompts."""
 
     @property
     def name(self) -> str:
@@ -121,15 +121,16 @@ def place(
     weights_WC = stats.resample(strata, draws, seed)
     distances = [kid.ClusteredKid(s.features_ND, s.asked_N, real.features_ND, cluster_M, len(strata)) for s in seen]
     values, again = [float(k()[0]) for k in distances], [k(weights_WC) for k in distances]
-    nearest = min(range(1, len(points)), key=lambda i: values[i])
     shown = [stats.group_means(content.margin(s.embeds_NE, texts_PE, s.asked_N), s.asked_N, prompts) for s in seen]
-    whole = float(np.nanmean(shown[0]))
+    lost = [stats.bootstrap_mean((shown[0] - own) / float(np.nanmean(shown[0])), draws, seed) for own in shown]
+    tuned = range(1, len(points))
+    nearest = min([i for i in tuned if _sound(lost[i])] or tuned, key=lambda i: values[i])
     return [
         dataclasses.replace(
             point,
             kid=stats.interval(values[i], again[i], prompts),
             content=stats.bootstrap_mean(shown[i], draws, seed),
-            lost=stats.bootstrap_mean((shown[0] - shown[i]) / whole, draws, seed),
+            lost=lost[i],
             behind=stats.interval(values[i] - values[nearest], again[i] - again[nearest], prompts),
         )
         for i, point in enumerate(points)
@@ -140,21 +141,22 @@ def choose(points: Sequence[Point], prompts: int) -> tuple[Point | None, str]:
     """Of the points that lost no more than CONTENT_BOUND of the base's content and are not behind the nearest of them by more than one
     standard error, the one that shows most of its prompts. (The rule of one standard error: Breiman et al., 1984, section 3.4.3.)
     """
-    kept = [p for p in points if p.lost is not None and p.lost.value <= CONTENT_BOUND]
+    kept = [p for p in points if p.lost is not None and _sound(p.lost)]
     if not kept:
         lost = f"each lost more than {CONTENT_BOUND:.0%} of what the base's pictures show"
         return None, f"none is suggested: {lost}; train less, or with a lower rate"
-    assert all(p.kid is not None and p.content is not None and p.behind is not None for p in kept)
-    nearest = min(kept, key=lambda p: p.kid.value)  # type: ignore[union-attr]
-    level = nearest.behind.value  # type: ignore[union-attr]
-    near = [p for p in kept if p.behind.value - level <= (p.behind.error or 0.0)]  # type: ignore[union-attr]
-    best = max([*near, nearest], key=lambda p: p.content.value)  # type: ignore[union-attr]
+    near = [p for p in kept if p.behind is not None and p.behind.value <= p.behind.error]
+    best = max(near, key=lambda p: p.content.value if p.content else 0.0)
     few = f" With {prompts} prompts this is a guide, no proof." if prompts < stats.MIN_UNITS else ""
     return best, (
         f"{best.name}: of the points that lost at most {CONTENT_BOUND:.0%} of the base's content, those within one standard error of the "
         f"nearest to the target; of these the one that shows most of what is asked. Chosen on {prompts} validation prompts: judge it with "
         f"`sdtune compare` on the test pictures.{few}"
     )
+
+
+def _sound(lost: Interval) -> bool:
+    return lost.value <= CONTENT_BOUND
 
 
 def _kept(run: Run) -> list[str]:

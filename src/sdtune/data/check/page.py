@@ -4,16 +4,16 @@ names are strangers' words and are escaped. Imports no torch."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sdtune.data.check.report import Bar, Report, Row
 from sdtune.data.layouts import Fault
 from sdtune.data.thumbs import data_uri
-from sdtune.data.thumbs import page as rendered
 from sdtune.errors import DataError
 from sdtune.files import is_ours, write_text
+from sdtune.pages import asset
+from sdtune.pages import page as rendered
 
 MARK = "<!-- sdtune data check -->"
 SIDE = 240
@@ -39,7 +39,7 @@ def write(report: Report, path: Path) -> Iterator[tuple[int, int]]:
     for done, row in enumerate(report.rows):
         yield done, len(report.rows)
         rows.append(_row(row, done, report))
-    write_text(path, f"{MARK}\n{rendered(_asset('check.html.j2'), **_view(report), rows=rows)}")
+    write_text(path, f"{MARK}\n{rendered('check', **_view(report), rows=rows)}")
 
 
 def check_file(path: Path) -> None:
@@ -61,7 +61,7 @@ def _view(report: Report) -> Json:
     if report.frames:
         charts.insert(0, ("Frames", "of the pictures to train on, with the mean share cut away", _frames(report)))
     return {
-        "css": _asset("report.css"), "own_css": _asset("check.css"), "label": report.label, "headline": report.headline,
+        "css": asset("report.css"), "own_css": asset("check.css"), "label": report.label, "headline": report.headline,
         "stops": bool(report.stopping), "facts": facts, "charts": charts, "notes": report.notes,
         "lead": "Of the pictures that can be used. Bars in another colour lie beyond what the model is trained at or reads.",
     }  # fmt: skip
@@ -107,7 +107,3 @@ def _frames(report: Report) -> list[tuple[str, str, float, bool]]:
         said = f"{row.count}, {row.cropped:.0%} cut" + f", {row.enlarged} enlarged" * bool(row.enlarged)
         bars.append((row.frame, said, round(NARROW * row.count / most, 1), 2 * row.enlarged > row.count))
     return bars + ([("others", str(len(report.frames) - FRAMES), 0.0, False)] if len(report.frames) > FRAMES else [])
-
-
-def _asset(name: str) -> str:
-    return (resources.files("sdtune") / "report_assets" / name).read_text(encoding="utf-8")
