@@ -48,7 +48,7 @@ class Point:
     content: Interval | None = None
     """How much more its pictures resemble their prompts than the others (`metrics.content.margin`), 0 to 1."""
     lost: Interval | None = None
-    """Of the base's content, as a share of it."""
+    """Of the base's content, or of real target pictures' where the scorer sees less in these; as a share of it."""
     behind: Interval | None = None
     """KID above that of the nearest point that did not lose too much, paired over prompts."""
 
@@ -65,6 +65,8 @@ class Sweep:
     base: Point
     points: tuple[Point, ...]
     chosen: Point | None
+    real: Interval | None
+    """The content of the real validation pictures: as much as can be seen in pictures of the target."""
     rule: str
     """How it was chosen, in words; or why none was."""
 
@@ -90,7 +92,7 @@ def sweeping(
     seeds = tuple(dict.fromkeys(config.evaluate.seeds))
     base, points = yield from _drawn(run, config, prompts, seeds, checkpoints or _kept(run), strengths)
     if why := scorer_gap(config):
-        return Sweep(run, prompts, seeds, base, points, None, f"none is suggested. {why}")
+        return Sweep(run, prompts, seeds, base, points, None, None, f"none is suggested. {why}")
     if scorer is None:
         from sdtune.metrics.features import Scorer
 
@@ -107,7 +109,8 @@ def sweeping(
     texts_PE = scorer.texts(content.strip_shared(prompts))
     placed = place([base, *points], seen, texts_PE, real, config.evaluate.draws, config.train.seed)
     chosen, rule = choose(placed[1:], len(prompts))
-    return Sweep(run, prompts, seeds, placed[0], tuple(placed[1:]), chosen, rule)
+    visible = stats.bootstrap_mean(_content(real, texts_PE), config.evaluate.draws, config.train.seed)
+    return Sweep(run, prompts, seeds, placed[0], tuple(placed[1:]), chosen, visible, rule)
 
 
 def place(
@@ -121,8 +124,10 @@ def place(
     weights_WC = stats.resample(strata, draws, seed)
     distances = [kid.ClusteredKid(s.features_ND, s.asked_N, real.features_ND, cluster_M, len(strata)) for s in seen]
     values, again = [float(k()[0]) for k in distances], [k(weights_WC) for k in distances]
-    shown = [stats.group_means(content.margin(s.embeds_NE, texts_PE, s.asked_N), s.asked_N, prompts) for s in seen]
-    lost = [stats.bootstrap_mean((shown[0] - own) / float(np.nanmean(shown[0])), draws, seed) for own in shown]
+    shown = [_content(s, texts_PE) for s in seen]
+    visible = _content(real, texts_PE)  # what the scorer cannot see in real pictures is not lost
+    most = visible if np.isfinite(visible).any() and np.nanmean(visible) < np.nanmean(shown[0]) else shown[0]
+    lost = [stats.bootstrap_mean((most - own) / float(np.nanmean(most)), draws, seed) for own in shown]
     tuned = range(1, len(points))
     nearest = min([i for i in tuned if _sound(lost[i])] or tuned, key=lambda i: values[i])
     return [
@@ -153,6 +158,13 @@ def choose(points: Sequence[Point], prompts: int) -> tuple[Point | None, str]:
         f"nearest to the target; of these the one that shows most of what is asked. Chosen on {prompts} validation prompts: judge it with "
         f"`sdtune compare` on the test pictures.{few}"
     )
+
+
+def _content(s: Seen, texts_PE: Array) -> Array:
+    """The mean `metrics.content.margin` of each prompt's pictures; nan where there are none."""
+    known = s.asked_N >= 0
+    margin_N = content.margin(s.embeds_NE[known], texts_PE, s.asked_N[known])
+    return stats.group_means(margin_N, s.asked_N[known], len(texts_PE))
 
 
 def _sound(lost: Interval) -> bool:

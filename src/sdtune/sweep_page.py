@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from sdtune.charts import ticks
@@ -16,6 +17,8 @@ from sdtune.sweep import Point, Sweep
 
 SHOWN = 6
 """Prompts in the grid, evenly chosen."""
+GAP = 18
+"""Between names, in view-box units."""
 WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 900, 430, 80, 52, 18, 130
 
 Json = dict[str, Any]
@@ -30,6 +33,7 @@ def as_json(s: Sweep) -> Json:
         "seeds": list(s.seeds),
         "suggested": None if s.chosen is None else {"checkpoint": s.chosen.checkpoint, "strength": s.chosen.strength},
         "rule": s.rule,
+        "real_content": None if s.real is None else s.real.value,
         "points": [_record(p, s) for p in (s.base, *s.points)],
     }
 
@@ -86,7 +90,7 @@ def _row(p: Point, s: Sweep) -> Json:
 def _chart(s: Sweep) -> Json:
     """Points in view-box units: content to the right, nearness to the target upwards; a line joins the strengths of a checkpoint."""
     every = [s.base, *s.points]
-    x = ticks(*_span([p.content for p in every]))
+    x = ticks(*_span([*(p.content for p in every), s.real]))
     y = ticks(*_span([p.kid for p in every]))
 
     def at(p: Point) -> tuple[float, float]:
@@ -96,25 +100,33 @@ def _chart(s: Sweep) -> Json:
         return round(LEFT + (value - x[0]) / (x[-1] - x[0]) * (WIDE - LEFT - RIGHT), 1)
 
     def up(value: float) -> float:
-        return round(
-            TOP + (value - y[0]) / (y[-1] - y[0]) * (HIGH - TOP - BOTTOM), 1
-        )  # lower is better, and stands higher
+        share = (value - y[0]) / (y[-1] - y[0])  # lower is better, and stands higher
+        return round(TOP + share * (HIGH - TOP - BOTTOM), 1)
 
     names = list(dict.fromkeys(p.checkpoint for p in s.points))
-    marks, lines = [], []
+    marks, lines = list[Json](), list[Json]()
     for number_of, checkpoint in enumerate(names):
         own = sorted((p for p in s.points if p.checkpoint == checkpoint), key=lambda p: p.strength)
         shade = round(0.35 + 0.65 * (number_of + 1) / len(names), 2)
-        lines.append({"d": "M" + "L".join("{},{}".format(*at(p)) for p in (s.base, *own)), "shade": shade})
+        x_end, y_end = at(own[-1])
+        leftwards = x_end < at(own[-2] if len(own) > 1 else s.base)[0]
+        lines.append(
+            {
+                "d": "M" + "L".join("{},{}".format(*at(p)) for p in (s.base, *own)), "shade": shade, "text": checkpoint,
+                "x": x_end + (-14 if leftwards else 14), "y": y_end + 4, "anchor": "end" if leftwards else "start",
+            }
+        )  # fmt: skip
         marks += [
             {"at": at(p), "text": f"{p.strength:g}", "shade": shade, "chosen": p == s.chosen, "title": _row(p, s)}
             for p in own
         ]
-        lines[-1]["end"], lines[-1]["text"] = at(own[-1]), checkpoint
+    lines.sort(key=lambda line: float(line["y"]))
+    for upper, lower in pairwise(lines):
+        lower["y"] = max(lower["y"], upper["y"] + GAP)
     return {
         "wide": WIDE, "high": HIGH, "left": LEFT, "right": WIDE - RIGHT, "top": TOP, "bottom": HIGH - BOTTOM,
         "ticks_x": [(across(v), f"{v:g}") for v in x], "ticks_y": [(up(v), f"{v:g}") for v in y],
-        "base": at(s.base), "marks": marks, "lines": lines,
+        "base": at(s.base), "real": across(s.real.value) if s.real else None, "marks": marks, "lines": lines,
     }  # fmt: skip
 
 

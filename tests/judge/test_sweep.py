@@ -55,6 +55,20 @@ def test_points_are_placed_by_distance_and_content() -> None:
     assert base.lost.value == 0
 
 
+def test_what_the_scorer_cannot_see_in_real_pictures_is_not_lost() -> None:
+    rng = np.random.default_rng(1)
+    asked: NDArray[np.int64] = np.arange(PROMPTS)
+    half = np.eye(PROMPTS)[np.where(asked % 2 == 0, asked, (asked + 1) % PROMPTS)]
+    real = Seen(rng.normal(0, 1, (PROMPTS, D)), half, asked)
+    points = [Point("base", 0.0, ()), Point("a", 1.0, ()), Point("b", 1.0, ())]
+    looked = [seen(rng, 2, 1), Seen(rng.normal(0, 1, (PROMPTS, D)), half, asked), seen(rng, 0, 0.1)]
+    _, a, b = place(points, looked, np.eye(PROMPTS), real, 300, 0)
+    assert a.lost is not None
+    assert b.lost is not None
+    assert a.lost.value == pytest.approx(0, abs=1e-9)
+    assert b.lost.low > 0.2
+
+
 def test_what_lost_too_much_is_not_suggested() -> None:
     _, *points = placed((0, 0.4), (1.0, 1), (1.8, 1))
     chosen, rule = choose(points, PROMPTS)
