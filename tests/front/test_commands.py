@@ -35,6 +35,7 @@ COMMANDS = [
     "sample",
     "compare",
     "evaluate",
+    "sweep",
     "doctor",
     "inspect",
     "keys",
@@ -423,3 +424,38 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "runs/quickstart/comparison/report.html").is_file()
     compared = json.loads(output("compare", "runs/quickstart", "--json", folder=tmp_path))
     assert compared["report"] == "runs/quickstart/comparison/report.html"
+    _vote_and_sweep(tmp_path)
+
+
+def _vote_and_sweep(folder: Path) -> None:
+    """The other commands that judge, on the notebook's run."""
+    page = (folder / "runs/quickstart/comparison/vote.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    votes = {
+        "format": data["format"],
+        "ballot": data["ballot"],
+        "voter": "ann",
+        "votes": [{"pair": 0, "choice": "left"}],
+    }
+    (folder / "votes.json").write_text(json.dumps(votes), encoding="utf-8")
+    found = json.loads(output("compare", "runs/quickstart", "--votes", "votes.json", "--json", folder=folder))
+    row = next(f for f in found["scores"]["figures"] if f["key"] == "votes")
+    assert "1 blind choice on 1 prompt by 1 voter" in row["note"]
+    assert (folder / "runs/quickstart/comparison/votes/ann.json").is_file()
+    (folder / "votes.json").write_text("{}", encoding="utf-8")
+    refused = subprocess.run(
+        [*COMMAND, "compare", "runs/quickstart", "--votes", "votes.json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (refused.returncode, refused.stdout) == (7, "")
+    assert refused.stderr.startswith("error: votes.json: no votes of sdtune")
+    swept = json.loads(
+        output(
+            "sweep", "runs/quickstart", "--strength", "1", "evaluate.max_prompts=2", "--json", folder=folder
+        ).splitlines()[-1]
+    )
+    assert swept["report"] == "runs/quickstart/sweep/report.html"
+    assert swept["points"][0]["checkpoint"] == "base"

@@ -83,7 +83,8 @@ def figure(votes: Sequence[Votes], ballot: str, prompt_of: Sequence[int], draws:
     mean_P = stats.group_means(value, np.array([prompt_of[p] for p, _ in choices], np.int64), prompts)
     asked = mean_P[np.isfinite(mean_P)]
     people = plural(len({v.voter for v in votes if v.chosen}), "voter")
-    note = f"{len(choices)} blind choices on {len(asked)} prompts by {people}; 1 is always the tuned picture, -1 always the base's"
+    counts = f"{plural(len(choices), 'blind choice')} on {plural(len(asked), 'prompt')} by {people}"
+    note = f"{counts}; 1 is always the tuned picture, -1 always the base's"
     few = len(asked) < MIN_PROMPTS
     return Figure(
         "votes", "Blind votes for the tuned pictures", "higher",
