@@ -200,7 +200,7 @@ def _hub(part: Hub, folder: Path) -> dict[str, Path] | None:
 def _fetch_hub(part: Hub, told: Told | None) -> None:
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # that a repository lacks the first of two forms is no news
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # that a repository lacks the first of two forms is no news
     for choice in part.files:
         for file in choice:
             progress = (lambda done, total, file=file: told(file, done, total)) if told else None
