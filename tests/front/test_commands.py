@@ -35,6 +35,8 @@ COMMANDS = [
     "sample",
     "compare",
     "evaluate",
+    "protocol",
+    "metrics",
     "doctor",
     "inspect",
     "keys",

@@ -126,7 +126,8 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_said_with_its_remedy(tmp_path: Path) -> None:
     with pytest.raises(
-        NotHere, match=r"clip-l14: no model.safetensors or .*sdtune metrics --get clip-l14 \(about 1710 MB\)"
+        NotHere,
+        match=r"clip-l14: its weights are not here \(no model.safetensors or .*--get clip-l14 \(about 1,710 MB\), or copy the files",
     ):
         encoders.load("clip-l14", tmp_path)
     with pytest.raises(EvaluationError, match="clip-x: no such encoder; known: shipped, inception"):

@@ -35,9 +35,12 @@ class Missing:
     encoder: str
     why: str
     remedy: str
+    """The command that fetches it."""
+    by_hand: str
+    """What to copy where, on a machine without a network."""
 
     def __str__(self) -> str:
-        return f"{self.encoder}: {self.why}; {self.remedy}"
+        return f"{self.encoder}: {self.why}; {self.remedy}, or {self.by_hand}"
 
 
 class NotHere(EvaluationError):
@@ -66,7 +69,7 @@ def locate(name: str, at: Path | None = None) -> dict[str, Path]:
     spec, found = spec_of(name), dict[str, Path]()
     at = at or home()
     for part in spec.parts:
-        files = _web(part, at / name) if isinstance(part, Web) else _hub(part, at / name)
+        files = _web(part, at, name) if isinstance(part, Web) else _hub(part, at / name)
         if files is None:
             raise NotHere(_missing(spec, part, at))
         found.update(files)
@@ -116,7 +119,7 @@ def get(name: str, at: Path | None = None, told: Told | None = None) -> dict[str
     spec, at = spec_of(name), at or home()
     for part in spec.parts:
         if isinstance(part, Web):
-            if _web(part, at / name) is None:
+            if _web(part, at, name) is None:
                 fetch(part, at / name / part.name, told)
         elif _hub(part, at / name) is None:
             _fetch_hub(part, told)
@@ -169,9 +172,13 @@ def missing_for(metric: str, at: Path | None = None) -> list[Missing]:
     return found
 
 
-def _web(part: Web, folder: Path) -> dict[str, Path] | None:
-    path = folder / part.name
-    return {part.name: path} if path.is_file() else None
+def _web(part: Web, at: Path, name: str) -> dict[str, Path] | None:
+    """In the folder of the encoder, or of another one that has the same file."""
+    for folder in (name, *(other for other, spec in ENCODERS.items() if part in spec.parts)):
+        path = at / folder / part.name
+        if path.is_file():
+            return {part.name: path}
+    return None
 
 
 def _hub(part: Hub, folder: Path) -> dict[str, Path] | None:
@@ -226,9 +233,7 @@ def _missing(spec: Spec, part: Hub | Web, at: Path) -> Missing:
     else:
         what = ", ".join(" or ".join(choice) for choice in part.files)
         where = f"{part.repo} on the Hub" + (f" at {part.revision[:7]}" if part.revision else "")
-    why = f"no {what} in {at / spec.name}" + ("" if isinstance(part, Web) else ", nor in the Hub's local cache")
     return Missing(
-        spec.name,
-        why,
-        f"sdtune metrics --get {spec.name} (about {spec.size_mb} MB), or copy the files from {where} there",
-    )
+        spec.name, f"its weights are not here (no {what})", f"sdtune metrics --get {spec.name} (about {spec.size_mb:,} MB)",
+        f"copy the file{'s' * isinstance(part, Hub)} from {where} to {at / spec.name}",
+    )  # fmt: skip
