@@ -16,26 +16,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdtune import cli, protocol
 from sdtune.errors import ConfigError, DataError, EvaluationError
+from sdtune.judging.scores import Figure
 from sdtune.metrics import kid
 from sdtune.metrics.nets import trunks
 from sdtune.protocol import measures, pairing
 from sdtune.protocol.measures import told
+from sdtune.stats import Interval
 from tests.metrics import tiny_encoders as tiny
 
 N = 24
 
 
-def noise(seed: int, side: int = 32) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def noise(seed: int, side: int = 32) -> NDArray[np.float64]:
     """A picture of large fields."""
     rng = np.random.default_rng(seed)
-    return np.kron(rng.uniform(0, 255, (4, 4, 3)), np.ones((side // 4, side // 4, 1)))
+    return np.asarray(np.kron(rng.uniform(0, 255, (4, 4, 3)), np.ones((side // 4, side // 4, 1))), np.float64)
 
 
-def save(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], path: Path) -> None:
+def save(values: NDArray[np.float64], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(path)
 
@@ -228,6 +231,25 @@ def test_choices_are_checked(metrics: str, said: str) -> None:
         protocol.choices(metrics)
 
 
+def test_the_figure_asked_for_first_decides_and_the_others_are_corrected() -> None:
+    def figure(key: str, value: float, evidence: bool = True) -> Figure:
+        return Figure(
+            key, key, "lower", difference=Interval(value, value - 0.2, value + 0.2, 100, 0.1), evidence=evidence
+        )
+
+    figures = [
+        figure("lpips", -0.21),
+        figure("kid", -0.21),
+        figure("fid", -0.9, False),
+        figure("clip", -0.21),
+        figure("dino", -0.9),
+    ]
+    found = measures.corrected(figures, "lpips")
+    assert [f.holm is None for f in found] == [True, False, True, False, False]
+    assert [told(f) for f in found] == ["better", "cannot tell", "not evidence", "cannot tell", "better"]
+    assert found[1].holm == pytest.approx(2 * figures[1].difference.p if figures[1].difference else 0)
+
+
 # ---- what is written
 
 
@@ -244,7 +266,7 @@ def test_the_report_is_whole_escaped_and_names_no_home(folders: Path, home: Path
     page = protocol.write(found, tmp_path / "out")
     html = page.read_text(encoding="utf-8")
     assert "<script>" not in html and "a &lt;script&gt;alert(1)" in html
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html) and html.count("data:image/jpeg") == 3 * N
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html) and html.count("data:image/png") == 3 * N
     assert "By LPIPS the tuned model is better" in html and "Left out" in html and "2,048" in html
     assert str(home) not in html
     record = json.loads((tmp_path / "out/scores.json").read_text(encoding="utf-8"))
@@ -344,9 +366,4 @@ def test_get_asks_the_hub_for_the_first_file_that_it_has(server: str, tmp_path: 
     assert sorted(record["files"]) == ["config.json", "pytorch_model.bin"] and done.stderr == ""
     assert Path(record["files"]["pytorch_model.bin"]).read_bytes() == DATA
     assert not any("README" in path for path in Server.asked)
-    listed = json.loads(
-        subprocess.run([*command[:4], "--json"], capture_output=True, text=True, env=env, check=True).stdout
-    )
-    assert next(e for e in listed["encoders"] if e["name"] == "dino-s16")[
-        "here"
-    ]  # found in the Hub's cache from now on
+    assert str(tmp_path / "hub/hub/models--facebook--dino-vits16") in record["files"]["config.json"]

@@ -140,8 +140,8 @@ class Result:
                 "LPIPS is no accuracy: nobody asked the model to draw the test picture again. Lower may mean nearer, or less varied."
                 + apart
             )
-        if len(self.figures) > 1:
-            yield f"{len(self.figures)} figures, each with its own 95% interval: one of twenty misses by chance."
+        if any(f.holm is not None for f in self.figures):
+            yield "The figure that was asked for first decides; the p values of the others are corrected for their number (Holm)."
 
 
 def usual(metric: str) -> str:
@@ -210,6 +210,7 @@ def judge(
             result.missing += [(choice.key, error.missing) for choice in mine]
     order = [choice.key for choice in wanted]
     result.figures.sort(key=lambda figure: order.index(figure.key))
+    result.figures = measures.corrected(result.figures, order[0])
     if not result.figures:
         reasons = [f"{key}: {why}" for key, why in result.refused] + [f"{key}: {why}" for key, why in result.missing]
         raise EvaluationError("nothing is left to be measured\n  " + "\n  ".join(dict.fromkeys(reasons)))

@@ -155,9 +155,19 @@ def told(figure: Figure) -> Literal["better", "worse", "cannot tell", "not evide
     d = figure.difference
     if not figure.evidence or d is None:
         return "not evidence"
-    if not (d.low > 0 or d.high < 0):
+    if not (d.low > 0 or d.high < 0) or (figure.holm is not None and figure.holm > stats.ALPHA):
         return "cannot tell"
     return "better" if (d.high < 0) == (figure.better == "lower") else "worse"
+
+
+def corrected(figures: Sequence[Figure], primary: str) -> list[Figure]:
+    """With the p values of all that are evidence, but for the primary one, corrected for their number (Holm)."""
+    found = list(figures)
+    several = [i for i, f in enumerate(found) if f.evidence and f.key != primary and f.difference is not None]
+    p_values = [d.p if (d := found[i].difference) else math.nan for i in several]
+    for i, p in zip(several, stats.holm(p_values), strict=True):
+        found[i] = dataclasses.replace(found[i], holm=p)
+    return found
 
 
 def words(values: Sequence[str]) -> str:

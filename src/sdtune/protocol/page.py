@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
+from sdtune.data.images import load_image
 from sdtune.data.layouts import shown
-from sdtune.data.thumbs import data_uri
 from sdtune.errors import EvaluationError
 from sdtune.files import as_json, is_ours, write_text
 from sdtune.judging.scores import Figure, change, number, unseen
+from sdtune.pages import asset, data_uri, page
 from sdtune.protocol.judging import Result, choice_of
 from sdtune.protocol.measures import told
 from sdtune.stats import Interval, sign_test
@@ -48,9 +47,7 @@ def write(result: Result, folder: Path) -> Path:
     check_folder(folder)
     write_text(folder / "scores.json", as_json(record(result)))
     write_text(folder / "report.md", markdown(result))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_asset("protocol.html.j2")).render(**_view(result))
-    write_text(folder / "report.html", f"{MARKS['report.html']}\n{page}")
+    write_text(folder / "report.html", f"{MARKS['report.html']}\n{page('protocol', **_view(result))}")
     return folder / "report.html"
 
 
@@ -109,7 +106,7 @@ def _view(result: Result) -> Json:
         ("paired", r.pairs.how), ("drawn", f"{_counts(r)} a picture"),
     ]  # fmt: skip
     return {
-        "css": _asset("report.css"), "own_css": _asset("protocol.css"), "headline": r.headline, "facts": facts,
+        "css": asset("report.css"), "own_css": asset("protocol.css"), "headline": r.headline, "facts": facts,
         "rows": [_row(f) for f in r.figures], "limits": r.limits, "heads": [(k, choice_of(k).short) for k in keys],
         "refused": r.refused, "missing": [(key, f"{m.why}; {m.remedy}") for key, m in r.missing],
         "items": [_item(r, i, keys) for i in range(min(SHOWN, len(r.pairs.items)))], "more": max(0, len(r.pairs.items) - SHOWN),
@@ -125,7 +122,7 @@ def _row(f: Figure) -> Json:
     return {
         "label": f.label, "better": f.better, "base": _parts(f.base), "tuned": _parts(f.tuned), "real": _parts(f.real),
         "difference": _parts(f.difference, signed=True), "says": told(f), "tone": _TONES[told(f)], "note": f.note, "wins": wins,
-        "unseen": unseen(f), "weak": not f.evidence,
+        "holm": "" if f.holm is None else f"corrected {_p(f.holm)}", "unseen": unseen(f), "weak": not f.evidence,
     }  # fmt: skip
 
 
@@ -138,8 +135,8 @@ def _item(r: Result, i: int, keys: list[str]) -> Json:
         won = (b < a) if better[key] == "lower" else (b > a)
         values.append({"original": number(a), "tuned": number(b), "won": won and a != b, "lost": not won and a != b})
     return {
-        "name": item.name, "caption": item.caption, "real": data_uri(item.real, SIDE),
-        "original": [data_uri(p, SIDE) for p in item.original[:4]], "tuned": [data_uri(p, SIDE) for p in item.tuned[:4]],
+        "name": item.name, "caption": item.caption, "real": _thumb(item.real),
+        "original": [_thumb(p) for p in item.original[:4]], "tuned": [_thumb(p) for p in item.tuned[:4]],
         "values": values,
     }  # fmt: skip
 
@@ -190,7 +187,7 @@ def _figure(f: Figure) -> Json:
     parts["original"] = parts.pop("base")
     return {
         "key": f.key, "label": f.label, "better": f.better, **parts, "says": told(f), "evidence": f.evidence, "note": f.note,
-        "wins": f.wins, "losses": f.losses,
+        "wins": f.wins, "losses": f.losses, "p": None if f.difference is None else _plain(f.difference.p), "p_corrected": f.holm,
     }  # fmt: skip
 
 
@@ -204,5 +201,5 @@ def _bullets(title: str, lines: list[str]) -> str:
     return "\n".join([f"## {title}", "", *(f"- {line}" for line in lines)]) if lines else ""
 
 
-def _asset(name: str) -> str:
-    return (resources.files("sdtune") / "report_assets" / name).read_text(encoding="utf-8")
+def _thumb(path: Path) -> str:
+    return data_uri(load_image(path), SIDE)
