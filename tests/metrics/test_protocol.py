@@ -348,7 +348,7 @@ def test_metrics_command(
     assert {m["name"] for m in record["metrics"] if m["ready"]} == {"kid", "clip", "clip-i", "diversity", "drift"}
     assert next(e for e in record["encoders"] if e["name"] == "clip-l14")["here"]
     code, out, _ = run("metrics", "--get", "clip-l14")
-    assert code == 0 and f"clip-l14  here, in {tmp_path}/home/clip-l14" in out
+    assert code == 0 and f"clip-l14  here, in {tmp_path / 'home' / 'clip-l14'}" in out
     code, _, err = run("metrics", "--get", "clip")
     assert code == 7 and "clip: no such encoder; known: shipped" in err
 
