@@ -57,10 +57,17 @@ def metrics(
 def protocol(
     ctx: typer.Context,
     reference: Annotated[
-        str, typer.Argument(metavar="REFERENCE", help="Real test pictures, with captions if there are any.")
+        str,
+        typer.Argument(
+            metavar="REFERENCE", help="Real test pictures, with captions if there are any.", show_default=False
+        ),
     ],
-    original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="What the original model drew for them.")],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="What the tuned model drew for them.")],
+    original: Annotated[
+        str, typer.Argument(metavar="ORIGINAL", help="What the original model drew for them.", show_default=False)
+    ],
+    tuned: Annotated[
+        str, typer.Argument(metavar="TUNED", help="What the tuned model drew for them.", show_default=False)
+    ],
     metrics: Annotated[
         str, typer.Option(metavar="LIST", help="Figures with commas between them, METRIC or METRIC:ENCODER.")
     ] = "lpips,fid,kid,clip",
@@ -141,7 +148,7 @@ def _get(names: list[str], screen: Screen) -> None:
 def _listed() -> dict[str, Any]:
     """All metrics and encoders as plain values."""
     from sdtune.metrics import places
-    from sdtune.metrics.registry import ENCODERS, METRICS, encoders_of
+    from sdtune.metrics.registry import ENCODERS, METRICS
 
     here = {name: places.is_here(name) for name in ENCODERS}
     encoders = [
@@ -159,9 +166,7 @@ def _listed() -> dict[str, Any]:
         }
         for m in METRICS.values()
     ]
-    return {"home": str(places.home()), "metrics": listed, "encoders": encoders, "usable": sorted(
-        m.name for m in METRICS.values() if any(here[e] for e in encoders_of(m))
-    )}  # fmt: skip
+    return {"home": str(places.home()), "metrics": listed, "encoders": encoders}
 
 
 def _show_metrics() -> None:

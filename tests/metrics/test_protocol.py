@@ -105,6 +105,16 @@ def test_by_the_prompt_that_sample_writes(folders: Path) -> None:
     assert pairs.items[7].tuned[0].name == "7-12.png"
 
 
+def test_a_caption_of_several_pictures_pairs_none(folders: Path) -> None:
+    rows = [{"file_name": f"{i:02d}.png", "text": "twice" if i < 2 else f"picture number {i}"} for i in range(N)]
+    (folders / "real/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for i in range(4):
+        save(noise(i), folders / f"sampled/x{i}.png")
+        (folders / f"sampled/x{i}.json").write_text(json.dumps({"prompt": rows[i]["text"]}))
+    pairs = protocol.pair(folders / "real", folders / "far", folders / "sampled")
+    assert [item.name for item in pairs.items] == ["02", "03"]
+
+
 def test_what_cannot_be_paired_is_said(folders: Path) -> None:
     save(noise(0), folders / "other/x.png")
     with pytest.raises(EvaluationError, match=r'none of its pictures \(x\) belongs .*a column "reference"'):
@@ -189,6 +199,14 @@ def test_frechet_is_refused_below_its_floor_and_worth_little_if_asked_for(folder
     assert re.search(r"two halves of the real pictures are [\d.]+ apart, where the truth is 0", figure.note)
     d = figure.difference
     assert d is not None and d.low < d.value < d.high < 0
+
+
+def test_frechet_draws_are_of_tuned_minus_original() -> None:
+    rng = np.random.default_rng(0)
+    real, own = rng.normal(size=(12, 5)), np.arange(12)
+    sides = measures.Sides(real, real + rng.normal(3, 1, (12, 5)), own, real + rng.normal(0, 0.1, (12, 5)), own)
+    found = measures._frechet_changes(sides, 20, 0)
+    assert len(found) == 20 and found.max() < 0
 
 
 def test_seeds_are_averaged_and_drawn_together(folders: Path, home: Path) -> None:

@@ -327,7 +327,7 @@ def _transformer(kind: str, config: Path, weights: Path) -> Any:
     }[kind]
     try:
         said = json.loads(config.read_text(encoding="utf-8"))
-        found = {k: v.float() for k, v in tensors(weights).items() if not k.endswith("position_ids")}
+        found = {k: v.float() for k, v in tensors(weights).items() if v.is_floating_point()}
         if said.get("model_type") != kind:
             raise EvaluationError(f"{config}: is of a model of type {said.get('model_type')!r}, not {kind!r}")
         transformers.utils.logging.disable_progress_bar()
