@@ -28,7 +28,7 @@ MARKS = {"report.html": _MARK, "report.md": _MARK, "scores.json": '{\n "made_by"
 SIDE = 160
 SHOWN = 200
 """Test pictures with thumbnails; the rest is in the JSON."""
-_TONES = {"better": "good", "worse": "bad", "cannot tell": "open", "not evidence": "none"}
+_TONES = {"better": "good", "worse": "bad", "cannot tell": "open", "not evidence": "weak"}
 
 Json = dict[str, Any]
 
