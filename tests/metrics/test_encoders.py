@@ -196,7 +196,7 @@ def test_lpips_is_its_formula() -> None:
     for one, other, weight in zip(*layers, measure.weights, strict=True):
         for y in range(one.shape[1]):
             for z in range(one.shape[2]):
-                p, q = (f[:, y, z] / (np.sqrt((f[:, y, x] ** 2).sum()) + 1e-10) for f in (one, other))
+                p, q = (f[:, y, z] / (np.sqrt((f[:, y, z] ** 2).sum()) + 1e-10) for f in (one, other))
                 total += float((weight.flatten().numpy() * (p - q) ** 2).sum()) / (one.shape[1] * one.shape[2])
     assert measure.distances([(a, b)])[0] == pytest.approx(total, rel=1e-4)
 
