@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sdtune import cli_data, cli_judge, cli_look, cli_sample, cli_show, cli_train
+from sdtune import cli_data, cli_judge, cli_look, cli_metrics, cli_sample, cli_show, cli_train
 from sdtune.cli_shared import Options, tell
 from sdtune.errors import ConfigError, SdtuneError
 
@@ -85,6 +85,8 @@ for _command in (
     cli_judge.compare,
     cli_judge.evaluate,
     cli_judge.sweep,
+    cli_metrics.protocol,
+    cli_metrics.metrics,
     cli_look.doctor,
     cli_look.inspect,
     cli_look.keys,

@@ -11,7 +11,8 @@ import torch
 
 from sdtune import distributed
 from sdtune.config import TrainConfig
-from sdtune.errors import ConfigError, SdtuneError
+from sdtune.errors import ConfigError
+from sdtune.shortage import is_out_of_memory as is_out_of_memory
 
 
 def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
@@ -81,19 +82,6 @@ def keep_freed_memory() -> bool:
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """Of malloc.h."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that there was too little memory. For some accelerators torch has a class; elsewhere words tell it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = (
-        "can't allocate memory",
-        "not enough memory",
-        "out of memory",
-    )  # CPU, CPU on Windows, MPS and CUDA's own calls
-    plain = isinstance(error, RuntimeError) and not isinstance(error, SdtuneError)
-    return plain and any(some in str(error) for some in words)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -54,6 +54,14 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
+def cache_home() -> Path:
+    """Where sdtune keeps what it can make or fetch again: $SDTUNE_CACHE, else `sdtune` in $XDG_CACHE_HOME or ~/.cache. Not created here."""
+    if chosen := os.environ.get("SDTUNE_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative path counts as unset (XDG base directories)
+    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "sdtune"
+
+
 def as_json(value: object) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 

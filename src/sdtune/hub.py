@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sdtune.errors import ModelError, SdtuneError
 
@@ -21,8 +21,12 @@ def snapshot(
     remedy: str = MODEL_REMEDY,
     kind: Literal["model", "dataset"] = "model",
     error: type[SdtuneError] = ModelError,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """The local copy of the files `wanted` (patterns) of a Hub repository; `remedy` says how to have it fetched. Raises `error`."""
+    """The local copy of the files `wanted` (patterns) of a Hub repository; `remedy` says how to have it fetched. Raises `error`.
+
+    `progress` is told the bytes that are here and those that it will be, from the threads that fetch.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -34,6 +38,7 @@ def snapshot(
             allow_patterns=list(wanted),
             ignore_patterns=list(without) or None,
             local_files_only=not download,
+            tqdm_class=_told(progress) if progress else None,
         )
     except LocalEntryNotFoundError:
         at = f" (revision {revision})" if revision else ""
@@ -41,6 +46,25 @@ def snapshot(
     except (HfHubHTTPError, OSError, ValueError) as failure:
         raise error(f"{repo}: cannot be fetched from the Hub: {str(failure).splitlines()[0]}") from failure
     return Path(found)
+
+
+def _told(progress: Callable[[int, int], None]) -> type[Any]:
+    """A progress bar for huggingface_hub that draws nothing and tells `progress` of bytes."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Told(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._bytes = kwargs.get("unit") == "B"
+            counting = {**kwargs, "disable": False, "gui": True}  # gui: the drawing is left to others
+            super().__init__(*args, **counting)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            super().update(n)
+            if self._bytes:
+                progress(int(self.n), int(self.total or 0))
+            return None
+
+    return Told
 
 
 def not_there(here: str, download: bool, remedy: str = MODEL_REMEDY, kind: str = "model") -> str:

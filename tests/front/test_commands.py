@@ -36,6 +36,8 @@ COMMANDS = [
     "compare",
     "evaluate",
     "sweep",
+    "protocol",
+    "metrics",
     "doctor",
     "inspect",
     "keys",

@@ -1,6 +1,5 @@
 """The data part of a configuration. Imports no torch."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ from pydantic import Field
 
 from sdtune.data.check.kinds import On
 from sdtune.errors import ConfigError
+from sdtune.files import cache_home
 from sdtune.schema import Section, refuse_idle
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -204,7 +204,4 @@ class DataConfig(Section):
 
     def cache_folder(self) -> Path:
         """`cache`, else $SDTUNE_CACHE, else `sdtune` in $XDG_CACHE_HOME or ~/.cache. Not created here."""
-        if chosen := self.cache or os.environ.get("SDTUNE_CACHE"):
-            return Path(chosen).expanduser().absolute()
-        xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative path counts as unset (XDG base directories)
-        return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "sdtune"
+        return Path(self.cache).expanduser().absolute() if self.cache else cache_home()

@@ -1,13 +1,17 @@
 """Kernel Inception Distance, arXiv:1801.01401: the unbiased squared maximum mean discrepancy with a cubic kernel.
 
-Feature arrays are (pictures, D). The features here come from the scorer of features.py, not from Inception, so values
-compare with each other and not with published ones.
+Feature arrays are (pictures, D). Values compare with published ones only where the features are those of Inception
+(encoders.py, "inception"); those of the shipped scorer compare with each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
+
+from sdtune.errors import EvaluationError
 
 Array = NDArray[np.float64]
 
@@ -28,6 +32,24 @@ def kid(x_ND: Array, y_MD: Array) -> float:
     return float(within - 2 * xy.mean())
 
 
+def published(x_ND: Array, y_MD: Array, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Mean and deviation of `kid` over random subsets, the protocol of torch-fidelity and of most papers; times 1000 in many tables.
+
+    The deviation is that of subsets, which is no interval of the mean. Raises EvaluationError where a side has fewer than `size`.
+    """
+    few = min(len(x_ND), len(y_MD))
+    if few < size:
+        raise EvaluationError(
+            f"{few} pictures: the published KID draws subsets of {size}; with fewer take `kid`, which is unbiased for any number"
+        )
+    rng = np.random.default_rng(seed)
+    values = [
+        kid(x_ND[rng.choice(len(x_ND), size, replace=False)], y_MD[rng.choice(len(y_MD), size, replace=False)])
+        for _ in range(subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values))
+
+
 class ClusteredKid:
     """KID where pictures come in clusters: the seeds of a prompt, and the real picture that carries the same caption.
 
@@ -38,13 +60,20 @@ class ClusteredKid:
     """
 
     def __init__(
-        self, x_ND: Array, x_cluster: NDArray[np.int64], y_MD: Array, y_cluster: NDArray[np.int64], clusters: int
+        self,
+        x_ND: Array,
+        x_cluster: NDArray[np.int64],
+        y_MD: Array,
+        y_cluster: NDArray[np.int64],
+        clusters: int,
+        kernel: Callable[[Array, Array], Array] = cubic_kernel,
     ):
+        """`kernel`: another one makes another discrepancy of it, such as cmmd.gaussian_kernel."""
         a_CN, b_CM = _membership(x_cluster, clusters), _membership(y_cluster, clusters)
         self.clusters = clusters
-        self._xx = _between(cubic_kernel(x_ND, x_ND), a_CN, a_CN)
-        self._yy = _between(cubic_kernel(y_MD, y_MD), b_CM, b_CM)
-        self._xy = _between(cubic_kernel(x_ND, y_MD), a_CN, b_CM)
+        self._xx = _between(kernel(x_ND, x_ND), a_CN, a_CN)
+        self._yy = _between(kernel(y_MD, y_MD), b_CM, b_CM)
+        self._xy = _between(kernel(x_ND, y_MD), a_CN, b_CM)
 
     def __call__(self, weights_WC: Array | None = None) -> Array:
         """The estimate for each row of weights, shape (W,); without weights a single one."""

@@ -1,0 +1,32 @@
+"""Forgetting: how far pictures of unrelated prompts have moved, each from the base's own picture of the same prompt and seed.
+
+Distance alone does not say whether it became worse; take it with CLIP scores and preference on the same prompts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdtune.metrics.vectors import paired_cosine
+
+Array = NDArray[np.float64]
+
+
+def drift(tuned_ND: Array, base_ND: Array) -> Array:
+    """1 - cosine of each pair, (N,): 0 where nothing has moved. The yardstick is `between_seeds` of the base."""
+    return 1 - paired_cosine(tuned_ND, base_ND)
+
+
+def between_seeds(base_ND: Array, prompt_N: NDArray[np.int64]) -> float:
+    """The mean 1 - cosine of two seeds of one prompt, drawn by the base: a picture that has drifted so far is another picture.
+
+    nan where no prompt has two seeds.
+    """
+    means = []
+    for prompt in np.unique(prompt_N):
+        own = base_ND[prompt_N == prompt]
+        if len(own) > 1:
+            i, j = np.triu_indices(len(own), 1)
+            means.append(float((1 - paired_cosine(own[i], own[j])).mean()))
+    return float(np.mean(means)) if means else float("nan")

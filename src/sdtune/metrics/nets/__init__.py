@@ -1,0 +1,1 @@
+"""Networks of published metrics that transformers does not have, with the names that their published weights use. No torchvision."""

@@ -1,0 +1,92 @@
+"""Tiny real encoders, laid out as the published ones are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+SMALL: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+WORDS = Path(str(resources.files("sdtune") / "demo/base/tokenizer"))
+
+
+def words() -> int:
+    found: dict[str, int] = json.loads((WORDS / "vocab.json").read_text(encoding="utf-8"))
+    return len(found)
+
+
+def clip(home: Path, name: str = "clip-b32", side: int = 224) -> CLIPModel:
+    """A CLIP in `home/name`, with the embedded base's vocabulary."""
+    torch.manual_seed(0)
+    text = SMALL | {
+        "vocab_size": words(),
+        "eos_token_id": words() - 1,
+        "bos_token_id": words() - 2,
+        "pad_token_id": words() - 1,
+    }
+    config = CLIPConfig(
+        text_config=text, vision_config=SMALL | {"image_size": side, "patch_size": side // 2}, projection_dim=8
+    )
+    model = CLIPModel(config).eval()
+    folder = written(model, home / name)
+    for file in ("vocab.json", "merges.txt"):
+        shutil.copy(WORDS / file, folder)
+    return model
+
+
+def dinov2(home: Path, name: str = "dinov2-b14") -> Dinov2Model:
+    torch.manual_seed(1)
+    model = Dinov2Model(
+        Dinov2Config(**{k: v for k, v in SMALL.items() if k != "intermediate_size"}, image_size=224, patch_size=112)
+    ).eval()
+    written(model, home / name)
+    return model
+
+
+def dino(home: Path) -> ViTModel:
+    torch.manual_seed(2)
+    model = ViTModel(ViTConfig(**SMALL, image_size=224, patch_size=112), add_pooling_layer=False).eval()
+    written(model, home / "dino-s16")
+    return model
+
+
+def written(model: Any, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    return folder
+
+
+def torch_saved(weights: dict[str, Tensor], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, path)  # noqa: TID251 (published weights have this form)
+    return path
+
+
+def shaken(make: Callable[[], nn.Module]) -> nn.Module:
+    """Random weights of the size that keeps signals alive, and batch norms that have counted something."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        net = make()
+    noise = torch.randn(1 << 16)
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        value = noise.repeat(-(-tensor.numel() // len(noise)))[: tensor.numel()].reshape(tensor.shape)
+        fan = max(1, tensor.numel() // max(1, tensor.shape[0])) if tensor.ndim > 1 else 100
+        value = 1 + 0.3 * value.clamp(-1, 1) if "running_var" in name else value * (2 / fan) ** 0.5
+        owner, _, last = name.rpartition(".")
+        module = net.get_submodule(owner)
+        if name.endswith("num_batches_tracked"):
+            module.register_buffer(last, torch.zeros((), dtype=torch.long))
+        elif isinstance(tensor, nn.Parameter):
+            setattr(module, last, nn.Parameter(value if tensor.ndim > 1 else 1 + value))
+        else:
+            module.register_buffer(last, value)
+    return net.eval().requires_grad_(False)
