@@ -9,64 +9,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from sdtune.bands import changes
 from sdtune.config import RunConfig
-from sdtune.data import dataset, images
-from sdtune.data.caption import decorate
-from sdtune.data.config import DataConfig
-from sdtune.data.dataset import Example
 from sdtune.data.layouts import plural
 from sdtune.drawing import INDEX, Progress, draw_missing, run_through
-from sdtune.errors import DataError, EvaluationError
-from sdtune.evaluate import judge, judge_without_scorer, see
+from sdtune.evaluate import judge, judge_without_scorer
 from sdtune.events import Step, Validated
 from sdtune.files import write_json, write_text
 from sdtune.judging import votes
-from sdtune.judging.scores import Evidence, Figure, Scores, Unrelated, Validation
-from sdtune.metrics import content
-from sdtune.pictures import scan
+from sdtune.judging.scores import Evidence, Figure, Scores, Validation
+from sdtune.pairs import SIDES, Pair, Plan, make_plan
 from sdtune.runs import Run
+from sdtune.viewing import look, not_asked, opinions, scorer_gap, viewer_of
 
 if TYPE_CHECKING:
-    from sdtune.metrics.features import Scorer
-
-
-SIDES = ("base", "tuned")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One prompt and seed, drawn by the base and by the tuned model."""
-
-    prompt: str
-    seed: int
-    base: Path
-    tuned: Path
-    flaws: tuple[str, str] = ("", "")
-    """What is wrong with each of the two as a picture (`sample.flaw_of`); usually nothing."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared with what. Captions have the prefix and suffix of the data."""
-
-    prompts: tuple[str, ...]
-    train: tuple[Example, ...]
-    reference: tuple[Example, ...]
-    control: tuple[Example, ...]
-    sources: dict[str, str]
-    """Where prompts, reference, control and unrelated prompts come from, in words."""
-    notes: tuple[str, ...]
-    unrelated: tuple[str, ...] = ()
-    """Prompts of what the training was not about."""
+    from sdtune.evaluate import Viewer
 
 
 @dataclass(frozen=True)
@@ -87,6 +51,8 @@ class Comparison:
     unrelated: tuple[Pair, ...] = ()
     ballot: str = ""
     """The name of these pictures in votes on them."""
+    encoders: tuple[dict[str, Any], ...] = ()
+    """What a result must say of the encoders that looked."""
 
     @property
     def report(self) -> Path:
@@ -109,7 +75,7 @@ def compare(
     *,
     checkpoint: str = "final",
     progress: Callable[[Progress], None] | None = None,
-    scorer: Scorer | None = None,
+    scorer: Viewer | None = None,
 ) -> Comparison:
     """Compare the run's result with its base; writes pictures, scores.json, report.html and report.md into the run folder.
 
@@ -120,7 +86,7 @@ def compare(
 
 
 def comparing(
-    run: Run, config: RunConfig | None = None, *, checkpoint: str = "final", scorer: Scorer | None = None
+    run: Run, config: RunConfig | None = None, *, checkpoint: str = "final", scorer: Viewer | None = None
 ) -> Generator[Progress, None, Comparison]:
     """`compare`, step by step."""
     from sdtune import ballot as ballots
@@ -138,141 +104,27 @@ def comparing(
     validation = read_validation(run, judged)
     ballot = votes.ballot_of([(p.prompt, p.seed, p.base, p.tuned) for p in pairs])
     voted, stale = _voted(run, config, ballot, pairs)
+    encoders: tuple[dict[str, Any], ...]
     if why := scorer_gap(config):
-        scores, digest = _judge_loss(config, validation, why, voted), None
+        scores, digest, encoders = _judge_loss(config, validation, why, voted), None, ()
     else:
-        from sdtune.metrics.features import Scorer
-
-        scorer = scorer or Scorer.load()
-        evidence = yield from _look(scorer, config.data, plan, pairs, apart)
-        scores, digest = _judge(config, evidence, validation, voted), scorer.fingerprint
+        scorer = scorer or viewer_of(config, pairs[0].base)
+        evidence = yield from look(scorer, config.data, plan, pairs, apart)
+        others = [*voted, *opinions(config, scorer, plan, pairs)]
+        scores, digest = _judge(config, evidence, validation, others), scorer.fingerprint
+        encoders = tuple(scorer.records())
+        stale += not_asked(scorer)
     scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan), *stale))
     seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}
-    result = Comparison(run, config, checkpoint, plan, pairs, scores, validation, digest, seconds, apart, ballot)
+    result = Comparison(
+        run, config, checkpoint, plan, pairs, scores, validation, digest, seconds, apart, ballot, encoders
+    )
     write_json(run.scores_file, report.as_json(result))
     write_text(run.comparison / "report.md", report.markdown(result))
     write_text(run.report_file, report.html(result))
     write_text(run.vote_file, ballots.html(result))
     yield Progress("report", 1, 1)
     return result
-
-
-# ---- what is compared
-
-
-def make_plan(config: RunConfig) -> Plan:
-    """Read the folders and choose the prompts. Raises DataError or EvaluationError."""
-    splits = scan(config)
-    held_out, source = _reference(config, splits.validation)
-    control, control_source = _control(config)
-    prompts, prompt_source = _prompts(config, held_out)
-    notes = []
-    if source.startswith("the validation pictures"):
-        notes.append(
-            "The held-out pictures are those of the validation loss; a folder test/ beside train/ would be cleaner."
-        )
-    if leaked := {e.digest for e in held_out} & {e.digest for e in splits.train}:
-        raise EvaluationError(f"evaluate.reference: {len(leaked)} of its pictures are trained on; give held-out ones")
-    known = {*prompts, *(caption for e in splits.train for caption in e.captions)}
-    unrelated, unrelated_source = _unrelated(config, control, known)
-    sources = {"prompts": prompt_source, "reference": source, "control": control_source, "unrelated": unrelated_source}
-    return Plan(
-        tuple(prompts), tuple(splits.train), tuple(held_out), tuple(control), sources, tuple(notes), tuple(unrelated)
-    )
-
-
-def _reference(config: RunConfig, validation: list[Example]) -> tuple[list[Example], str]:
-    if config.evaluate.reference:
-        folder = dataset.resolve(config.evaluate.reference)
-        return dataset.scan_folder(folder, config.data)[0], f"evaluate.reference ({config.evaluate.reference})"
-    for place in config.data.places():
-        root = dataset.locate(place.path)
-        for name in dataset.TEST:
-            if (root / name).is_dir():
-                return dataset.scan_folder(root / name, config.data, layout=place.layout)[
-                    0
-                ], f"the {name} pictures of {place.path}"
-    if not validation:
-        raise EvaluationError(
-            "no held-out pictures: set evaluate.reference to a folder, or data.validation_share above 0"
-        )
-    return validation, f"the validation pictures of {config.data.label}"
-
-
-def _control(config: RunConfig) -> tuple[list[Example], str]:
-    """Pictures of the base's own domain; the embedded base brings its own. The data's prefix and suffix do not concern them."""
-    plain = dataclasses.replace(config.data, caption_prefix="", caption_suffix="")
-    if config.evaluate.control:
-        return _any_test(config.evaluate.control, plain), f"evaluate.control ({config.evaluate.control})"
-    if scorer_gap(config):
-        return [], "none"
-    try:
-        return _any_test("embedded:drawings", plain), "embedded:drawings"
-    except DataError:
-        return [], "none"
-
-
-def _any_test(path: str, config: DataConfig) -> list[Example]:
-    """The test pictures of a set, or all pictures of a plain folder."""
-    root = dataset.resolve(path)
-    folder = next((root / name for name in dataset.TEST if (root / name).is_dir()), root)
-    return dataset.scan_folder(folder, config)[0]
-
-
-def _prompts(config: RunConfig, held_out: list[Example]) -> tuple[list[str], str]:
-    """The distinct prompts. Those of captions are spread evenly if there are more than evaluate.max_prompts."""
-    if asked := _asked(config.evaluate.prompts, "evaluate.prompts"):
-        return list(dict.fromkeys(_decorated(p, config.data) for p in asked)), "evaluate.prompts"
-    return _spread((e.captions[0] for e in held_out), config.evaluate.max_prompts), "captions of the held-out pictures"
-
-
-def _unrelated(config: RunConfig, control: Sequence[Example], known: Collection[str]) -> tuple[list[str], str]:
-    """Prompts of what the training was not about; those of the control pictures that are no training caption or prompt."""
-    most = config.evaluate.max_unrelated
-    if config.evaluate.unrelated is not None:
-        asked = _asked(config.evaluate.unrelated, "evaluate.unrelated") or ()
-        if related := sorted(set(asked) & set(known)):
-            raise EvaluationError(
-                f"evaluate.unrelated: {related[0]!r} is a prompt or caption of the training; take it out"
-            )
-        return _spread(asked, most), "evaluate.unrelated" if asked else "none"
-    found = _spread((e.captions[0] for e in control if e.captions[0] and e.captions[0] not in known), most)
-    return found, "captions of the control pictures" if found else "none"
-
-
-def _asked(prompts: tuple[str, ...] | str | None, key: str) -> tuple[str, ...] | None:
-    """Prompts, or those of a text file. Raises EvaluationError."""
-    if not isinstance(prompts, str):
-        return prompts
-    try:
-        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{key}: {prompts}: cannot be read as text ({type(error).__name__})") from None
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def _spread(texts: Iterable[str], most: int) -> list[str]:
-    """The distinct texts, evenly chosen if there are more than `most`."""
-    distinct = list(dict.fromkeys(texts))
-    return [distinct[i * len(distinct) // most] for i in range(most)] if len(distinct) > most else distinct
-
-
-def _decorated(prompt: str, config: DataConfig) -> str:
-    """With the prefix and suffix that the training captions have, unless it has them already."""
-    prefix, suffix = config.caption_prefix.strip(), config.caption_suffix.strip()
-    inner = prompt.removeprefix(prefix).removesuffix(suffix).strip(" ") if prefix or suffix else prompt
-    return decorate(inner, config)
-
-
-def scorer_gap(config: RunConfig) -> str:
-    """Why the shipped scorer cannot judge this base; nothing if it can."""
-    if getattr(config.model, "path", None) == "embedded":
-        return ""
-    return (
-        "The scorer that comes with sdtune knows small drawings only, the domain of the embedded base. For this base model KID, "
-        "Frechet distance, content, copies and diversity need other encoders (the extra named metrics) and are left out; "
-        "the pictures are shown, and the validation loss where the run has one."
-    )
 
 
 def _selection(checkpoint: str, plan: Plan) -> list[str]:
@@ -323,45 +175,6 @@ def _with_flaws(run: Run, pairs: Sequence[Pair]) -> Iterator[Pair]:
 # ---- judging
 
 
-def _look(
-    scorer: Scorer, config: DataConfig, plan: Plan, pairs: Sequence[Pair], apart: Sequence[Pair]
-) -> Generator[Progress, None, Evidence]:
-    """Show everything to the scorer. Real pictures are cut to squares as for training, a random cut becoming the centre."""
-    asked = [p.prompt for p in pairs]
-    sets: dict[str, tuple[list[Image.Image], list[str]]] = {
-        "base": ([open_rgb(p.base) for p in pairs], asked),
-        "tuned": ([open_rgb(p.tuned) for p in pairs], asked),
-    }
-    for name in ("reference", "train", "control"):
-        examples: tuple[Example, ...] = getattr(plan, name)
-        sets[name] = ([square(e, config, scorer.side) for e in examples], [e.captions[0] for e in examples])
-    seen = {}
-    for k, (name, (pictures, captions)) in enumerate(sets.items()):
-        yield Progress("looking at pictures", k, len(sets))
-        if pictures:
-            seen[name] = see(scorer, pictures, captions, plan.prompts)
-    yield Progress("looking at pictures", len(sets), len(sets))
-    texts = scorer.texts(content.strip_shared(plan.prompts))
-    unrelated = None
-    if len(plan.unrelated) > 1:
-        asked = [p.prompt for p in apart]
-        base, tuned = (
-            see(scorer, map(open_rgb, files), asked, plan.unrelated)
-            for files in ([p.base for p in apart], [p.tuned for p in apart])
-        )
-        unrelated = Unrelated(plan.unrelated, scorer.texts(content.strip_shared(plan.unrelated)), base, tuned)
-    return Evidence(
-        plan.prompts,
-        texts,
-        seen["base"],
-        seen["tuned"],
-        seen["reference"],
-        seen.get("train"),
-        seen.get("control"),
-        unrelated,
-    )
-
-
 def _judge(config: RunConfig, evidence: Evidence, validation: Validation, others: Sequence[Figure]) -> Scores:
     e = config.evaluate
     return judge(evidence, validation, primary=e.primary, draws=e.draws, seed=config.train.seed, others=others)
@@ -383,19 +196,6 @@ def _voted(run: Run, config: RunConfig, ballot: str, pairs: Sequence[Pair]) -> t
         f"{plural(stale, 'file')} of votes in {run.votes.name}/ are on other pictures than these, and do not count."
     )
     return [figure] if figure else [], [remark] if stale else []
-
-
-def open_rgb(path: Path) -> Image.Image:
-    with Image.open(path) as im:
-        return im.convert("RGB")
-
-
-def square(example: Example, config: DataConfig, side: int) -> Image.Image:
-    """A real picture as training sees it, `side` pixels wide."""
-    im = images.load_image(example.image, background=config.background, max_pixels=config.max_pixels)
-    crop = "center" if config.crop == "random" else config.crop
-    box = images.crop_boxes(im.size, crop, 1, "")[0]
-    return Image.fromarray(images.to_frame(im, (side, side), box=box, pad=crop == "pad", background=config.background))
 
 
 def read_validation(run: Run, checkpoint: str = "final") -> Validation:

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sdtune.metrics.features import Scorer
+    from sdtune.metrics.panel import Panel
+
+    Viewer = Scorer | Panel
+    """What looks at pictures: the shipped scorer, or published encoders."""
 
 
-def see(scorer: Scorer, images: Iterable[Image.Image], captions: Sequence[str], prompts: Sequence[str]) -> Seen:
+def see(scorer: Viewer, images: Iterable[Image.Image], captions: Sequence[str], prompts: Sequence[str]) -> Seen:
     """Look at pictures. `captions` has one a picture; those that are not among `prompts` count as none."""
     features, embeds = scorer.see(images)
     number = {p: i for i, p in enumerate(prompts)}

@@ -17,17 +17,17 @@ from PIL import Image
 from sdtune import charts, timeline
 from sdtune import config as configs
 from sdtune.bands import BandChange
-from sdtune.compare import SIDES
 from sdtune.data.images import load_image
 from sdtune.events import Finished, Started
 from sdtune.judging.scores import Figure, Scores, Validation, number, unseen
 from sdtune.judging.verdicts import COPY_LIMIT
 from sdtune.metrics.content import strip_shared
 from sdtune.pages import asset, data_uri, page
+from sdtune.pairs import SIDES, Pair
 from sdtune.stats import ALPHA, MIN_UNITS
 
 if TYPE_CHECKING:
-    from sdtune.compare import Comparison, Pair
+    from sdtune.compare import Comparison
 
 LARGE = 512
 """Pictures are shown at most so wide; larger ones are reduced and stored as JPEG."""
@@ -81,6 +81,7 @@ def as_json(c: Comparison) -> Json:
             "primary": c.config.evaluate.primary,
         },
         "scorer_sha256": c.scorer,
+        "encoders": list(c.encoders),
         "seconds": c.seconds,
         "config": tomllib.loads(configs.to_toml(c.config)),
         "environment": _environment(c),
@@ -180,6 +181,7 @@ def _view(c: Comparison) -> Json:
         "commands": _commands(c),
         "statistics": f"{c.config.evaluate.draws:,}",
         "scorer": c.scorer,
+        "scorer_title": " and ".join(str(e["title"]) for e in c.encoders) or "the scorer that comes with sdtune",
     }
 
 

@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor
 
 from sdtune import tokens
-from sdtune.compare import square
 from sdtune.config import RunConfig, SampleConfig
 from sdtune.data.images import crop_boxes, load_image
 from sdtune.errors import DataError
@@ -32,6 +31,7 @@ from sdtune.objective import Objective
 from sdtune.pictures import scan
 from sdtune.sample import Look, Sample, sample, to_images
 from sdtune.tuned import Tuned
+from sdtune.viewing import square
 
 Progress = Callable[[str, int, int], None]
 """(what is done, steps done, steps in all)."""

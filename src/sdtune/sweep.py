@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdtune import stats
-from sdtune.compare import open_rgb, scorer_gap, square
 from sdtune.config import RunConfig
 from sdtune.drawing import Progress, draw_missing
 from sdtune.errors import ConfigError, EvaluationError
@@ -27,9 +26,10 @@ from sdtune.metrics import content, kid
 from sdtune.pictures import scan
 from sdtune.runs import Run
 from sdtune.stats import Interval
+from sdtune.viewing import open_rgb, scorer_gap, square, viewer_of
 
 if TYPE_CHECKING:
-    from sdtune.metrics.features import Scorer
+    from sdtune.evaluate import Viewer
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.25)
 BASE = "base"
@@ -73,7 +73,7 @@ class Sweep:
 
 def sweeping(
     run: Run, config: RunConfig | None = None, *, checkpoints: Sequence[str] = (), strengths: Sequence[float] = STRENGTHS,
-    scorer: Scorer | None = None,
+    scorer: Viewer | None = None,
 ) -> Generator[Progress, None, Sweep]:  # fmt: skip
     """Draw the validation prompts with each checkpoint at each strength, and place each between likeness and content.
 
@@ -93,10 +93,7 @@ def sweeping(
     base, points = yield from _drawn(run, config, prompts, seeds, checkpoints or _kept(run), strengths)
     if why := scorer_gap(config):
         return Sweep(run, prompts, seeds, base, points, None, None, f"none is suggested. {why}")
-    if scorer is None:
-        from sdtune.metrics.features import Scorer
-
-        scorer = Scorer.load()
+    scorer = scorer or viewer_of(config, base.pictures[0])
     real = see(
         scorer, [square(e, config.data, scorer.side) for e in held_out], [e.captions[0] for e in held_out], prompts
     )

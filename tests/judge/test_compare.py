@@ -14,15 +14,17 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests import tiny
+from tests.metrics import tiny_encoders
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sdtune import config as configs
-from sdtune.compare import compare, comparing, make_plan, read_validation
+from sdtune.compare import compare, comparing, read_validation
 from sdtune.config import RunConfig
 from sdtune.drawing import Progress
 from sdtune.errors import EvaluationError
 from sdtune.events import Step, Validated
 from sdtune.metrics.features import Scorer
+from sdtune.pairs import make_plan
 from sdtune.runs import Run
 from sdtune.train import train
 
@@ -193,12 +195,42 @@ def test_pictures_of_earlier_prompts_are_removed(world: Path, run: Run, scorer: 
     assert sorted(p.name for p in (run.comparison / "base").glob("*.png")) == ["000-3.png", "001-3.png"]
 
 
-def test_another_base_is_judged_by_its_loss_alone(world: Path, run: Run) -> None:
-    result = compare(run, config_of(world))
+def test_another_base_is_judged_by_its_loss_alone_where_no_encoder_is_here(
+    world: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDTUNE_ENCODERS", str(tmp_path / "none"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    result = compare(run, config_of(world, "evaluate.primary='validation_loss'"))
+    assert {f.key for f in result.scores.figures} == {"validation_loss"}
     assert result.scorer is None
-    assert [f.key for f in result.scores.figures] == ["validation_loss"]
-    assert "need other encoders" in " ".join(result.scores.limits)
-    assert "other encoders" in run.report_file.read_text()
+    assert result.encoders == ()
+    assert "sdtune metrics --get clip-l14 (" in result.scores.limits[0]
+    assert "sdtune metrics --get dinov2-b14 (" in result.scores.limits[0]
+    assert "validation loss" in result.scores.limits[0]
+
+
+def test_published_encoders_judge_another_base(
+    world: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiny ones of the real classes stand in for CLIP, DINOv2 and PickScore."""
+    home = tmp_path / "encoders"
+    tiny_encoders.clip(home, "clip-b32")
+    tiny_encoders.dinov2(home, "dinov2-b14")
+    tiny_encoders.clip(home, "pickscore")
+    monkeypatch.setenv("SDTUNE_ENCODERS", str(home))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    result = compare(run, config_of(world, "evaluate.max_unrelated=3", unrelated=True))
+    keys = {f.key for f in result.scores.figures}
+    assert keys >= {"kid_target", "found_first", "prompt_cosine", "unrelated", "drift", "pickscore", "validation_loss"}
+    assert [e["encoder"] for e in result.encoders] == ["dinov2-b14", "clip-b32"]
+    assert len(result.plan.unrelated) == 3, "of the list that comes along"
+    left = next(limit for limit in result.scores.limits if limit.startswith("Left out"))
+    assert "hpsv2 (sdtune metrics --get hpsv2 " in left
+    assert "pickscore" not in left
+    assert json.loads(run.scores_file.read_text())["encoders"][1]["encoder"] == "clip-b32"
+    assert f"taken on {result.encoders[0]['title']} and {result.encoders[1]['title']}" in run.report_file.read_text()
+    again = compare(run, config_of(world, "evaluate.max_unrelated=3", unrelated=True))
+    assert again.scores == result.scores
 
 
 def test_plan(world: Path, tmp_path: Path) -> None:

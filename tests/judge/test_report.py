@@ -16,11 +16,12 @@ from tests.core.test_bands import measured
 
 from sdtune import bands, charts, pages, report
 from sdtune import config as configs
-from sdtune.compare import Comparison, Pair, Plan
+from sdtune.compare import Comparison
 from sdtune.data.dataset import Example
 from sdtune.evaluate import judge, judge_without_scorer
 from sdtune.events import Finished, Sampled, Started, Validated
 from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation, Verdict
+from sdtune.pairs import Pair, Plan
 from sdtune.runs import Run
 from sdtune.stats import Interval
 
@@ -132,6 +133,7 @@ def comparison(tmp_path: Path) -> Comparison:
         {"drawing": 1.0, "judging": 2.0},
         (other,),
         "c0ffee",
+        ({"title": "the eye"},),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -39,15 +40,19 @@ def kid_figure(
     real: Seen | None,
     draws: int,
     seed: int,
+    kernel: Callable[[Array, Array], Array] = kid.cubic_kernel,
+    factor: float = 1.0,
 ) -> Figure:
-    """KID of base and tuned pictures to `to`, drawn again together; `real` against `to` is the yardstick."""
+    """KID of base and tuned pictures to `to`, drawn again together; `real` against `to` is the yardstick. Another kernel and factor
+    make it another discrepancy without bias, such as CMMD."""
     cluster_M, strata = _clusters(e, to)
     weights_WC = stats.resample(strata, draws, seed)
     n = len(e.prompts)
     estimates = [
-        kid.ClusteredKid(s.features_ND, s.asked_N, to.features_ND, cluster_M, len(strata)) for s in (e.base, e.tuned)
+        kid.ClusteredKid(s.features_ND, s.asked_N, to.features_ND, cluster_M, len(strata), kernel=kernel)
+        for s in (e.base, e.tuned)
     ]
-    (base, base_W), (tuned, tuned_W) = ((float(k()[0]), k(weights_WC)) for k in estimates)
+    (base, base_W), (tuned, tuned_W) = ((factor * float(k()[0]), factor * k(weights_WC)) for k in estimates)
     few = min(len(e.base), len(to))
     sound = few >= kid.MIN_PICTURES and n >= MIN_PROMPTS
     why = f"{len(e.base)} pictures of {n} prompts against {len(to)} real ones"
@@ -56,18 +61,20 @@ def kid_figure(
         base=stats.interval(base, base_W, n),
         tuned=stats.interval(tuned, tuned_W, n),
         difference=stats.interval(tuned - base, tuned_W - base_W, n),
-        real=_kid_of_real(real, to, draws, seed) if real is not None and len(real) > 1 else None,
+        real=_kid_of_real(real, to, draws, seed, kernel, factor) if real is not None and len(real) > 1 else None,
         evidence=sound,
         note=why if sound else f"not evidence: {why}; at least {kid.MIN_PICTURES} of each and {MIN_PROMPTS} prompts are needed",
     )  # fmt: skip
 
 
-def _kid_of_real(x: Seen, y: Seen, draws: int, seed: int) -> Interval:
+def _kid_of_real(
+    x: Seen, y: Seen, draws: int, seed: int, kernel: Callable[[Array, Array], Array], factor: float
+) -> Interval:
     """KID of two sets of real pictures; what a perfect model would get, give or take chance."""
     n, m = len(x), len(y)
-    estimate = kid.ClusteredKid(x.features_ND, np.arange(n), y.features_ND, np.arange(n, n + m), n + m)
+    estimate = kid.ClusteredKid(x.features_ND, np.arange(n), y.features_ND, np.arange(n, n + m), n + m, kernel=kernel)
     weights_WC = stats.resample(np.repeat(np.array([0, 1]), [n, m]), draws, seed)
-    return stats.interval(float(estimate()[0]), estimate(weights_WC), min(n, m))
+    return stats.interval(factor * float(estimate()[0]), factor * estimate(weights_WC), min(n, m))
 
 
 def frechet_figure(

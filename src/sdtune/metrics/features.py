@@ -39,6 +39,12 @@ class Scorer:
     fingerprint: str
     """sha256 of the image encoder's weight file."""
 
+    title = "the scorer that comes with sdtune"
+
+    def records(self) -> list[dict[str, Any]]:
+        """What a result must say of it."""
+        return [{"encoder": "shipped", "title": self.title, "fingerprint": self.fingerprint}]
+
     @staticmethod
     def load(folder: Path | None = None, *, text: Path | None = None, tokenizer: Path | None = None) -> Scorer:
         """The packaged scorer, or one from transformers folders. Raises EvaluationError if a file is missing or does not fit."""

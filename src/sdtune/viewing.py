@@ -1,0 +1,151 @@
+"""Who looks at the pictures of a comparison, and what is seen: the shipped scorer for the embedded base, published encoders for others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from sdtune import stats
+from sdtune.config import RunConfig
+from sdtune.data import images
+from sdtune.data.config import DataConfig
+from sdtune.data.dataset import Example
+from sdtune.drawing import Progress
+from sdtune.errors import EvaluationError
+from sdtune.evaluate import see
+from sdtune.judging.figures import paired_figure
+from sdtune.judging.scores import Evidence, Figure, Unrelated
+from sdtune.metrics import content
+
+if TYPE_CHECKING:
+    from sdtune.evaluate import Viewer
+    from sdtune.pairs import Pair, Plan
+
+
+def scorer_gap(config: RunConfig) -> str:
+    """Why nothing here can judge pictures of this base, and what to get; "" if something can."""
+    from sdtune.metrics import panel
+
+    if embedded(config) or not (absent := panel.missing()) or panel.WORDS[0] not in [m.encoder for m in absent]:
+        return ""
+    remedies = " and ".join(m.remedy for m in absent)
+    return (
+        "The scorer that comes with sdtune knows small drawings only, the domain of the embedded base. For this base model KID, content, "
+        f"copies and diversity need published encoders, which are not here: get them with {remedies}, and compare again; "
+        "`sdtune metrics` lists all. Until then the pictures are shown, and the validation loss where the run has one."
+    )
+
+
+def viewer_of(config: RunConfig, drawn: Path) -> Viewer:
+    """What looks at pictures of this base, `drawn` being one of them. Raises EvaluationError; see `scorer_gap`."""
+    if embedded(config):
+        from sdtune.metrics.features import Scorer
+
+        return Scorer.load()
+    from sdtune.metrics.panel import Panel
+
+    with Image.open(drawn) as im:
+        side = min(im.size)
+    found = Panel.here(side, device=_device(config), folder=config.data.cache_folder() / "seen")
+    if found is None:
+        raise EvaluationError(scorer_gap(config))
+    return found
+
+
+def embedded(config: RunConfig) -> bool:
+    return getattr(config.model, "path", None) == "embedded"
+
+
+def _device(config: RunConfig) -> str:
+    from sdtune.devices import choose
+
+    return str(choose(config.train)[0])
+
+
+def look(
+    scorer: Viewer, config: DataConfig, plan: Plan, pairs: Sequence[Pair], apart: Sequence[Pair]
+) -> Generator[Progress, None, Evidence]:
+    """Show everything to the scorer. Real pictures are cut to squares as for training, a random cut becoming the centre."""
+    asked = [p.prompt for p in pairs]
+    sets: dict[str, tuple[list[Image.Image], list[str]]] = {
+        "base": ([open_rgb(p.base) for p in pairs], asked),
+        "tuned": ([open_rgb(p.tuned) for p in pairs], asked),
+    }
+    for name in ("reference", "train", "control"):
+        examples: tuple[Example, ...] = getattr(plan, name)
+        sets[name] = ([square(e, config, scorer.side) for e in examples], [e.captions[0] for e in examples])
+    seen = {}
+    for k, (name, (pictures, captions)) in enumerate(sets.items()):
+        yield Progress("looking at pictures", k, len(sets))
+        if pictures:
+            seen[name] = see(scorer, pictures, captions, plan.prompts)
+    yield Progress("looking at pictures", len(sets), len(sets))
+    texts = scorer.texts(content.strip_shared(plan.prompts))
+    unrelated = None
+    if len(plan.unrelated) > 1:
+        asked = [p.prompt for p in apart]
+        base, tuned = (
+            see(scorer, map(open_rgb, files), asked, plan.unrelated)
+            for files in ([p.base for p in apart], [p.tuned for p in apart])
+        )
+        unrelated = Unrelated(plan.unrelated, scorer.texts(content.strip_shared(plan.unrelated)), base, tuned)
+    return Evidence(
+        plan.prompts,
+        texts,
+        seen["base"],
+        seen["tuned"],
+        seen["reference"],
+        seen.get("train"),
+        seen.get("control"),
+        unrelated,
+    )
+
+
+def opinions(config: RunConfig, scorer: Viewer, plan: Plan, pairs: Sequence[Pair]) -> list[Figure]:
+    """What the published models that are here beside the panel think of the pictures, paired by prompt."""
+    from sdtune.metrics import panel
+
+    if not isinstance(scorer, panel.Panel):
+        return []
+    asked = [p.prompt for p in pairs]
+    number = np.array([plan.prompts.index(p) for p in asked])
+    device = _device(config)
+
+    def asked_about(files: Sequence[Path]) -> list[panel.Opinion]:
+        return list(panel.opinions([open_rgb(f) for f in files], asked, device=device, folder=scorer.folder))
+
+    sides = asked_about([p.base for p in pairs]), asked_about([p.tuned for p in pairs])
+    figures = []
+    for base, tuned in zip(*sides, strict=True):
+        means = [stats.group_means(side.values_N, number, len(plan.prompts)) for side in (base, tuned)]
+        row = paired_figure(
+            base.key, base.label, "higher", means[0], means[1], config.evaluate.draws, config.train.seed
+        )
+        figures.append(dataclasses.replace(row, note="; ".join(filter(None, (base.note, row.note)))))
+    return figures
+
+
+def not_asked(scorer: Viewer) -> list[str]:
+    """What was left out for want of an encoder, in a line."""
+    from sdtune.metrics import panel
+
+    absent = panel.left_out() if isinstance(scorer, panel.Panel) else []
+    return [f"Left out, since their encoders are not here: {', '.join(absent)}."] if absent else []
+
+
+def open_rgb(path: Path) -> Image.Image:
+    with Image.open(path) as im:
+        return im.convert("RGB")
+
+
+def square(example: Example, config: DataConfig, side: int) -> Image.Image:
+    """A real picture as training sees it, `side` pixels wide."""
+    im = images.load_image(example.image, background=config.background, max_pixels=config.max_pixels)
+    crop = "center" if config.crop == "random" else config.crop
+    box = images.crop_boxes(im.size, crop, 1, "")[0]
+    return Image.fromarray(images.to_frame(im, (side, side), box=box, pad=crop == "pad", background=config.background))
