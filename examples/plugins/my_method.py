@@ -1,4 +1,4 @@
-"""A method, a target set, a loss and an optimiser of one's own. Copy what you need; docs/extending.md goes through it.
+"""A method, a target set, a loss, an optimiser and a guide of one's own. Copy what you need; docs/extending.md goes through it.
 
 The recipe beside this file names it: plugins = ["my_method.py"].
 """
@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sdtune.guides import GuideConfig
 from sdtune.methods.adapter_method import AdapterMethod
 from sdtune.methods.adapters import Adapter, product
 from sdtune.methods.lora_file import write_lora
-from sdtune.model import Model, Teacher
+from sdtune.model import Model, PictureLoss, Teacher
 from sdtune.objective import Objective, ObjectiveConfig
 from sdtune.optim.kinds import Common
 
@@ -129,10 +130,25 @@ class Momentum(Common):
         return [torch.optim.SGD(groups, lr=self.lr, **options)]
 
 
+# ---- a guide: what drawing is steered towards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror(GuideConfig):
+    """Towards pictures whose right half mirrors the left one."""
+
+    type: Literal["mirror"] = "mirror"
+
+    def build(self, model: Model) -> PictureLoss:
+        """The mean square of what differs between each picture and its mirror image."""
+        return lambda pixels_BCHW: (pixels_BCHW - pixels_BCHW.flip(3)).square().mean((1, 2, 3))
+
+
 # ---- what sdtune takes from this file
 
 METHODS = (Vera,)
 OBJECTIVES = (EdgesConfig,)
 OPTIMIZERS = (Momentum,)
+GUIDES = (Mirror,)
 TARGETS = {"values": ("*.to_v", "*.to_out.0")}
 """A named set for method.targets: what attention hands on, and not where it looks."""

@@ -14,6 +14,7 @@ Importing this package is quick: torch is imported by the first function that ne
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,12 +25,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
+    from sdtune.asks import Ask, Axis
     from sdtune.compare import Comparison
     from sdtune.config import RunConfig
     from sdtune.drawing import Progress
     from sdtune.events import Event
     from sdtune.judging.scores import Scores
     from sdtune.model import Model
+    from sdtune.opened import Opened
     from sdtune.runs import Run
     from sdtune.sample import Sample
     from sdtune.show import Shown
@@ -62,9 +65,13 @@ def train(config: RunConfig, run: Run | str | Path | None = None) -> Generator[E
 def sample(
     source: Run | str | Path = "embedded",
     *overrides: str,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str | Ask] | None = None,
     seeds: Sequence[int] | None = None,
     checkpoint: str = "final",
+    grid: Sequence[Axis] = (),
+    matrix: bool = False,
+    most: int | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Sample]:
     """Draw one picture per prompt and seed; `sample.image` is a PIL picture.
 
@@ -72,18 +79,31 @@ def sample(
     "embedded", or a recipe, which stands for its base model. `prompts` and `seeds` replace those of the config; other settings are
     overrides: `"sample.steps=30"`.
     `checkpoint` of a run: "final", "best", or one such as "step-000250".
+    A prompt may be an `asks.Ask`, with settings of its own (`asks.read` reads files of them). `grid` and `matrix` multiply them
+    (`asks.expanded`), up to `most` pictures. `say` gets lines worth telling.
     """
+    from sdtune import asks as asking
+    from sdtune.asks import Ask
+    from sdtune.errors import ConfigError
     from sdtune.sample import sample
 
-    config, model = open_model(source, *overrides, checkpoint=checkpoint)
+    config, opened = open_model(source, *overrides, checkpoint=checkpoint, say=say)
     wanted = config.sample.prompts if prompts is None else prompts
     if not wanted:
-        from sdtune.errors import ConfigError
-
         raise ConfigError("nothing to draw: give a prompt (--prompt, --prompts, prompts=, or the key sample.prompts)")
-    by = _tuned_by(source, checkpoint)
-    for picture in sample(model, config.sample, prompts=wanted, seeds=seeds):
-        yield dataclasses.replace(picture, settings={**picture.settings, **by})
+    asks = [ask if isinstance(ask, Ask) else Ask(ask) for ask in wanted]
+    cells = asking.expanded(asks, config, grid=grid, matrix=matrix, most=most or asking.MOST)
+    drawn_with = [(ask.config(config), ask) for ask in cells]  # all are checked before the first is drawn
+    by: dict[str, Any] = dict(_tuned_by(source, checkpoint))
+    for own, group in itertools.groupby(drawn_with, lambda pair: pair[0]):
+        some, texts = [ask for _, ask in group], opened.suit(own)
+        more = {"adapters": opened.records} if opened.records else {}
+        count = len(own.seeds if seeds is None else seeds)
+        pictures = sample(opened.model, own, prompts=[ask.prompt for ask in some], seeds=seeds, texts=texts)
+        for i, picture in enumerate(pictures):
+            ask = some[i // count]
+            settings = {**picture.settings, **by, **more}
+            yield dataclasses.replace(picture, settings=settings, ask=ask.number, cell=ask.cell)
 
 
 def show(
@@ -106,6 +126,8 @@ def show(
     from sdtune.show import picture_of, show, training_picture
 
     config, model, on_top = _opened(source, *overrides, checkpoint=checkpoint)
+    if config.sample.adapters:
+        raise ConfigError("sample.adapters: one run or adapter is shown at a time; leave it out")
     asked, trained = prompt or next(iter(config.sample.prompts), None), None
     if _as_run(source).exists() and not (picture and asked):
         trained = training_picture(config, model.resolution)
@@ -167,12 +189,17 @@ def _tuned_by(source: Run | str | Path, checkpoint: str) -> dict[str, str]:
     return {"tuned": run.path.name} if adapter else {}
 
 
-def open_model(source: Run | str | Path, *overrides: str, checkpoint: str = "final") -> tuple[RunConfig, Model]:
-    """The config and the model of `source` (see `sample`), tuned if it is a run or an adapter, at `sample.strength`."""
+def open_model(
+    source: Run | str | Path,
+    *overrides: str,
+    checkpoint: str = "final",
+    say: Callable[[str], object] = lambda line: None,
+) -> tuple[RunConfig, Opened]:
+    """The config and the model of `source` (see `sample`), tuned if it is a run or an adapter; `Opened.suit` sets strengths."""
+    from sdtune.opened import Opened
+
     config, model, on_top = _opened(source, *overrides, checkpoint=checkpoint)
-    if on_top:
-        on_top.set_strength(config.sample.strength)
-    return config, model
+    return config, Opened(model, on_top, say)
 
 
 def _opened(

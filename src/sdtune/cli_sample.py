@@ -14,6 +14,7 @@ from sdtune.cli_shared import Options, Overrides, options_of, tell, with_default
 from sdtune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sdtune.asks import Ask
     from sdtune.infotext import Drawn
     from sdtune.sample import Sample
 
@@ -33,7 +34,32 @@ def sample(
         typer.Option("--prompt", "-p", help="What to draw; may be given several times.", show_default=False),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file with a prompt on each line.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A prompt on each line (.txt), or rows with settings of their own (.jsonl, .csv, .toml).",
+            show_default=False,
+        ),
+    ] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Draw each combination of the {a|b|c} in prompts, not the letters.")
+    ] = False,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A.B=1,2,3",
+            help="Draw with each value of a key; up to three: columns, rows, and blocks of a sheet.",
+            show_default=False,
+        ),
+    ] = None,
+    at_most: Annotated[int, typer.Option(min=1, help="Pictures of a matrix or grid.")] = 1000,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:0.8]",
+            help="One more adapter with its strength, also several: sample.adapters.",
+            show_default=False,
+        ),
     ] = None,
     image: Annotated[
         str | None,
@@ -74,17 +100,26 @@ def sample(
     Example  [cyan]sdtune sample runs/demo-lora -p "red apple in comic style"[/cyan]
              [cyan]sdtune sample -p "red apple" sample.seeds='\\[1, 2, 3]' --sheet[/cyan]
              [cyan]sdtune sample -p "green apple" --image a.png --mask where.png[/cyan]
+             [cyan]sdtune sample -p "{red|green} apple" --matrix[/cyan]
+             [cyan]sdtune sample -p "red apple" --grid sample.steps=10,20,50[/cyan]
+             [cyan]sdtune sample runs/a -p "red apple" --lora b.safetensors:0.5[/cyan]
     Writes   a PNG per prompt and seed with its settings inside, and the
-             settings as JSON beside it.
+             settings as JSON beside it; with --sheet or --grid all of
+             them on <out>-sheet.png, too.
 
     Pictures With --image drawing begins with a picture, and with --mask only
              what is white there is painted anew; the rest stays, byte for
              byte. How far it goes is --denoising-strength; sample.strength is
              the adapter's.
+    Settings sample.guide.type steers each step by a loss of the picture
+             (a colour, a text), sample.prompt_weights=true reads
+             (word:1.3), sample.vae_tiling saves memory: sdtune keys sample.
     Again    --from picture.png repeats a picture of sdtune, with the run
              or model named as before; what you set replaces what it says.
              Of web UIs' pictures it takes the settings.
     """
+    from sdtune import asks
+    from sdtune.asks import Ask
     from sdtune.infotext import toml
 
     if list_schedulers:
@@ -94,20 +129,26 @@ def sample(
     source, changes = with_default(source, overrides, "embedded")
     given = {"image": image, "mask": mask, "denoising_strength": denoising_strength}
     changes += [f"sample.{key}={toml(value)}" for key, value in given.items() if value is not None]
-    texts = [*(prompt or ()), *(_lines_of(prompts) if prompts else ())] or None
+    changes += [f"sample.adapters=[{', '.join(map(toml, lora))}]"] if lora else []
+    axes = asks.axes(grid or ())
+    wanted = [*map(Ask, prompt or ()), *(asks.read(prompts) if prompts else ())] or None
     template = None
     if again is not None:
         said = ctx.get_parameter_source("source")
         template = _template(again, changes, named=source == first and said is not None and said.name == "COMMANDLINE")
         asked = {change.partition("=")[0] for change in changes}
         changes = [*template.overrides(asked), *changes]
-        texts = texts or (None if "sample.prompts" in asked else [template.settings["prompt"]])
+        wanted = wanted or (None if "sample.prompts" in asked else [Ask(template.settings["prompt"])])
+    _note_letters(wanted, changes, matrix=matrix)
     screen = options_of(ctx).screen()
     screen.say(f"drawing with {source}")
     drawn = list["Sample"]()
     from sdtune.sample import save_png
 
-    for i, picture in enumerate(sdtune.sample(source, *changes, prompts=texts, checkpoint=checkpoint)):
+    pictures = sdtune.sample(
+        source, *changes, prompts=wanted, checkpoint=checkpoint, grid=axes, matrix=matrix, most=at_most, say=tell
+    )
+    for i, picture in enumerate(pictures):
         path = out / f"{i:03d}-{_slug(picture.prompt)}-{picture.seed}.png"
         save_png(picture, path)
         if template is not None and not drawn:
@@ -117,11 +158,11 @@ def sample(
         screen.result(path)
         if picture.flaw:
             tell(f"warning: {path}: {picture.flaw}")
-    if sheet and drawn:
-        from sdtune.contact import write_sheet
+    if (sheet or axes) and drawn:
+        from sdtune.contact import write_grid, write_sheet
 
         path = out.with_name(f"{out.name}-sheet.png")
-        write_sheet(drawn, path)
+        (write_grid if axes else write_sheet)(drawn, path)
         screen.emit({"sheet": str(path)})
         screen.result(path)
 
@@ -129,14 +170,19 @@ def sample(
 # ---- what it is asked for
 
 
-def _lines_of(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    if found := [line.strip() for line in text.splitlines() if line.strip()]:
-        return found
-    raise ConfigError(f"{path}: holds no prompt; write one on each line")
+def _note_letters(wanted: Sequence[Ask] | None, changes: Sequence[str], *, matrix: bool) -> None:
+    """Say it where somebody meant weights or wildcards and none are read."""
+    from sdtune.asks import combinations
+    from sdtune.emphasis import looks_weighted
+
+    prompts = [ask.prompt for ask in wanted or ()]
+    weights = any(change.startswith("sample.prompt_weights=") for change in changes)
+    if found := next((prompt for prompt in prompts if looks_weighted(prompt) and not weights), None):
+        tell(
+            f"note: {found[:60]!r}: its brackets are read as letters; sample.prompt_weights=true reads them as weights"
+        )
+    if found := next((prompt for prompt in prompts if combinations(prompt) > 1 and not matrix), None):
+        tell(f"note: {found[:60]!r}: its braces are read as letters; --matrix draws each combination")
 
 
 def _slug(text: str) -> str:
@@ -159,6 +205,9 @@ def _template(path: Path, changes: Sequence[str], *, named: bool) -> Drawn:
         raise ConfigError(
             f"{path}: says that its model is {says.get('model', '')[:80]!r}; name it: sdtune sample MODEL --from ..."
         )
+    if "adapters" in says and "sample.adapters" not in asked:
+        names = " ".join(f"--lora {row['name']}:{row['strength']:g}" for row in says["adapters"])
+        raise ConfigError(f"{path}: was drawn with further adapters; name their files: {names}")
     for key in ("image", "mask"):
         if key in says and f"sample.{key}" not in asked:
             raise ConfigError(f"{path}: was drawn from the {key} {says[key]!r}; name the file with --{key}")
@@ -171,10 +220,17 @@ def _template(path: Path, changes: Sequence[str], *, named: bool) -> Drawn:
 
 def _compare_with(template: Drawn, picture: Sample) -> None:
     """Say what of the model or the files differs from what `template` was drawn with."""
-    for key in ("model", "tuned", "precision", "image_sha256", "mask_sha256") if template.ours else ():
-        before, now = template.settings.get(key, "none"), picture.settings.get(key, "none")
+    for key in ("model", "tuned", "precision", "adapters", "image_sha256", "mask_sha256") if template.ours else ():
+        before, now = (_told(said.settings.get(key, "none")) for said in (template, picture))
         if before != now:
             tell(f"warning: {key}: {template.path} was drawn with {before}, this is {now}")
+
+
+def _told(value: object) -> str:
+    """Of adapters, each with its strength and the beginning of its hash."""
+    if isinstance(value, list):
+        return ", ".join(f"{row['name']}:{row['strength']:g} ({row['sha256'][:10]})" for row in value)
+    return str(value)
 
 
 def _show_samplers(options: Options) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -26,6 +26,7 @@ from sdtune.distillation import DistillationConfig
 from sdtune.errors import ConfigError
 from sdtune.families import Family
 from sdtune.families.sd1 import Sd1
+from sdtune.guides import Guide
 from sdtune.methods import Method
 from sdtune.methods.lora import Lora
 from sdtune.objective import ObjectiveConfig
@@ -35,6 +36,7 @@ from sdtune.schema import Section
 
 Objective = Annotated[ObjectiveConfig | ConsistencyConfig | DistillationConfig, Field(discriminator="type")]
 
+T = TypeVar("T")
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
@@ -100,6 +102,9 @@ class SampleConfig(Section):
     """What to draw. Previews without prompts use the first captions of the data."""
     negative: str = ""
     """What to steer away from."""
+    prompt_weights: bool = False
+    """Read weights in prompts as AUTOMATIC1111's web UI does: (word:1.3), ((word)), [word], \\( for a bracket, BREAK for a new chunk. Off:
+    brackets are letters, as in captions. Stable Diffusion 1, 2 and SDXL."""
     seeds: tuple[int, ...] = (0, 1)
     """One picture per prompt and seed."""
     steps: Positive = 20
@@ -113,12 +118,28 @@ class SampleConfig(Section):
     lcm is for models distilled to few steps (objective.type = "consistency"), with `steps` 2 to 8 and `guidance` 1."""
     batch_size: Positive = 8
     """Pictures drawn at once."""
+    vae_slicing: bool = False
+    """Decode the pictures of a batch one by one: the decoder's memory is that of one picture, whatever `batch_size`. The same pictures."""
+    vae_tiling: bool = False
+    """Decode (and encode) pictures that are larger than the model's own size in overlapping tiles of that size: the decoder's memory no
+    longer grows with the picture. Tiles are blended, and may differ a little in tone."""
+    attention_slicing: bool = False
+    """Attention head by head, on CPUs, where else the scores of all heads lie in memory at once (those of a picture twice as wide and
+    high are 16 times as large); a little slower. GPUs' kernels hold no scores. The same pictures."""
+    unload: bool = False
+    """VAE and text encoders wait in the computer's memory while they are not at work. CUDA, for `sdtune sample`."""
+    compile: bool = False
+    """Compile the denoiser (torch.compile) for `sdtune sample`: worth it for many pictures of one size; the first step of each size and
+    batch takes a minute or more. Needs a C++ compiler; the same pictures to rounding."""
     width: Positive | None = None
     """Unset: the model's own size."""
     height: Positive | None = None
     """Unset: the model's own size."""
     strength: Annotated[float, Field(ge=0, le=4)] = 1.0
     """Of the adapter: 0 is the base, 1 as trained. (How far a picture may change is `denoising_strength`.)"""
+    adapters: tuple[str, ...] = ()
+    """More adapters for `sdtune sample` (--lora): files (LoRA, DoRA, LoHa, LoKr, OFT, embeddings) or runs, each with a strength of its
+    own behind a colon, ["comic.safetensors:0.8", "runs/pip"]. Their changes add up. Previews and comparisons show a run alone."""
     image: str | None = None
     """A picture file to begin with instead of noise (image-to-image). Without `width` and `height` the size is one of its proportions
     with the model's number of pixels. Comparisons and class pictures are drawn from prompts alone."""
@@ -128,13 +149,19 @@ class SampleConfig(Section):
     mask: str | None = None
     """A picture file as large as `image`: what is white is painted anew (inpainting), what is black stays, byte for byte."""
 
+    guide: Guide | None = None
+    """Steer the steps by a loss of the picture: { type = "colour", colour = "#ff8800" }, { type = "text", text = "a red boat" }, or one of
+    your own (docs/extending.md). Unset: none. Comparisons and class pictures are drawn without."""
+
     @property
     def from_prompts(self) -> SampleConfig:
-        """The same without a picture to begin with."""
-        return dataclasses.replace(self, image=None, mask=None)
+        """The same from prompts alone: no picture to begin with, no loss to be steered by, no further adapters."""
+        return dataclasses.replace(self, image=None, mask=None, guide=None, adapters=())
 
 
-OF_PICTURES = ("image", "denoising_strength", "mask")
+SAME_PICTURES = ("batch_size", "vae_slicing", "attention_slicing", "unload", "compile")
+"""Keys of `SampleConfig` that change time and memory, and not the pictures."""
+OF_PICTURES = ("image", "denoising_strength", "mask", "guide", "adapters")
 """Keys of `SampleConfig` that drawing from prompts alone does not look at."""
 
 
@@ -242,13 +269,22 @@ def _type(chosen: tuple[plugins.Plugin, ...] = ()) -> type[RunConfig]:
     if not extra:
         return RunConfig
     hints = typing.get_type_hints(RunConfig, include_extras=True)
-    fields = [
+    fields: list[tuple[str, Any, Any]] = [
         (f.name, _extended(f.name, hints[f.name], extra[f.name]), field(default_factory=f.default_factory))
         for f in dataclasses.fields(RunConfig)
         if f.name in extra and f.default_factory is not dataclasses.MISSING
     ]
+    if guides := extra.get("sample.guide"):
+        union = _extended("sample.guide", typing.get_type_hints(SampleConfig, include_extras=True)["guide"], guides)
+        drawing = _derived(SampleConfig, [("guide", union | None, field(default=None))])
+        fields.append(("sample", drawing, field(default_factory=drawing)))
+    return _derived(RunConfig, fields)
+
+
+def _derived(cls: type[T], fields: Sequence[tuple[str, Any, Any]]) -> type[T]:
+    """`cls` with other types for some fields, under the same name: `field_help` finds its text so."""
     return dataclasses.make_dataclass(
-        "RunConfig", fields, bases=(RunConfig,), frozen=True, kw_only=True, namespace={"__module__": __name__}
+        cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True, namespace={"__module__": __name__}
     )
 
 
@@ -337,16 +373,28 @@ def _override(data: dict[str, Any], item: str) -> None:
     key, sep, raw = item.partition("=")
     if not sep or not key:
         raise ConfigError(f"{item!r} is not key=value, for example optimizer.lr=1e-4")
-    *parents, leaf = key.strip().split(".")
+    put(data, key.strip(), value_of(raw))
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` in nested dictionaries. Raises ConfigError if a group of keys is a value there."""
+    *parents, leaf = key.split(".")
     node = data
     for name in parents:
-        node = node.setdefault(name, {})
+        if node.get(name) is None:
+            node[name] = {}
+        node = node[name]
         if not isinstance(node, dict):
             raise ConfigError(f"{key}: {name!r} is a value, not a group of keys")
+    node[leaf] = value
+
+
+def value_of(raw: str) -> Any:
+    """A value as the command line has it: TOML, or a text without quotes."""
     try:
-        node[leaf] = tomllib.loads(f"v = {raw}")["v"]
+        return tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
-        node[leaf] = raw
+        return raw
 
 
 def _toml(value: Any) -> str:
@@ -394,12 +442,17 @@ def _keys_at(path: Sequence[str], cls: type[RunConfig]) -> list[str]:
 
 def _explain(error: Mapping[str, Any], cls: type[RunConfig]) -> str:
     loc = [str(part) for part in error["loc"]]
-    tags = {
-        getattr(s, "type", "") for f in typing.get_type_hints(cls, include_extras=True).values() for s in _sections(f)
-    }
+    hints = typing.get_type_hints(cls, include_extras=True)
+    tags = {getattr(s, "type", "") for f in hints.values() for s in _sections(f)}
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])  # of a section that checks itself
-    where = ".".join(p for i, p in enumerate(loc) if not (i == 1 and p in tags)) or "config"
+    tag_at = 2 if loc[:2] == ["sample", "guide"] else 1
+    if tag_at == 2:
+        tags = {
+            getattr(s, "type", "")
+            for s in _sections(typing.get_type_hints(hints["sample"], include_extras=True)["guide"])
+        }
+    where = ".".join(p for i, p in enumerate(loc) if not (i == tag_at and p in tags)) or "config"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1], cls), n=1)
         return f"{where}: no such key" + (
@@ -407,6 +460,8 @@ def _explain(error: Mapping[str, Any], cls: type[RunConfig]) -> str:
         )
     message = f"{where}: {error['msg'][0].lower() + error['msg'][1:]}"
     context = error.get("ctx", {})
+    if error["type"] == "union_tag_not_found":
+        return f"{where}.type: say which kind; known: {', '.join(repr(tag) for tag in sorted(tags))}"
     if error["type"] == "union_tag_invalid":
         given, choices = str(context["tag"]), str(context["expected_tags"])
         message = f"{where}.type: unknown type, known: {choices}"

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from sdtune.errors import ConfigError
 from sdtune.model import Cond, Denoise, Model, Prediction, Teacher
+from sdtune.objective import parts
 from sdtune.schema import Section
 
 if TYPE_CHECKING:
@@ -187,10 +188,7 @@ class Consistency:
 
     def parts(self, out_BCHW: Tensor, x_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """The picture and the noise in `x_BCHW`, by what the network says."""
-        alpha, sigma = self._at(t_B)
-        if self.prediction == "v":
-            return alpha * x_BCHW - sigma * out_BCHW, alpha * out_BCHW + sigma * x_BCHW
-        return (x_BCHW - sigma * out_BCHW) / alpha, out_BCHW
+        return parts(self.prediction, out_BCHW, x_BCHW, *self._at(t_B))
 
     def _at(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (s_T[t_B].view(-1, 1, 1, 1) for s_T in (self.alphas_T, self.sigmas_T))

@@ -30,6 +30,24 @@ def write_sheet(samples: Sequence[Sample], path: Path) -> None:
     _write(list(rows.items()), [], _cell(samples[0].image), path)
 
 
+def write_grid(samples: Sequence[Sample], path: Path) -> None:
+    """Write pictures of a grid (`Sample.cell`) to the PNG `path`: the first axis across, the second down, a block of rows for each
+    value of the third, each seed and each prompt."""
+    heads = list(dict.fromkeys(sample.cell[0] for sample in samples))
+    rows: dict[str, list[Image | None]] = {}
+    several = len({(s.ask, s.seed) for s in samples}) > 1
+    blocks = sorted(samples, key=lambda s: (s.ask, s.seed))  # stable: within a block in the order of the grid
+    for sample in blocks:
+        words = [
+            *sample.cell[1:],
+            *([sample.prompt, f"seed {sample.seed}"] if several or len(sample.cell) == 1 else ()),
+        ]
+        row = rows.setdefault("   ".join(words), [None] * len(heads))
+        row[heads.index(sample.cell[0])] = sample.image
+    largest = max((s.image for s in samples), key=lambda image: image.width * image.height)
+    _write(list(rows.items()), [(head, "") for head in heads], _cell(largest), path)
+
+
 def write_timeline(timeline: Timeline, path: Path) -> None:
     """Write the previews to the PNG `path`: a column for each step, under it its validation loss, step 0 being the base."""
     from PIL import Image
@@ -73,8 +91,9 @@ def _write(
         draw.text((GAP, y), _shortened(title, size[0] - 2 * GAP, font.getlength), fill="black", font=font)
         for column, image in enumerate(cells):
             if image is not None:
-                how = Image.Resampling.NEAREST if image.width <= width else Image.Resampling.LANCZOS
-                shown = image.resize((width, height), how)
+                scale = min(width / image.width, height / image.height)
+                how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+                shown = image.resize((round(image.width * scale), round(image.height * scale)), how)
                 sheet.paste(shown, (GAP + column * (width + GAP), y + TITLE))
     with atomic_write(path) as file:
         sheet.save(file, format="PNG")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from sdtune.config import OF_PICTURES, SampleConfig
+from sdtune.config import OF_PICTURES, SAME_PICTURES, SampleConfig
 from sdtune.files import write_json
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def draw_missing(
 
     folder = jobs[0][2].parent
     index_file, weights = folder / INDEX, _digest(model.denoiser) + model.fingerprint
-    passed = ("prompts", "seeds", "batch_size", *OF_PICTURES)
+    passed = ("prompts", "seeds", *SAME_PICTURES, *OF_PICTURES)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in passed}
     common = [weights, str(model.dtype), model.resolution, settings]
     keys = {path: hashlib.sha256(json.dumps([*common, p, s]).encode()).hexdigest() for p, s, path in jobs}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdtune import distributed
-from sdtune.config import OF_PICTURES, RunConfig
+from sdtune.config import OF_PICTURES, SAME_PICTURES, RunConfig
 from sdtune.data.cache import Cache
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example, Reading, Splits, resolve, scan_class
@@ -215,7 +215,7 @@ def _to_be_drawn(model: Model, config: RunConfig) -> Generator[Event, None, list
 
 def _class_folder(model: Model, config: RunConfig) -> Path:
     """Where the class pictures of this model, prompt and way of sampling are kept."""
-    passed = ("prompts", "seeds", "batch_size", "strength", *OF_PICTURES)
+    passed = ("prompts", "seeds", "strength", *SAME_PICTURES, *OF_PICTURES)
     asked = {k: v for k, v in vars(config.sample).items() if k not in passed}
     chunks = [model.chunks] if model.chunks > 1 else []
     text = json.dumps([model.source, model.fingerprint, config.data.class_prompt, asked, *chunks], sort_keys=True)

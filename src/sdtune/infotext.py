@@ -59,7 +59,27 @@ class Drawn:
                 f"{self.path}: was drawn with the sampler {name[:80]!r}, which is not known here; choose one with sample.scheduler="
             )
         lines = [f"sample.{key}={toml(value)}" for key, value in wanted.items()]
+        if self.settings.get("vae_tiling") and "sample.vae_tiling" not in given:
+            lines.append("sample.vae_tiling=true")
+        if self._weighted() and "sample.prompt_weights" not in given:
+            lines.insert(0, "sample.prompt_weights=true")
+        lines += self._guide(given) if "guide" in self.settings and "sample.guide" not in given else []
         return lines if "sample.seeds" in given else [*lines, f"sample.seeds=[{self.settings['seed']}]"]
+
+    def _weighted(self) -> bool:
+        """Whether brackets are weights: as we say, and in web UIs always."""
+        text = f"{self.settings['prompt']} {self.settings.get('negative', '')}"
+        return bool(self.settings.get("prompt_weights")) or (
+            not self.ours and bool(re.search(r"[()\[\]\\]|\bBREAK\b", text))
+        )
+
+    def _guide(self, given: Collection[str]) -> list[str]:
+        guide: Mapping[str, str | float] = self.settings["guide"]
+        if "clip" in guide and "sample.guide.clip" not in given:  # a stranger is not to choose what is loaded
+            raise ConfigError(
+                f"{self.path}: was steered by the CLIP model {str(guide['clip'])[:80]!r}; name it with sample.guide.clip="
+            )
+        return [f"sample.guide={{{', '.join(f'{key} = {toml(value)}' for key, value in guide.items())}}}"]
 
 
 def toml(value: str | float) -> str:
@@ -193,10 +213,46 @@ def _checked(found: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]
             if not 0 <= value <= most:
                 raise ValueError(f"its {key} is {_shown(value)}; a picture may ask for 0 to {most:g}")
             settings[key] = value
+    if "adapters" in found:
+        settings["adapters"] = _adapters(found["adapters"])
+    settings |= {key: found[key] is True for key in ("prompt_weights", "vae_tiling") if key in found}
+    if "guide" in found:
+        settings["guide"] = _guide(found["guide"])
     if lacking := [key for key in ("prompt", "seed") if key not in settings]:
         raise ValueError(f"its text does not say the {' and the '.join(lacking)}")
-    notes = [f"{_shown(key)}: {_shown(value)}" for key, value in found.items() if key not in (*texts, *MOST, "flaw")]
+    notes = [
+        f"{_shown(key)}: {_shown(value)}"
+        for key, value in found.items()
+        if key not in (*texts, *MOST, "prompt_weights", "vae_tiling", "guide", "adapters", "flaw")
+    ]
     return settings, tuple(notes[:20])
+
+
+def _guide(found: object) -> dict[str, str | float]:
+    """What a picture was steered by: keys and plain values, which the config checks."""
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+        raise ValueError(f"its guide is {_shown(found)}, no kind with its settings")
+    for key, value in found.items():
+        plain = _is_text(value) if isinstance(value, str) else isinstance(value, int | float)
+        if not (re.fullmatch(r"[a-z_]{1,40}", key) and plain):
+            raise ValueError(f"its guide's {_shown(key)} is {_shown(value)}, no text or number")
+    return found
+
+
+def _adapters(found: object) -> list[dict[str, Any]]:
+    """What lay on the model beside its run: to be named again, and compared with."""
+    kinds: dict[str, Any] = {"name": str, "strength": int | float, "sha256": str}
+    rows: list[Any] = found if isinstance(found, list) else [found]
+    for row in rows:
+        if not (
+            isinstance(row, dict)
+            and row.keys() == kinds.keys()
+            and all(isinstance(row[k], t) for k, t in kinds.items())
+        ):
+            raise ValueError(f"its adapters are {_shown(found)}, no names with strengths and hashes")
+        if not all(_is_text(row[k]) and len(row[k]) < 300 and row[k].isprintable() for k in ("name", "sha256")):
+            raise ValueError("its adapters have names that are no text")
+    return rows
 
 
 def _is_text(value: str) -> bool:

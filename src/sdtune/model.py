@@ -6,6 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from sdtune.emphasis import Piece
     from sdtune.words import NewWords
 
 Prediction = Literal["epsilon", "v", "flow"]
@@ -79,6 +81,9 @@ class Latents:
         noise = torch.randn(self.mean_BCHW.shape, generator=rng).to(self.mean_BCHW)
         return self.mean_BCHW + (0.5 * self.logvar_BCHW).exp() * noise
 
+
+PictureLoss = Callable[["Tensor"], "Tensor"]
+"""(pixels (B, 3, H, W), about -1 to 1) -> what is wrong with each picture, (B,), 0 being best; torch can differentiate it."""
 
 Denoise = Callable[["Tensor", "Tensor", Cond], "Tensor"]
 """(noisy latents (B, C, H, W), times (B,), cond) -> prediction (B, C, H, W)."""
@@ -164,6 +169,14 @@ class Model(ABC):
         longest = max(self.token_counts(prompts)) if self.chunkable else 0
         return max(self.chunks, math.ceil((longest - 2) / room))
 
+    def weighted_chunks(self, parts: Sequence[Sequence[Piece]]) -> int:
+        """So many that nothing is cut of a prompt with weights (`emphasis.parse`). Of models that are `chunkable`."""
+        raise NotImplementedError
+
+    def encode_weighted(self, parts: Sequence[Sequence[Piece]], chunks: int) -> Cond:
+        """One prompt with weights as the text encoders read it, without gradients: one row. Of models that are `chunkable`."""
+        raise NotImplementedError
+
     @property
     def word_parts(self) -> tuple[str, ...]:
         """The text encoders that can learn new words, in the order of their tokenizers."""
@@ -183,6 +196,19 @@ class Model(ABC):
         """Of flow models: the sigma at which each of `steps` begins, from noise to picture, for latents of this size.
         None: spread evenly over the timesteps, then leant by `shift`."""
         return None
+
+    def noise_at(self, time: float) -> tuple[float, float]:
+        """alpha and sigma at a sampler's time, as `denoise` takes it. Between two timesteps sigma / alpha is a straight line,
+        as in diffusers' samplers."""
+        if self.prediction == "flow":
+            sigma = time / len(self.sigmas_T)
+            return 1 - sigma, sigma
+        low, share = int(time), time - int(time)
+        if share == 0:
+            return float(self.alphas_T[low]), float(self.sigmas_T[low])
+        below, above = (float(self.sigmas_T[i]) / max(float(self.alphas_T[i]), 1e-4) for i in (low, low + 1))
+        ratio = below + share * (above - below)
+        return (1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5
 
     @property
     @abstractmethod
@@ -222,6 +248,12 @@ class Model(ABC):
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Latents to pixels in [-1, 1], (B, 3, H, W)."""
 
+    @abstractmethod
+    def judged(self, latents_BCHW: Tensor, loss: PictureLoss) -> tuple[Tensor, Tensor]:
+        """`loss` of the pictures that `latents_BCHW` decode to, (B,), and its gradient by the latents, (B, C, H, W).
+
+        The pixels are not cut to [-1, 1]: beyond it there would be no gradient."""
+
     @property
     def fingerprint(self) -> str:
         """A hash of all that pictures and captions pass through."""
@@ -240,6 +272,10 @@ class Model(ABC):
     @abstractmethod
     def unload(self, keep: Collection[str]) -> None:
         """Let what the denoiser does not need wait in the computer's memory; it comes when it is asked for. Not the parts `keep`."""
+
+    @abstractmethod
+    def sparing(self, *, tiling: bool, slicing: bool, attention: bool) -> AbstractContextManager[None]:
+        """Inside, drawing takes less memory: the VAE works in tiles, picture by picture, the denoiser's attention head by head."""
 
     @abstractmethod
     def save_denoiser(self, folder: object) -> None:

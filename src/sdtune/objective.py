@@ -181,11 +181,9 @@ class Objective:
         """
         alpha, sigma = (s_T[t_B].view(-1, 1, 1, 1) for s_T in (self.alphas_T, self.sigmas_T))
         x_BCHW = alpha * x0_BCHW + sigma * (noise_BCHW if seen_BCHW is None else seen_BCHW)
-        if self.prediction == "flow":  # a flow is told its sigma; this is diffusers' unit for it
-            target_BCHW, time_B = noise_BCHW - x0_BCHW, self.sigmas_T[t_B] * len(self.sigmas_T)
-        else:
-            target_BCHW = noise_BCHW if self.prediction == "epsilon" else alpha * noise_BCHW - sigma * x0_BCHW
-            time_B = t_B
+        target_BCHW = target(self.prediction, x0_BCHW, noise_BCHW, alpha, sigma)
+        # a flow is told its sigma; this is diffusers' unit for it
+        time_B = self.sigmas_T[t_B] * len(self.sigmas_T) if self.prediction == "flow" else t_B
         difference_BCHW = denoise(x_BCHW, time_B, cond).float() - target_BCHW.float()
         error_BCHW = distance(difference_BCHW, t_B) if distance else difference_BCHW.square()
         return (error_BCHW if mask_B1HW is None else error_BCHW * mask_B1HW).mean((1, 2, 3))
@@ -243,6 +241,26 @@ class Objective:
             u_B = (self.options.logit_mean + self.options.logit_std * z_B).sigmoid()
             t_B = (first + (u_B * (last - first + 1)).long()).clamp(max=last)
         return t_B
+
+
+def target(
+    prediction: Prediction, x0_BCHW: Tensor, noise_BCHW: Tensor, alpha: Tensor | float, sigma: Tensor | float
+) -> Tensor:
+    """What a network of this kind is to say of alpha x0 + sigma noise."""
+    if prediction == "flow":
+        return noise_BCHW - x0_BCHW
+    return noise_BCHW if prediction == "epsilon" else alpha * noise_BCHW - sigma * x0_BCHW
+
+
+def parts(
+    prediction: Prediction, out_BCHW: Tensor, x_BCHW: Tensor, alpha: Tensor | float, sigma: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """The picture x0 and the noise in x = alpha x0 + sigma noise, by what the network says: `target` the other way round."""
+    if prediction == "flow":
+        return x_BCHW - sigma * out_BCHW, x_BCHW + alpha * out_BCHW
+    if prediction == "v":
+        return alpha * x_BCHW - sigma * out_BCHW, alpha * out_BCHW + sigma * x_BCHW
+    return (x_BCHW - sigma * out_BCHW) / alpha, out_BCHW
 
 
 def _aside(rng: torch.Generator, name: str) -> torch.Generator:

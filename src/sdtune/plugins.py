@@ -1,6 +1,6 @@
-"""Own methods, target sets, objectives, optimisers and model families: Python files that a recipe names, and nothing else loads.
+"""Own methods, target sets, objectives, optimisers, guides and model families: Python files that a recipe names, and nothing else loads.
 
-A plugin says what it brings in plain tuples of config classes: METHODS, OBJECTIVES, OPTIMIZERS, FAMILIES, and in a dictionary
+A plugin says what it brings in plain tuples of config classes: METHODS, OBJECTIVES, OPTIMIZERS, GUIDES, FAMILIES, and in a dictionary
 TARGETS of named target sets. docs/extending.md goes through an example of each.
 """
 
@@ -25,6 +25,7 @@ from sdtune.schema import Section
 VARIABLE = "SDTUNE_PLUGINS"
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "FAMILIES": ("model", ("load",)),
+    "GUIDES": ("sample.guide", ("build",)),
     "METHODS": ("method", ("attach", "apply", "detach", "export")),
     "OBJECTIVES": ("objective", ("build",)),
     "OPTIMIZERS": ("optimizer", ("build", "check", "lr_at")),

@@ -50,6 +50,10 @@ class Ready:
 
 def build(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> Iterator[Event | Ready]:
     config.optimizer.check()
+    if config.sample.adapters:
+        raise ConfigError(
+            "sample.adapters: previews show what is trained alone; leave it out here, and name them to `sdtune sample --lora`"
+        )
     found = yield from take_up(run)
     known, splits = yield from look(config)
     model = config.model.load(device=device, dtype=dtype)

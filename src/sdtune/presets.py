@@ -113,7 +113,12 @@ def _walk(section: type[Section], at: str, only: str = "") -> Iterator[Key]:
         if inner := list(_sections(hints[f.name])):
             if len(inner) > 1:
                 kinds = ", ".join(f'"{getattr(s, "type", "")}"' for s in inner)
-                yield Key(f"{at}{f.name}.type", f"one of {kinds}", _value(_default(f).type), helps.get(f.name, ""))
+                yield Key(
+                    f"{at}{f.name}.type",
+                    f"one of {kinds}",
+                    _value(getattr(_default(f), "type", None)),
+                    helps.get(f.name, ""),
+                )
             kinds_of = [
                 list(_walk(s, f"{at}{f.name}.", getattr(s, "type", "") if len(inner) > 1 else "")) for s in inner
             ]

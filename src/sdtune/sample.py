@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from sdtune.config import SampleConfig
 from sdtune.files import atomic_write, write_json
+from sdtune.guides import recorded
 from sdtune.infotext import a1111_parameters
 from sdtune.model import Cond, Model
 from sdtune.original import Original, Start, size_of, skipped
 from sdtune.samplers import SAMPLERS, build_scheduler
+from sdtune.steering import Steering
+from sdtune.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Sample:
     """Everything else that the picture depends on: model, scheduler, steps, guidance, size, strength."""
     flaw: str = ""
     """Why this is no picture (`flaw_of`), and what may help. Nothing for a sound one."""
+    ask: int = 0
+    """Which of the prompts that were asked for it is."""
+    cell: tuple[str, ...] = ()
+    """Its place in a grid: what each axis says there (`asks.Axis`)."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +70,23 @@ def sample(
     *,
     prompts: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    texts: Texts | None = None,
     on_step: Callable[[Look], None] | None = None,
 ) -> Iterator[Sample]:
     """Draw one picture per prompt and seed, prompt by prompt. `prompts` and `seeds` replace those of `config`.
 
     A picture depends on its own prompt and seed, not on those beside it. The model's adapter acts as it is set (`Tuned`).
     A prompt that is too long for the model's text encoder is read in as many chunks as it or the negative prompt needs, where
-    the model can (`Model.chunkable`). `on_step` is shown every look of the denoiser, batch by batch, and changes nothing.
+    the model can (`Model.chunkable`). `texts` are prompts encoded before, by the same model as it is now. `on_step` is shown every look of
+    the denoiser, batch by batch, and changes nothing.
     """
     original = Original.read(config, lambda size: size_of(config, model, size))
     height, width = original.pixels.shape[:2] if original else size_of(config, model)[::-1]
-    start = Start.of(model, original) if original else None
+    spared = partial(
+        model.sparing, tiling=config.vae_tiling, slicing=config.vae_slicing, attention=config.attention_slicing
+    )
+    with spared():
+        start = Start.of(model, original) if original else None
     prompts = config.prompts if prompts is None else prompts
     jobs = [(p, s) for p in prompts for s in (config.seeds if seeds is None else seeds)]
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
@@ -82,14 +96,20 @@ def sample(
         "width": width, "height": height, "strength": config.strength, "precision": precision,
     }  # fmt: skip
     settings |= {**original.record, "denoising_strength": config.denoising_strength} if original else {}
+    settings |= {"vae_tiling": True} if config.vae_tiling else {}
+    settings |= {"prompt_weights": True} if config.prompt_weights else {}
+    settings |= {"guide": recorded(config.guide)} if config.guide else {}
+    steering = Steering.of(model, config.guide)
     # Only prompts of equally many chunks go together: empty ones that a longer neighbour asks for would change a picture.
-    needed = {prompt: model.chunks_for([prompt, config.negative]) for prompt in prompts}
+    texts = texts or Texts(model, weights=config.prompt_weights)
+    needed = {prompt: texts.chunks([prompt, config.negative]) for prompt in prompts}
     for chunks, group in groupby(jobs, lambda job: needed[job[0]]):
-        empty = model.encode_prompts([config.negative], chunks)
+        empty = texts.encode([config.negative], chunks)
         while batch := list(islice(group, config.batch_size)):
-            cond = model.encode_prompts([p for p, _ in batch], chunks)
-            latents = denoise(model, config, cond, empty, [s for _, s in batch], shape, on_step, start)
-            pixels = model.decode(latents)
+            cond, own_seeds = texts.encode([p for p, _ in batch], chunks), [s for _, s in batch]
+            with spared():  # not while somebody else has the model, between two pictures
+                latents = denoise(model, config, cond, empty, own_seeds, shape, on_step, start, steering)
+                pixels = model.decode(latents)
             drawn = zip(batch, to_images(pixels), pixels.cpu(), latents.cpu(), strict=True)
             for (prompt, seed), image, pixels_CHW, latents_CHW in drawn:
                 flaw = flaw_of(pixels_CHW, latents_CHW, precision)
@@ -107,6 +127,7 @@ def denoise(
     shape: tuple[int, int, int],
     on_step: Callable[[Look], None] | None = None,
     start: Start | None = None,
+    steering: Steering | None = None,
 ) -> Tensor:
     """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32.
 
@@ -134,6 +155,8 @@ def denoise(
         unconditional, conditional = out.chunk(2) if guided else (None, out)
         if unconditional is not None:
             out = unconditional + config.guidance * (conditional - unconditional)
+        if steering and steering.at_work(i, len(begin.timesteps)):
+            out = steering.steered(out, seen_BCHW, float(t))
         x_BCHW = scheduler.step(out, t, x_BCHW, **extra).prev_sample
         x_BCHW = begin.keep(x_BCHW, i)
         if on_step:

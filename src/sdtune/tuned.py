@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sdtune.errors import ModelError, RunError, SdtuneError
+from sdtune.errors import ConfigError, ModelError, RunError, SdtuneError
 from sdtune.families.places import json_of
 from sdtune.methods import adapters, files, smaller
 from sdtune.methods.blend import Blend
-from sdtune.methods.installed import Change, installed
-from sdtune.methods.word_file import FOLDER, is_word_file, load_words
+from sdtune.methods.installed import Change, InstalledAdapters, Several, installed
+from sdtune.methods.word_file import FOLDER, add_words, is_word_file, load_words
 from sdtune.model import Model
 from sdtune.runs import Run
+
+MOST = 4.0
+"""Beyond, an adapter breaks the model; below 0 it draws away from what it was trained on."""
 
 
 class Tuned:
@@ -29,6 +37,92 @@ class Tuned:
 
     def close(self) -> None:
         self._change.close()
+
+
+@dataclass(frozen=True)
+class Named:
+    """An adapter as `sample.adapters` names it: FILE, or FILE:STRENGTH; a run's folder stands for its result."""
+
+    path: Path
+    strength: float
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Raises ConfigError."""
+        name, colon, number = text.rpartition(":")
+        if not colon or Path(text).expanduser().exists():
+            return cls(Path(text).expanduser(), 1.0)
+        try:
+            strength = float(number)
+        except ValueError:
+            return cls(Path(text).expanduser(), 1.0)
+        if not name or not abs(strength) <= MOST:
+            raise ConfigError(
+                f"sample.adapters: {text!r}: write FILE or FILE:STRENGTH, a strength from -{MOST:g} to {MOST:g}"
+            )
+        return cls(Path(name).expanduser(), strength)
+
+    @property
+    def files(self) -> list[Path]:
+        """The adapter's and its words' files. Raises ModelError."""
+        if self.path.is_file():
+            return [self.path]
+        run = Run(self.path)
+        folder = run.final if run.exists() else self.path
+        if run.exists() and not folder.is_dir():
+            raise ModelError(f"{self.path}: not finished, there is no final/; finish it with `sdtune train`")
+        found = sorted([*folder.glob("*.safetensors"), *(folder / FOLDER).glob("*.safetensors")])
+        if folder.is_dir() and (not found or (folder / "config.json").exists()):
+            raise ModelError(
+                f"{self.path}: holds no adapter; only LoRA, DoRA, LoHa, LoKr, OFT and words add up, and a whole model is drawn "
+                "with by itself: sdtune sample RUN"
+            )
+        if not found:
+            raise ModelError(f"{self.path}: no such adapter file or run")
+        return found
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For pictures: the name without the path to it, and the SHA-256 of its files, one after the other."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.read_bytes())
+        return {"name": self.path.resolve().name, "strength": self.strength, "sha256": digest.hexdigest()}
+
+
+def add(model: Model, named: Named) -> Change:
+    """Put an adapter on `model` beside what is there, at its strength. Its changes add up with those of others.
+
+    Raises ModelError if it was trained on another kind of model; the model is then as it was.
+    """
+    changes = list[Change]()
+    try:
+        words = list[Path]()
+        for file in named.files:
+            if is_word_file(file):
+                words.append(file)
+                continue
+            change = InstalledAdapters(
+                model, files.read(file, adapters.bare_layers(model.parts)).put_on(model.parts, model.source)
+            )
+            change.set_strength(named.strength)
+            changes.append(change)
+        if words and named.strength:
+            changes.append(add_words(model, words))
+    except SdtuneError:
+        for put_on in changes:
+            put_on.close()
+        raise
+    return Several(*reversed(changes))
+
+
+def base_of(named: Named) -> str:
+    """The base that an adapter was trained on, as its file says; "" if it says nothing."""
+    for file in named.files:
+        with safe_open(file, "pt") as opened:
+            if base := json.loads((opened.metadata() or {}).get("sdtune", "{}")).get("base"):
+                return str(base)
+    return ""
 
 
 def load(model: Model, path: Path) -> Tuned:

@@ -139,7 +139,7 @@ from sdtune.schema import Section
     ("text", "says"),
     [
         ("1 / 0", r"cannot be loaded: ZeroDivisionError: division by zero \(bad.py, line 1\)"),
-        ("x = 1", "brings nothing; it needs one of FAMILIES, METHODS, OBJECTIVES, OPTIMIZERS, TARGETS"),
+        ("x = 1", "brings nothing; it needs one of FAMILIES, GUIDES, METHODS, OBJECTIVES, OPTIMIZERS, TARGETS"),
         ("METHODS = int", "METHODS is no tuple of classes"),
         ("METHODS = (int,)", "METHODS: int is no dataclass that derives from sdtune.schema.Section"),
         (HEAD + "class A(Lora): pass\nMETHODS = (A,)", "A is no dataclass"),

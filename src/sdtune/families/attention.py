@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ class BmmAttention:
     An attention processor of diffusers: `module.set_attn_processor(BmmAttention())`. Serves self- and cross-attention
     of the Stable Diffusion U-Nets (no masks, no spatial norm, residual added by the caller).
     """
+
+    by_head = False
+    """Whether the scores of one head are held at a time."""
 
     def __call__(
         self,
@@ -31,14 +35,28 @@ class BmmAttention:
         )
         if attn.upcast_attention:  # of Stable Diffusion 2.1: its scores are too large for half precision
             q, k = q.float(), k.float()
-        scores = torch.baddbmm(
-            q.new_empty(1, 1, 1).expand(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), beta=0, alpha=attn.scale
-        )
-        out = torch.bmm(scores.softmax(-1).to(v.dtype), v)
+        if self.by_head:
+            rows = zip(q.split(1), k.split(1), v.split(1), strict=True)
+            out = torch.cat([_attend(*row, attn.scale) for row in rows])
+        else:
+            out = _attend(q, k, v, attn.scale)
         B, L = x_BLD.shape[:2]
         out_BLD = out.view(B, heads, L, -1).transpose(1, 2).reshape(B, L, -1)
         result: Tensor = attn.to_out[1](attn.to_out[0](out_BLD))
         return result
+
+
+def _attend(q_NLd: Tensor, k_NMd: Tensor, v_NMd: Tensor, scale: float) -> Tensor:
+    """Of N = B * heads rows each by itself: (N, L, d)."""
+    empty = q_NLd.new_empty(1, 1, 1).expand(len(q_NLd), q_NLd.shape[1], k_NMd.shape[1])
+    scores_NLM = torch.baddbmm(empty, q_NLd, k_NMd.transpose(1, 2), beta=0, alpha=scale)
+    return torch.bmm(scores_NLM.softmax(-1).to(v_NMd.dtype), v_NMd)
+
+
+def processors(denoiser: Any) -> Iterator[BmmAttention]:
+    """Those of a denoiser."""
+    found = {id(p): p for m in denoiser.modules() if isinstance(p := getattr(m, "processor", None), BmmAttention)}
+    yield from found.values()
 
 
 def suit_to_cpu(unet: Any) -> None:

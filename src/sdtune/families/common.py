@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -15,15 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdtune.emphasis import Piece
 from sdtune.errors import ModelError
 from sdtune.families import chunks as in_chunks
 from sdtune.families import settings
-from sdtune.families.attention import suit_to_cpu
+from sdtune.families.attention import processors, suit_to_cpu
 from sdtune.families.loading import Loaded, Parts, alphas_cumprod, load_parts, prediction
 from sdtune.families.places import Source, UnetSource
 from sdtune.families.single_file import Place
-from sdtune.model import Cond, Latents, Model
+from sdtune.model import Cond, Latents, Model, PictureLoss
 
+PIXELS_BACKWARD = 512 * 512
+"""Pixels that `LatentModel.judged` decodes at once, if they are of several pictures."""
+PIXELS_KEPT = 256 * 256
+"""Pixels of a picture from which on it keeps no activations: of 512 x 512 they are some 5 GB in Stable Diffusion's decoder."""
 _TOKENIZERS = threading.Lock()
 """A tokenizer cannot be used by two threads at once: batches are made in one, previews drawn in another."""
 
@@ -95,6 +102,19 @@ class LatentModel(Model):
             nn.Module.to(module, "cpu")
 
     @contextmanager
+    def sparing(self, *, tiling: bool, slicing: bool, attention: bool) -> Iterator[None]:
+        before, spared = (self.vae.use_tiling, self.vae.use_slicing), list(processors(self.denoiser))
+        self.vae.use_tiling, self.vae.use_slicing = tiling, slicing
+        for processor in spared:
+            processor.by_head = attention
+        try:
+            yield
+        finally:
+            self.vae.use_tiling, self.vae.use_slicing = before
+            for processor in spared:
+                processor.by_head = False
+
+    @contextmanager
     def _at_work(self, *modules: nn.Module) -> Iterator[None]:
         """Inside, those of `modules` that wait elsewhere are on the device."""
         moved = [module for module in modules if any(module is away for away in self._away)]
@@ -117,6 +137,33 @@ class LatentModel(Model):
     def encode_prompts(self, prompts: Sequence[str], chunks: int | None = None) -> Cond:
         with self._at_work(*self.text_encoders):
             return self.read_tokens(self.tokenize(prompts, chunks))
+
+    def weighted_chunks(self, parts: Sequence[Sequence[Piece]]) -> int:
+        tokenizers = self._reader([])[0]
+        return sum(max(1, math.ceil(len(ids) / (self.chunk_tokens - 2))) for ids in self._weighed(tokenizers[0], parts))
+
+    @torch.no_grad()
+    def encode_weighted(self, parts: Sequence[Sequence[Piece]], chunks: int) -> Cond:
+        tokenizers, _ = self._reader([])
+        rows = [in_chunks.weighted(t, self._weighed(t, parts), self.chunk_tokens, chunks) for t in tokenizers]
+        ids_1EL = torch.tensor([[[token for token, _ in row] for row in rows]])
+        weights_EL = torch.tensor([[weight for _, weight in row] for row in rows], device=self.device)
+        encoders: tuple[Any, ...] = self.text_encoders
+        with self._at_work(*encoders):
+            cond = self.read_tokens(ids_1EL)
+        each = cond.states_BLD.split([e.config.hidden_size for e in encoders], 2)
+        weighed = [in_chunks.weigh(x, w_L, self.chunk_tokens) for x, w_L in zip(each, weights_EL, strict=True)]
+        return replace(cond, states_BLD=torch.cat(weighed, 2))
+
+    def _weighed(self, tokenizer: Any, parts: Sequence[Sequence[Piece]]) -> list[list[tuple[int, float]]]:
+        """Each token of each part, and what it counts."""
+        out = []
+        for part in parts:
+            texts = self._reader([piece.text for piece in part])[1]
+            with _TOKENIZERS:
+                rows = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
+            out.append([(token, p.weight) for p, row in zip(part, rows, strict=True) for token in row])
+        return out
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -172,10 +219,33 @@ class LatentModel(Model):
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         with self._at_work(self.vae):
-            pixels: Tensor = self.vae.decode(
-                latents_BCHW.float() / self.vae.config.scaling_factor + self._shift_factor
-            ).sample
-        return pixels.clamp(-1, 1)
+            return self._decoded(latents_BCHW).clamp(-1, 1)
+
+    def _decoded(self, latents_BCHW: Tensor) -> Tensor:
+        pixels: Tensor = self.vae.decode(
+            latents_BCHW.float() / self.vae.config.scaling_factor + self._shift_factor
+        ).sample
+        return pixels
+
+    def judged(self, latents_BCHW: Tensor, loss: PictureLoss) -> tuple[Tensor, Tensor]:
+        """A few pictures at a time, and of large ones the decoder's blocks are computed again in the backward pass."""
+        pixels = latents_BCHW[0, 0].numel() * self.downscale**2
+        rows, vae = max(1, PIXELS_BACKWARD // pixels), self.vae
+        again = pixels > PIXELS_KEPT and hasattr(vae, "enable_gradient_checkpointing")
+        losses, gradients = list[Tensor](), list[Tensor]()
+        with self._at_work(vae), torch.enable_grad():
+            if again:
+                vae.enable_gradient_checkpointing()
+            try:
+                for some_BCHW in latents_BCHW.detach().float().split(rows):
+                    some_BCHW = some_BCHW.requires_grad_()
+                    loss_B = loss(self._decoded(some_BCHW))
+                    gradients += torch.autograd.grad(loss_B.sum(), some_BCHW)
+                    losses.append(loss_B.detach())
+            finally:
+                if again:
+                    vae.disable_gradient_checkpointing()
+        return torch.cat(losses), torch.cat(gradients)
 
     @property
     def _shift_factor(self) -> float:

@@ -129,10 +129,23 @@ def layers_of(parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def adapters_of(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, Adapter]]:
-    """The adapters on a model, by the name of the layer they replace."""
+    """The adapters on a model, by the name of the layer they replace. Not those that another holds (`together.Sum`)."""
+    inside = ""
     for name, module in layers_of(parts).items():
+        if inside and name.startswith(inside):
+            continue
         if isinstance(module, Adapter):
+            inside = f"{name}."
             yield name, module
+
+
+def bare_layers(parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Every module by its name with the part's in front, as if there were no adapters: in their place the layers that they hold."""
+    held = dict(adapters_of(parts))
+    inside = tuple(f"{name}." for name in held)
+    return {
+        n: held[n].base if n in held else m for n, m in layers_of(parts).items() if not n.startswith(inside or ("\0",))
+    }
 
 
 def detach(parts: Mapping[str, nn.Module]) -> None:

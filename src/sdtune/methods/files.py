@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sdtune.errors import ModelError
-from sdtune.methods import adapters, low_rank, products
+from sdtune.methods import adapters, low_rank, products, together
 from sdtune.methods.adapters import Adapter, Layer
 from sdtune.methods.lora_file import check_pairs, read_lora
 from sdtune.methods.lycoris_file import PREFIXES, read_lycoris
@@ -38,9 +38,11 @@ class AdapterFile:
     about: dict[str, Any]
     """What sdtune wrote into the header: base, run, steps."""
 
-    def put_on(self, parts: Mapping[str, nn.Module], source: str) -> None:
-        """Adapters on `parts` with the file's values. Raises ModelError, with counts, unless every layer fits."""
-        modules = adapters.layers_of(parts)
+    def put_on(self, parts: Mapping[str, nn.Module], source: str) -> dict[str, Adapter]:
+        """Adapters on `parts` with the file's values, beside those that are there; returns them by layer.
+
+        Raises ModelError, with counts, unless every layer fits."""
+        modules = adapters.bare_layers(parts)
         made: dict[str, Adapter] = {}
         for name, tensors in self.layers.items():
             found = next((n for n in (name, *_other_names(name)) if n in modules), None)
@@ -53,8 +55,8 @@ class AdapterFile:
                 f"{self.path}: {len(made)} of {len(self.layers)} adapted layers fit {source}: "
                 f"it was trained on another kind of model{base}"
             )
-        for name, adapter in made.items():
-            adapters.put(parts, name, adapter)
+        together.add(parts, made)
+        return made
 
     def _adapter(self, layer: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> Adapter | None:
         """The adapter for `layer` with the values of `tensors`; None if shapes or names differ."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from sdtune.methods import adapters
+from sdtune.methods import adapters, together
+from sdtune.methods.adapters import Adapter
 from sdtune.methods.word_layer import InstalledWords
 from sdtune.model import Model
 
@@ -18,16 +20,17 @@ class Change(Protocol):
 
 
 class InstalledAdapters:
-    """The adapters on a model."""
+    """Adapters on a model: all that are there, or those of one file."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, made: Mapping[str, Adapter] | None = None) -> None:
+        self._model, self._made = model, dict(adapters.adapters_of(model.parts)) if made is None else made
 
     def set_strength(self, strength: float) -> None:
-        adapters.set_strength(self._model.parts, strength)
+        for adapter in self._made.values():
+            adapter.strength = strength
 
     def close(self) -> None:
-        adapters.detach(self._model.parts)
+        together.take_off(self._model.parts, self._made)
 
 
 class Several:

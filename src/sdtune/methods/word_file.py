@@ -19,7 +19,7 @@ from torch import Tensor
 from sdtune.errors import ModelError
 from sdtune.files import atomic_write
 from sdtune.methods import word_layer
-from sdtune.methods.word_layer import InstalledWords
+from sdtune.methods.word_layer import InstalledWords, MoreWords
 from sdtune.model import Model
 
 FOLDER = "embeddings"
@@ -65,6 +65,25 @@ def is_word_file(path: Path) -> bool:
 
 def load_words(model: Model, paths: list[Path]) -> InstalledWords:
     """Teach `model` the words in `paths`. Raises ModelError if they were made for another kind of model."""
+    words, vectors = _fitting(model, paths)
+    word_layer.attach(model, words, vectors)
+    for _, layer in word_layer.embeddings_of(model):
+        layer.requires_grad_(False)
+    return InstalledWords(model)
+
+
+def add_words(model: Model, paths: list[Path]) -> MoreWords:
+    """Teach `model` the words in `paths` beside those that it has learned. Raises ModelError, also for a word that two files teach."""
+    words, vectors = _fitting(model, paths)
+    if model.new_words and (both := sorted(set(words) & set(model.new_words.words))):
+        raise ModelError(
+            f"{paths[0]}: {both[0]!r} is a word that another file has taught already; leave one of them out"
+        )
+    return MoreWords(model, words, vectors)
+
+
+def _fitting(model: Model, paths: list[Path]) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """The words in `paths` with the tokens of each, and their vectors by part."""
     words, rows = dict[str, int](), dict[str, list[Tensor]]()
     for path in paths:
         word, vectors = read(path)
@@ -79,10 +98,7 @@ def load_words(model: Model, paths: list[Path]) -> InstalledWords:
         words[word] = len(next(iter(vectors.values())))
         for part, key in zip(model.word_parts, keys, strict=True):
             rows.setdefault(part, []).append(vectors[key])
-    word_layer.attach(model, words, {part: torch.cat(found) for part, found in rows.items()})
-    for _, layer in word_layer.embeddings_of(model):
-        layer.requires_grad_(False)
-    return InstalledWords(model)
+    return words, {part: torch.cat(found) for part, found in rows.items()}
 
 
 def read(path: Path) -> tuple[str, dict[str, Tensor]]:

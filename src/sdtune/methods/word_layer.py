@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdtune.errors import ConfigError
 from sdtune.model import Model
 from sdtune.words import NewWords
 
@@ -25,6 +26,12 @@ class WordEmbedding(nn.Module):
         self.vectors = nn.Parameter(vectors_ND.clone())
         self._rows_BL: Tensor | None = None
         self._hook: Any = None
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the words that were known before."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
 
     def watch(self, encoder: nn.Module) -> None:
         """Note the ids that `encoder` is asked for."""
@@ -82,6 +89,43 @@ def detach(model: Model) -> None:
         layer.leave()
         model.parts[part].set_input_embeddings(layer.base)  # type: ignore[operator]
     model.new_words = None
+
+
+class MoreWords:
+    """New words beside those that a model has learned before."""
+
+    def __init__(self, model: Model, words: Mapping[str, int], vectors: Mapping[str, Tensor]) -> None:
+        """`vectors`: by part, those of all tokens of `words`. Raises ConfigError for a word that the model knows."""
+        self._model, self._before = model, _learned(model)
+        known, rows = self._before
+        detach(model)
+        try:
+            self._attach({**known, **words}, {p: torch.cat([*rows.get(p, ()), v]) for p, v in vectors.items()})
+        except ConfigError:
+            self.close()
+            raise
+
+    def _attach(self, words: Mapping[str, int], vectors: Mapping[str, Tensor]) -> None:
+        attach(self._model, words, vectors)
+        for _, layer in embeddings_of(self._model):
+            layer.requires_grad_(False)
+
+    def set_strength(self, strength: float) -> None:
+        """A word is known or not, nothing between: those of strength 0 are not taken in at all."""
+
+    def close(self) -> None:
+        """The model knows what it knew before."""
+        detach(self._model)
+        words, rows = self._before
+        if words:
+            self._attach(words, {part: torch.cat(found) for part, found in rows.items()})
+
+
+def _learned(model: Model) -> tuple[dict[str, int], dict[str, list[Tensor]]]:
+    """The words that a model has learned and reads, and their vectors by part."""
+    if model.new_words is None:
+        return {}, {}
+    return dict(model.new_words.words), {part: [layer.vectors.detach()] for part, layer in embeddings_of(model)}
 
 
 def starts(model: Model, words: Mapping[str, str], count: int, seed: int) -> dict[str, Tensor]:
