@@ -244,8 +244,8 @@ class Drawn:
 
         assert isinstance(event, Worked)
         left = f"{console.duration(event.seconds_left)} left" if event.seconds_left else ""
-        who = f"{event.cell}, seed {event.seed}: " if self.several else ""
-        what = f"{self._number}/{self._todo} {who}{event.what}"
+        who = f"{event.cell}, seed {event.seed}:" if self.several else f"{self._number}/{self._todo}"
+        what = f"{who} {event.what}"
         if isinstance(self.screen, console.Live):
             self.screen.doing(what, event.done, event.total, left)
         elif isinstance(self.screen, console.Plain) and time.monotonic() - self._spoke > self.SPEAK_EVERY:
