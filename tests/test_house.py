@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+MATRICES = sorted((ROOT / "recipes" / "matrices").rglob("*.toml"))
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 HEAVY = {
     "accelerate", "diffusers", "fastapi", "mlflow", "nicegui", "peft", "scipy", "tensorboard", "torch", "trackio", "transformers", "wandb",
@@ -85,7 +86,18 @@ def test_recipe_parses(recipe: Path) -> None:
     assert sdtune.config.load(recipe).name
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=relative)
+def test_there_are_matrices() -> None:
+    assert MATRICES, "recipes/matrices/ holds no .toml file"
+
+
+@pytest.mark.parametrize("matrix", MATRICES, ids=relative)
+def test_matrix_parses(matrix: Path) -> None:
+    from sdtune.experiments.matrix import load
+
+    assert load(matrix).cells
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *MATRICES], ids=relative)
 def test_recipe_opens_with_the_command_that_runs_it(recipe: Path) -> None:
     header = []
     for line in recipe.read_text(encoding="utf-8").splitlines():

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sdtune.config import RunConfig
     from sdtune.drawing import Progress
     from sdtune.events import Event
+    from sdtune.experiments.events import Event as ExperimentEvent
+    from sdtune.experiments.matrix import Matrix
     from sdtune.judging.scores import Scores
     from sdtune.model import Model
     from sdtune.opened import Opened
@@ -38,7 +40,18 @@ if TYPE_CHECKING:
     from sdtune.show import Shown
     from sdtune.tuned import Tuned
 
-__all__ = ["Run", "RunConfig", "compare", "evaluate", "load_config", "sample", "show", "train"]
+__all__ = [
+    "Run",
+    "RunConfig",
+    "compare",
+    "compare_runs",
+    "evaluate",
+    "experiment",
+    "load_config",
+    "sample",
+    "show",
+    "train",
+]
 
 
 def load_config(recipe: str | Path | None = None, *overrides: str) -> RunConfig:
@@ -165,6 +178,22 @@ def compare(
     return compare(run, run.config(overrides), checkpoint=checkpoint, progress=progress)
 
 
+def compare_runs(
+    runs: Sequence[Run | str | Path],
+    *overrides: str,
+    out: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[Path, str]:
+    """Several finished runs on one page, with the prompts, seeds and held-out pictures of the first, which `overrides` may change.
+
+    Returns the page, `comparisons/<names>/index.html` unless `out` names the folder, and its summary. The runs stay as they are.
+    Raises EvaluationError where they cannot be compared, with the reason.
+    """
+    from sdtune.experiments.several import compare_runs
+
+    return compare_runs(list(map(_as_run, runs)), overrides, Path(out) if out else None, progress=progress)
+
+
 def evaluate(pictures: str | Path, reference: str | Path, prompts: Sequence[str] | None = None) -> Scores:
     """Figures of a folder of pictures against a folder of real ones (or "embedded:lineart": its held-out test pictures).
 
@@ -176,6 +205,32 @@ def evaluate(pictures: str | Path, reference: str | Path, prompts: Sequence[str]
 
     files, real = _picture_files(pictures), _picture_files(reference)
     return evaluate([_square(f) for f in files], [_square(f) for f in real], prompts=prompts or _prompts_beside(files))
+
+
+def experiment(
+    matrix: Matrix | str | Path,
+    out: str | Path | None = None,
+    *,
+    jobs: int = 1,
+    devices: int = 0,
+    only: Sequence[str] = (),
+    retry: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Generator[ExperimentEvent, None, None]:
+    """Train and compare every run of a matrix that is missing, yielding events of `sdtune.experiments.events`, and write the page.
+
+    Each run is a process of its own: `jobs` at once, or one on each of so many CUDA `devices`. `out` is the folder,
+    `experiments/<name>` if unset. `only` names cells. Runs that failed before are passed over unless `retry`. Closing the iterator
+    stops and saves what runs, and so does `stop`, which is asked twice a second; the same call goes on. Raises the errors of
+    `sdtune.errors`, ConfigError with every fault of the matrix.
+    """
+    from sdtune.experiments import matrix as matrices
+    from sdtune.experiments.run import experiment
+
+    plan = matrix if isinstance(matrix, matrices.Matrix) else matrices.load(matrix)
+    yield from experiment(
+        plan, Path(out) if out else None, jobs=jobs, devices=devices, only=only, retry=retry, stop=stop
+    )
 
 
 def _tuned_by(source: Run | str | Path, checkpoint: str) -> dict[str, str]:

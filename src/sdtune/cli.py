@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sdtune import cli_data, cli_judge, cli_look, cli_metrics, cli_sample, cli_show, cli_train
+from sdtune import cli_data, cli_experiment, cli_judge, cli_look, cli_metrics, cli_sample, cli_show, cli_train
 from sdtune.cli_shared import Options, tell
 from sdtune.errors import ConfigError, SdtuneError
 
@@ -87,6 +87,8 @@ for _command in (
     cli_judge.sweep,
     cli_metrics.protocol,
     cli_metrics.metrics,
+    cli_experiment.experiment,
+    cli_experiment.ls,
     cli_look.doctor,
     cli_look.inspect,
     cli_look.keys,

@@ -25,11 +25,22 @@ if TYPE_CHECKING:
 def compare(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
-    overrides: Overrides = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN ...] [A.B=C ...]",
+            help="More runs, for one page of all; and settings that replace those of the first run.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="final, best, or one such as step-000250.")] = "final",
     votes: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Votes from vote.html; may be given several times.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Of several runs: folder of the page.  [dim]comparisons/<names>[/dim]", show_default=False),
     ] = None,
 ) -> None:
     """Set a tuned model against its base, and give a verdict.
@@ -42,15 +53,30 @@ def compare(
              and scores.json into the run. Again: draws only what is new.
     Votes    comparison/vote.html shows the pairs without saying which
              is which. Send it to people; --votes counts what they save.
+
+    Several  [cyan]sdtune compare runs/a runs/b evaluate.seeds='\\[1, 2]'[/cyan]
+             All runs on one page, with the first run's prompts, seeds and
+             held-out pictures: which can be told apart, what each cost.
+             Runs that differ in train.seed alone are one row. Writes
+             comparisons/<names>/index.html; the runs stay as they are.
     """
     from sdtune.judging.votes import keep
 
     options, source = options_of(ctx), run_at(run)
+    overrides = [text for text in more or () if "=" in text]
+    if others := [Path(text) for text in more or () if "=" not in text]:
+        if checkpoint != "final" or votes:
+            raise ConfigError("--checkpoint, --votes: are for one run; several are compared by their results")
+        with options.screen() as screen:
+            _show_several([source, *map(run_at, others)], overrides, out, screen)
+        return
+    if out is not None:
+        raise ConfigError("--out: is for several runs; the comparison of one lies in its folder")
     source.config()  # the error for a folder that is no run
     for file in votes or ():
         keep(file, source.votes)
     with options.screen() as screen:
-        show_comparison(source, overrides or (), screen, checkpoint)
+        show_comparison(source, overrides, screen, checkpoint)
 
 
 def evaluate(
@@ -158,6 +184,18 @@ def show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpoi
         screen.verdict(verdict.question, verdict.answer, verdict.because, verdict.good)
     screen.say("")
     screen.result(result.report, "report")
+
+
+def _show_several(runs: Sequence[Run], overrides: Sequence[str], out: Path | None, screen: Screen) -> None:
+    screen.busy("reading the runs")
+    page, summary = sdtune.compare_runs(
+        runs, *overrides, out=out, progress=lambda p: screen.doing(p.what, p.done, p.total)
+    )
+    screen.done()
+    screen.emit({"page": str(page), "summary": summary})
+    if summary:
+        screen.say(f"{summary}.")
+    screen.result(page, "page")
 
 
 def _show_figures(scores: Scores) -> None:

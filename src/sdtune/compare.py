@@ -86,15 +86,20 @@ def compare(
 
 
 def comparing(
-    run: Run, config: RunConfig | None = None, *, checkpoint: str = "final", scorer: Viewer | None = None
+    run: Run,
+    config: RunConfig | None = None,
+    *,
+    checkpoint: str = "final",
+    scorer: Viewer | None = None,
+    plan: Plan | None = None,
 ) -> Generator[Progress, None, Comparison]:
-    """`compare`, step by step."""
+    """`compare`, step by step. `plan` is what is compared with what; unset, it follows from `config`."""
     from sdtune import ballot as ballots
     from sdtune import report
 
     config = config or run.config()
     began = time.perf_counter()
-    plan = make_plan(config)
+    plan = plan or make_plan(config)
     pairs = tuple(_pairs(run, plan.prompts, config.evaluate.seeds))
     apart = tuple(_pairs(run, plan.unrelated, config.evaluate.seeds[:1], "unrelated-"))
     yield from _draw(run, config, checkpoint, (*pairs, *apart))

@@ -431,6 +431,19 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
             yield from _sections(part)
 
 
+def keys_of(group: str, tag: str) -> list[str]:
+    """The keys of a kind of section, such as those of method.type = "full"; none for a kind that sdtune does not bring."""
+    hint = typing.get_type_hints(RunConfig, include_extras=True).get(group)
+    kinds = [s for s in _sections(hint) if getattr(s, "type", None) == tag]
+    return [f.name for s in kinds for f in dataclasses.fields(s)]  # type: ignore[arg-type]  # every section is a dataclass
+
+
+def usual_type(group: str) -> str:
+    """The kind that a group is of where none is named; "" for a group that has one kind only."""
+    made = next((f.default_factory for f in dataclasses.fields(RunConfig) if f.name == group), dataclasses.MISSING)
+    return "" if made is dataclasses.MISSING else str(getattr(made(), "type", ""))
+
+
 def _keys_at(path: Sequence[str], cls: type[RunConfig]) -> list[str]:
     """The keys that are valid inside the group `path`, a tag such as "lora" counting as a step of it."""
     current: list[Any] = [cls]

@@ -166,3 +166,43 @@ def _root(rising: Callable[[float], float], low: float, high: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if rising(middle) > 0 else (middle, high)
     return (low + high) / 2
+
+
+def t_p_value(t: float, freedom: float) -> float:
+    """Two-sided p value of Student's t with `freedom` degrees, which need not be whole."""
+    if math.isnan(t):
+        return math.nan
+    return _incomplete_beta(freedom / (freedom + t * t), freedom / 2)
+
+
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """So many standard errors to each side hold `level` of Student's t."""
+    return _root(lambda t: (1 - level) - t_p_value(t, freedom), 0.0, 1e3)
+
+
+def _incomplete_beta(x: float, a: float, b: float = 0.5) -> float:
+    """The regularised incomplete beta function, by its continued fraction (Abramowitz and Stegun 26.5.8, Lentz' algorithm)."""
+    if x <= 0 or x >= 1:
+        return min(1.0, max(0.0, x))
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly, its mirror image does not
+        return 1 - _incomplete_beta(1 - x, b, a)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    value, c, d = 1.0, 1.0, 0.0
+    for k in range(300):
+        m = k // 2
+        if k == 0:
+            term = 1.0
+        elif k % 2:
+            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d = 1 / _off_zero(1 + term * d)
+        c = _off_zero(1 + term / c)
+        value *= c * d
+        if abs(c * d - 1) < 1e-12:
+            break
+    return front * (value - 1)
+
+
+def _off_zero(value: float) -> float:
+    return value if abs(value) > 1e-300 else 1e-300

@@ -38,6 +38,8 @@ COMMANDS = [
     "sweep",
     "protocol",
     "metrics",
+    "experiment",
+    "ls",
     "doctor",
     "inspect",
     "keys",

@@ -1,0 +1,156 @@
+"""`sdtune ls`: the runs below a folder, each with its state, method, verdicts, size and time. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdtune.errors import RunError
+from sdtune.events import Event, Failed, Finished, Started, Step
+from sdtune.experiments.measure import cost, size_of
+from sdtune.runs import Run
+
+DEPTH = 6
+"""Folders are looked through so deep."""
+WISHES = {
+    "helped": "yes", "moved": "yes", "content": "yes", "away": "yes", "forgot": "no", "overfit": "no", "copied": "no",
+}  # fmt: skip
+"""The verdicts in the order of the report, and the answers that one hopes for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run, for the list and for programs."""
+
+    run: str
+    state: str
+    """finished, running, stopped, failed or empty; `compared` says whether it has a report."""
+    method: str
+    """Kind, with rank and layers where it has them."""
+    step: int
+    steps: int
+    compared: bool
+    verdicts: dict[str, str]
+    primary: str
+    """The change of the primary figure, with its interval."""
+    size_mb: float | None
+    """Of the result."""
+    seconds: float | None
+    """Of the training."""
+    folder_mb: float
+    began: float
+    """Seconds since 1970."""
+    message: str = ""
+    """Why it failed."""
+
+    @property
+    def marks(self) -> str:
+        """The verdicts as one sign each: + as wished, - not, ? cannot tell."""
+        return "".join(
+            "?" if (a := self.verdicts.get(key, "")) in ("", "cannot tell") else "+" if a == wish else "-"
+            for key, wish in WISHES.items()
+        )
+
+
+def runs_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The run folders at or below `folder`, by name. Folders inside a run are not looked into."""
+    if (folder / "config.toml").is_file():
+        yield folder
+        return
+    if depth < 0:
+        return
+    try:
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and not p.is_symlink())
+    except OSError:
+        return
+    for path in inside:
+        yield from runs_below(path, depth - 1)
+
+
+def rows(folder: Path) -> list[Row]:
+    """What lies below a folder, oldest first. Raises RunError if it is not there."""
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; name one that holds runs")
+    return sorted(filter(None, map(row, runs_below(folder))), key=lambda r: (r.began, r.run))
+
+
+def row(path: Path) -> Row | None:
+    """None where the config is none of ours."""
+    run = Run(path)
+    try:
+        config = tomllib.loads(run.config_file.read_text(encoding="utf-8"))
+        method, train = config["method"], config["train"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    events = _events(run)
+    spent, scores = cost(run), _scores(run)
+    state, message = _state(run, events)
+    steps = [e.step for e in events if isinstance(e, Step | Finished)]
+    return Row(
+        run=str(path), state=state, method=method_text(method), step=steps[-1] if steps else 0, steps=int(train.get("steps", 0)),
+        compared=bool(scores), verdicts={v["key"]: v["answer"] for v in scores.get("verdicts", [])}, primary=_primary(scores),
+        size_mb=spent.size_mb, seconds=spent.seconds, folder_mb=size_of(path) / 1e6,
+        began=next((e.time for e in events if isinstance(e, Started)), path.stat().st_mtime), message=message,
+    )  # fmt: skip
+
+
+def _events(run: Run) -> list[Event]:
+    try:
+        return list(run.events())
+    except (OSError, ValueError, KeyError, TypeError):  # of another version
+        return []
+
+
+def _state(run: Run, events: list[Event]) -> tuple[str, str]:
+    if run.living():
+        return "running", ""
+    if run.final.is_dir() and any(isinstance(e, Finished) for e in events):
+        return "finished", ""
+    last = events[-1] if events else None
+    if isinstance(last, Failed):
+        return "failed", last.message
+    try:
+        return "failed", str(json.loads((run.path / "failure.json").read_text(encoding="utf-8"))["message"])
+    except (OSError, ValueError, KeyError):
+        return ("stopped" if any(isinstance(e, Step) for e in events) else "empty"), ""
+
+
+def _scores(run: Run) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(run.scores_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _primary(scores: dict[str, Any]) -> str:
+    from sdtune.judging.scores import number
+
+    primary = scores.get("statistics", {}).get("primary", "")
+    figure = next((f for f in scores.get("figures", []) if f["key"] in (primary, f"{primary}_target")), None)
+    change = figure and figure.get("difference")
+    if not change or change["value"] is None:
+        return ""
+    low, high = change.get("low"), change.get("high")
+    values = [f"{'+' if v > 0 else ''}{number(v)}" for v in (change["value"], low, high) if v is not None]
+    return f"{primary} {values[0]}" + (f" ({values[1]} to {values[2]})" if len(values) == 3 else "")
+
+
+def method_text(method: dict[str, Any]) -> str:
+    """lora 8 many."""
+    targets = method.get("targets", "")
+    parts = [
+        method.get("type", "lora"),
+        method.get("rank", ""),
+        targets if isinstance(targets, str) else "layers by name",
+    ]
+    return " ".join(str(p) for p in parts if p != "")
+
+
+def when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
