@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sdtune.runs import Run
     from sdtune.sample import Sample
     from sdtune.show import Shown
+    from sdtune.sweep import Sweep
     from sdtune.tuned import Tuned
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "load_config",
     "sample",
     "show",
+    "sweep",
     "train",
 ]
 
@@ -176,6 +178,29 @@ def compare(
 
     run = _as_run(run)
     return compare(run, run.config(overrides), checkpoint=checkpoint, progress=progress)
+
+
+def sweep(
+    run: Run | str | Path,
+    *overrides: str,
+    checkpoints: Sequence[str] = (),
+    strengths: Sequence[float] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> Sweep:
+    """Which checkpoint, at which strength? On the validation prompts; writes `sweep/report.html` and `sweep.json` into the run.
+
+    `checkpoints` are names as `compare` takes them, all that are kept if there are none; `strengths` 0.5, 0.75, 1 and 1.25.
+    """
+    from sdtune import sweep_page
+    from sdtune.drawing import run_through
+    from sdtune.sweep import STRENGTHS, sweeping
+
+    run = _as_run(run)
+    config = run.config(overrides)
+    parts = sweeping(run, config, checkpoints=checkpoints, strengths=strengths or STRENGTHS)
+    found = run_through(parts, progress)
+    sweep_page.write(found)
+    return found
 
 
 def compare_runs(

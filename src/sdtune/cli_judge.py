@@ -145,18 +145,14 @@ def sweep(
     Again    it draws only what is new. Also of a run that goes on.
     """
     from sdtune import sweep_page
-    from sdtune.drawing import run_through
-    from sdtune.files import write_json, write_text
-    from sdtune.sweep import STRENGTHS, sweeping
 
     source, options = run_at(run), options_of(ctx)
-    config = source.config(overrides or ())
-    parts = sweeping(source, config, checkpoints=checkpoints or (), strengths=strengths or STRENGTHS)
     with options.screen() as screen:
         screen.busy("reading the run")
-        found = run_through(parts, lambda p: screen.doing(p.what, p.done, p.total))
-        write_json(source.sweep / "sweep.json", sweep_page.as_json(found))
-        write_text(source.sweep / "report.html", sweep_page.html(found))
+        found = sdtune.sweep(
+            source, *(overrides or ()), checkpoints=checkpoints or (), strengths=strengths or (),
+            progress=lambda p: screen.doing(p.what, p.done, p.total),
+        )  # fmt: skip
         screen.done()
         screen.emit({"report": str(source.sweep / "report.html"), **sweep_page.as_json(found)})
         screen.say(found.rule[0].upper() + found.rule[1:])

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdtune.charts import ticks
 from sdtune.config import to_toml
+from sdtune.files import write_json, write_text
 from sdtune.judging.scores import number
 from sdtune.judging.verdicts import CONTENT_BOUND
 from sdtune.pages import asset, page
@@ -22,6 +23,12 @@ GAP = 18
 WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 900, 430, 80, 52, 18, 130
 
 Json = dict[str, Any]
+
+
+def write(s: Sweep) -> None:
+    """Writes `sweep.json` and `report.html` into the run's folder for it."""
+    write_json(s.run.sweep / "sweep.json", as_json(s))
+    write_text(s.run.sweep / "report.html", html(s))
 
 
 def as_json(s: Sweep) -> Json:

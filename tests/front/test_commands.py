@@ -355,7 +355,7 @@ def test_words_for_numbers() -> None:
 def test_functions_stay_functions_when_the_modules_are_imported() -> None:
     import importlib
 
-    for name in ("train", "sample", "compare", "evaluate"):
+    for name in ("train", "sample", "compare", "evaluate", "sweep"):
         module = importlib.import_module(f"sdtune.{name}")
         assert getattr(sdtune, name) is not module
         assert callable(getattr(sdtune, name))

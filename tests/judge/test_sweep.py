@@ -1,5 +1,6 @@
 """Checkpoint by strength: what is placed where, what is suggested, and what the page shows."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_of_points_that_are_as_near_the_one_with_most_content_is_suggested() -> 
 
 
 def test_the_whole_way(world: Path, run: Run, scorer: Scorer, fitting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdtune.sweep.scorer_gap", lambda config: "")
+    monkeypatch.setattr(importlib.import_module("sdtune.sweep"), "scorer_gap", lambda config: "")
     told = list[Progress]()
     found = run_through(sweeping(run, config_of(world), strengths=(0.5, 1.0), scorer=scorer), told.append)
     assert found.prompts == ("red sun in ink", "blue sun in ink"), "those of the validation pictures"
