@@ -20,6 +20,7 @@ from sdtune.bands import changes
 from sdtune.config import RunConfig
 from sdtune.data.layouts import plural
 from sdtune.drawing import INDEX, Progress, draw_missing, run_through
+from sdtune.errors import ConfigError
 from sdtune.evaluate import judge, judge_without_scorer
 from sdtune.events import Step, Validated
 from sdtune.files import write_json, write_text
@@ -98,6 +99,10 @@ def comparing(
     from sdtune import report
 
     config = config or run.config()
+    if not config.sample.strength:
+        raise ConfigError(
+            "sample.strength: at 0 the tuned model is the base, and there is nothing to compare; give more"
+        )
     began = time.perf_counter()
     plan = plan or make_plan(config)
     pairs = tuple(_pairs(run, plan.prompts, config.evaluate.seeds))
@@ -151,7 +156,7 @@ def _pairs(run: Run, prompts: Sequence[str], seeds: Sequence[int], prefix: str =
 
 
 def _draw(run: Run, config: RunConfig, checkpoint: str, pairs: Sequence[Pair]) -> Iterator[Progress]:
-    """Draw with the untouched base, then with the tuned model; what is there already stays."""
+    """Draw with the untouched base, then with the tuned model at `sample.strength`; what is there already stays."""
     from sdtune import tuned
     from sdtune.devices import choose, set_up_cpu
 
@@ -164,7 +169,8 @@ def _draw(run: Run, config: RunConfig, checkpoint: str, pairs: Sequence[Pair]) -
     yield from draw_missing(model, own, [(p.prompt, p.seed, p.base) for p in pairs], "base pictures")
     on_top = tuned.of_run(model, run, checkpoint)
     model.denoiser.eval()
-    own = dataclasses.replace(config.sample.from_prompts, strength=1.0)
+    on_top.set_strength(config.sample.strength)
+    own = config.sample.from_prompts
     yield from draw_missing(model, own, [(p.prompt, p.seed, p.tuned) for p in pairs], "tuned pictures")
     on_top.close()
 

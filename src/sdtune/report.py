@@ -330,6 +330,7 @@ def _facts(c: Comparison) -> list[tuple[str, str]]:
         facts.append(("trainable", f"{_count(started.trainable)} of {_count(started.total)} weights"))
     if finished:
         facts += [("steps", f"{finished.step:,}"), ("training time", _duration(finished.seconds))]
+    facts += [("at strength", f"{c.config.sample.strength:g}")] if c.config.sample.strength != 1 else []
     facts.append(("compared", f"{len(c.plan.prompts)} prompts x {len({p.seed for p in c.pairs})} seeds"))
     return facts
 
@@ -345,6 +346,7 @@ def _environment(c: Comparison) -> Json:
 def _commands(c: Comparison) -> list[str]:
     shown = shown_path(c.run.path)
     which = "" if c.checkpoint == "final" else f" --checkpoint {c.checkpoint}"
+    which += "" if c.config.sample.strength == 1 else f" sample.strength={c.config.sample.strength:g}"
     return [f"sdtune train {shown}/config.toml", f"sdtune compare {shown}{which}"]
 
 

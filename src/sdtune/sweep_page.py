@@ -68,7 +68,7 @@ def _command(s: Sweep) -> str:
     run = shown_path(s.run.path)
     if s.chosen is None:
         return f"sdtune sweep {run}"
-    return f"sdtune sample {run} --checkpoint {s.chosen.checkpoint} sample.strength={s.chosen.strength:g}"
+    return f"sdtune compare {run} --checkpoint {s.chosen.checkpoint} sample.strength={s.chosen.strength:g}"
 
 
 def _record(p: Point, s: Sweep) -> Json:

@@ -21,7 +21,7 @@ from sdtune import config as configs
 from sdtune.compare import compare, comparing, read_validation
 from sdtune.config import RunConfig
 from sdtune.drawing import Progress
-from sdtune.errors import EvaluationError
+from sdtune.errors import ConfigError, EvaluationError
 from sdtune.events import Step, Validated
 from sdtune.metrics.features import Scorer
 from sdtune.pairs import make_plan
@@ -251,6 +251,19 @@ def test_plan(world: Path, tmp_path: Path) -> None:
     plain = make_plan(config_of(world, f"data.path={tmp_path / 'set'}"))
     assert "validation pictures" in plain.sources["reference"]
     assert plain.notes
+
+
+def test_the_tuned_model_is_drawn_at_the_strength_that_is_asked_for(
+    world: Path, run: Run, scorer: Scorer, fitting: None
+) -> None:
+    whole = compare(run, config_of(world), scorer=scorer).pairs[0]
+    base, tuned = whole.base.read_bytes(), whole.tuned.read_bytes()
+    half = compare(run, config_of(world, "sample.strength=0.5"), scorer=scorer).pairs[0]
+    assert half.base.read_bytes() == base
+    assert half.tuned.read_bytes() != tuned
+    assert "sample.strength=0.5" in run.report_file.read_text()
+    with pytest.raises(ConfigError, match="at 0 the tuned model is the base"):
+        compare(run, config_of(world, "sample.strength=0"), scorer=scorer)
 
 
 def test_unrelated_prompts(world: Path, tmp_path: Path) -> None:
