@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,10 +25,10 @@ from sdtune.judging.scores import Seen
 from sdtune.metrics import content, kid
 from sdtune.pairs import Plan, make_plan
 from sdtune.runs import Run
-from sdtune.viewing import open_rgb, square
+from sdtune.viewing import open_rgb, scorer_gap, square, viewer_of
 
 if TYPE_CHECKING:
-    from sdtune.metrics.features import Scorer
+    from sdtune.evaluate import Viewer
 
 Array = NDArray[np.float64]
 BASE = "base"
@@ -97,7 +96,7 @@ def table(
     config: RunConfig,
     folder: Path,
     plan: Plan | None = None,
-    scorer: Scorer | None = None,
+    scorer: Viewer | None = None,
     *,
     losses: str = "",
 ) -> Table:
@@ -113,11 +112,7 @@ def table(
         samples |= _judged(rows, config, folder, plan or make_plan(config), scorer)
     primary = config.evaluate.primary
     if primary not in samples:
-        why = (
-            notes[0]
-            if notes
-            else "the scorer that comes with sdtune does not fit this base; set primary to validation_loss"
-        )
+        why = notes[0] if notes else scorer_gap(config) or "its figures are not in their comparisons"
         raise EvaluationError(f"primary: {primary!r} is not known of these runs: {why}")
     rankings, units = {}, {}
     for key, (found, n) in samples.items():
@@ -165,14 +160,8 @@ def _means(name: str, values: Sequence[Array], weights_WC: Array, *, trained: bo
 class Eyes:
     """Shows pictures to the scorer, and remembers what it saw by the pictures' bytes."""
 
-    def __init__(self, folder: Path, scorer: Scorer | None = None) -> None:
-        self._folder, self._scorer = folder, scorer
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        from sdtune.metrics.features import Scorer
-
-        return self._scorer or Scorer.load()
+    def __init__(self, folder: Path, scorer: Viewer) -> None:
+        self._folder, self.scorer = folder, scorer
 
     def see(self, files: Sequence[Path], asked: Sequence[str], prompts: Sequence[str]) -> Seen:
         """Drawn pictures, `asked` for by one of `prompts` each."""
@@ -210,7 +199,7 @@ def _write(path: Path, seen: Seen) -> None:
 
 
 def _judged(
-    rows: Mapping[str, Sequence[Trained]], config: RunConfig, folder: Path, plan: Plan, scorer: Scorer | None
+    rows: Mapping[str, Sequence[Trained]], config: RunConfig, folder: Path, plan: Plan, scorer: Viewer | None
 ) -> dict[str, tuple[list[Sample], int]]:
     """KID and content, drawn again over the prompts."""
     for t in (t for runs in rows.values() for t in runs):
@@ -218,8 +207,8 @@ def _judged(
             config.evaluate.seeds
         ):
             raise EvaluationError(f"{t.run.path}: was compared with other prompts or seeds; compare it again")
-    eyes = Eyes(folder, scorer)
     some = next(t for runs in rows.values() for t in runs)
+    eyes = Eyes(folder, scorer or viewer_of(config, some.pictures("base")[0]))
     asked = [str(row["prompt"]) for row in some.scores["pictures"]]
     real = [square(e, config.data, eyes.scorer.side) for e in plan.reference]
     target = see(eyes.scorer, real, [e.captions[0] for e in plan.reference], plan.prompts)

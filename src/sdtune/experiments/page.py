@@ -25,8 +25,8 @@ from sdtune.pairs import Plan
 from sdtune.units import duration, megabytes
 
 if TYPE_CHECKING:
+    from sdtune.evaluate import Viewer
     from sdtune.experiments.run import Task
-    from sdtune.metrics.features import Scorer
 
 NAME = "index.html"
 JSON = "leaderboard.json"
@@ -99,7 +99,7 @@ def of_matrix(matrix: Matrix, out: Path, tasks: Sequence[Task]) -> Subject:
     return Subject("experiment", matrix.name, matrix.about, out, config, tuple(entries), matrix.seeds, missing, again)
 
 
-def write(subject: Subject, scorer: Scorer | None = None) -> str:
+def write(subject: Subject, scorer: Viewer | None = None) -> str:
     """Write the page of all finished runs; returns the first group in words."""
     from sdtune.experiments import view
 

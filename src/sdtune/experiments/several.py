@@ -31,7 +31,7 @@ from sdtune.pictures import scan
 from sdtune.runs import Run
 
 if TYPE_CHECKING:
-    from sdtune.metrics.features import Scorer
+    from sdtune.evaluate import Viewer
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def compare_runs(
     out: Path | None = None,
     *,
     progress: Callable[[Progress], None] | None = None,
-    scorer: Scorer | None = None,
+    scorer: Viewer | None = None,
 ) -> tuple[Path, str]:
     """Write the page of `runs`; returns its path and its summary. Runs that differ in nothing but their seeds are one row.
 
