@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from PIL import ImageColor
 from pydantic import Field
 
 from sdtune.errors import ConfigError, ModelError
@@ -70,6 +69,8 @@ class Colour(GuideConfig):
     @property
     def rgb(self) -> tuple[int, int, int]:
         """0 to 255. Raises ConfigError."""
+        from PIL import ImageColor
+
         try:
             red, green, blue, *_ = ImageColor.getrgb(self.colour)
         except ValueError:

@@ -558,7 +558,7 @@ def test_the_page_is_whole_in_itself_and_escapes_what_strangers_wrote(folder: Pa
     seen = Page()
     seen.feed(text)
     assert "script" not in seen.tags
-    assert all(load.startswith(("data:image/jpeg;base64,", "#")) for load in seen.loads)
+    assert all(load.startswith(("data:image/jpeg;base64,", "data:image/png;base64,", "#")) for load in seen.loads)
     assert text.count("<svg") >= 3 and seen.tags.count("img") >= 4
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert not re.search(r"url\(|@import|https?://", text)
