@@ -10,7 +10,7 @@ import typer
 
 import sdtune
 from sdtune import console
-from sdtune.cli_shared import Options, Overrides, options_of, tell, with_default
+from sdtune.cli_shared import Drawer, Options, Overrides, options_of, tell, with_default
 from sdtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 def sample(
     ctx: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL",
-            help="A run, a LoRA or embedding file, a model folder or file, a Hub id, or a recipe (its base model).",
-        ),
-    ] = "embedded",
+    source: Drawer = "embedded",
     overrides: Overrides = None,
     prompt: Annotated[
         list[str] | None,

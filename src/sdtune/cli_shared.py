@@ -30,6 +30,16 @@ Overrides = Annotated[
 ]
 
 
+Drawer = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|MODEL",
+        help="A run, a LoRA or embedding file, a model folder or file, a Hub id, or a recipe (its base model).",
+    ),
+]
+"""What draws."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The options that every command takes, wherever they stand on the line."""

@@ -8,18 +8,12 @@ from typing import Annotated
 import typer
 
 import sdtune
-from sdtune.cli_shared import Overrides, options_of, with_default
+from sdtune.cli_shared import Drawer, Overrides, options_of, with_default
 
 
 def show(
     ctx: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL",
-            help="A run, a LoRA or embedding file, a model folder or file, a Hub id, or a recipe (its base model).",
-        ),
-    ] = "embedded",
+    source: Drawer = "embedded",
     overrides: Overrides = None,
     prompt: Annotated[
         str | None,

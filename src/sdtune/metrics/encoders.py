@@ -38,16 +38,14 @@ TEXTS = 64
 """Prompts that are encoded at once."""
 
 
-class Encoder(ABC):
-    """A network for pictures. `prepare` may run in threads, `encode` keeps the device busy."""
+class Known:
+    """What is known of loaded weights: where they are from, and what a result must say of them."""
+
+    look: str
+    """What is done to a picture before it is seen, in words."""
 
     def __init__(self, spec: Spec, device: str, sha256: Mapping[str, str]) -> None:
         self.spec, self.name, self.device, self.sha256 = spec, spec.name, device, dict(sha256)
-
-    @property
-    def look(self) -> str:
-        """What is done to a picture before it is seen, in words."""
-        return self.spec.look.words if self.spec.look else "in its own size"
 
     @property
     def fingerprint(self) -> str:
@@ -61,6 +59,14 @@ class Encoder(ABC):
             "encoder": self.name, "title": self.spec.title, "source": self.spec.source, "licence": self.spec.licence,
             "sha256": self.sha256, "look": self.look, "precision": "float32", "fingerprint": self.fingerprint,
         }  # fmt: skip
+
+
+class Encoder(Known, ABC):
+    """A network for pictures. `prepare` may run in threads, `encode` keeps the device busy."""
+
+    def __init__(self, spec: Spec, device: str, sha256: Mapping[str, str]) -> None:
+        super().__init__(spec, device, sha256)
+        self.look = spec.look.words if spec.look else "in its own size"
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Pixels:
@@ -143,10 +149,7 @@ class ShippedEncoder(Encoder):
     def __init__(self, spec: Spec, scorer: Scorer) -> None:
         super().__init__(spec, "cpu", {"model.safetensors": scorer.fingerprint})
         self.scorer = scorer
-
-    @property
-    def look(self) -> str:
-        return f"to {self.scorer.side} x {self.scorer.side}, Pillow box to shrink and bicubic to enlarge; x / 127.5 - 1"
+        self.look = f"to {scorer.side} x {scorer.side}, Pillow box to shrink and bicubic to enlarge; x / 127.5 - 1"
 
     def prepare(self, image: Image.Image) -> Pixels:
         return np.ascontiguousarray(self.scorer._pixels(image).transpose(2, 0, 1))
@@ -160,13 +163,13 @@ class ShippedEncoder(Encoder):
         return np.asarray(features.double().numpy())
 
 
-class Perceptual:
+class Perceptual(Known):
     """LPIPS with its trunk: distances of pairs."""
 
     def __init__(
         self, spec: Spec, device: str, sha256: Mapping[str, str], trunk: nn.Module, weights: Sequence[Tensor]
     ) -> None:
-        self.spec, self.name, self.device, self.sha256 = spec, spec.name, device, dict(sha256)
+        super().__init__(spec, device, sha256)
         self.trunk = trunk.to(device).float().eval().requires_grad_(False)
         self.weights = [w.to(device).float() for w in weights]
 
@@ -175,18 +178,6 @@ class Perceptual:
     look = (
         "both in the size of the second picture (Pillow bicubic); x / 127.5 - 1, then the scaling layer of version 0.1"
     )
-
-    @property
-    def fingerprint(self) -> str:
-        parts = [FORMAT, self.spec.kind, sorted(self.sha256.values()), self.look, "float32"]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def record(self) -> dict[str, Any]:
-        """As `Encoder.record`."""
-        return {
-            "encoder": self.name, "title": self.spec.title, "source": self.spec.source, "licence": self.spec.licence,
-            "sha256": self.sha256, "look": self.look, "precision": "float32", "fingerprint": self.fingerprint,
-        }  # fmt: skip
 
     def prepare(self, first: Image.Image, second: Image.Image) -> tuple[Pixels, Pixels]:
         """Both pictures in [-1, 1], (3, H, W), in the size of the second one. Raises EvaluationError for one that is too small."""
