@@ -202,13 +202,17 @@ def expanded(
 
     Raises ConfigError before there are more than `most` pictures."""
     cells = math.prod(len(axis.values) for axis in grid)
-    seeds = 1 if any(axis.key == "seeds" for axis in grid) else len(run.sample.seeds)
-    prompts = sum(combinations(ask.prompt) if matrix else 1 for ask in asks)
-    if (matrix or grid) and prompts * cells * seeds > most:
-        parts = [f"{prompts:,} prompts", *(f"{len(a.values)} values of sample.{a.key}" for a in grid), f"{seeds} seeds"]
+    of_grid = any(axis.key == "seeds" for axis in grid)
+    drawn = [
+        (combinations(a.prompt) if matrix else 1, 1 if of_grid else len(a.changes.get("seeds", run.sample.seeds)))
+        for a in asks
+    ]
+    if (matrix or grid) and (total := cells * sum(prompts * seeds for prompts, seeds in drawn)) > most:
+        seeds = "/".join(map(str, sorted({seeds for _, seeds in drawn})))
+        prompts = f"{sum(prompts for prompts, _ in drawn):,} prompts"
+        parts = [prompts, *(f"{len(a.values)} values of sample.{a.key}" for a in grid), f"{seeds} seeds"]
         raise ConfigError(
-            f"{' x '.join(parts)} would be {prompts * cells * seeds:,} pictures, more than {most:,}; take fewer, or allow them with "
-            "--at-most"
+            f"{' x '.join(parts)} would be {total:,} pictures, more than {most:,}; take fewer, or allow them with --at-most"
         )
     if matrix:
         asks = [replace(ask, prompt=prompt) for ask in asks for prompt in dict.fromkeys(_matrix(ask.prompt))]

@@ -117,10 +117,10 @@ def _power(exponent: float) -> str:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that span low to high."""
+    """Round numbers that span low to high, at least two."""
     span = (high - low) or abs(high) or 1.0
     size = 10 ** math.floor(math.log10(span / about))
     step = next((size * k for k in (1, 2, 2.5, 5, 10) if span / (size * k) <= about), size * 10)
     first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
+    last = max(math.ceil(high / step - 1e-9), first + 1)
     return [round(k * step, 10) for k in range(first, last + 1)]

@@ -120,9 +120,9 @@ def comparing(
     else:
         scorer = scorer or viewer_of(config, pairs[0].base)
         evidence = yield from look(scorer, config.data, plan, pairs, apart)
-        others = [*voted, *opinions(config, scorer, plan, pairs)]
-        scores, digest = _judge(config, evidence, validation, others), scorer.fingerprint
-        encoders = tuple(scorer.records())
+        others, asked = opinions(config, scorer, plan, pairs)
+        scores, digest = _judge(config, evidence, validation, [*voted, *others]), scorer.fingerprint
+        encoders = (*scorer.records(), *asked)
         stale += not_asked(scorer)
     scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan), *stale))
     seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}

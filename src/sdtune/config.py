@@ -186,7 +186,7 @@ class EvaluateConfig(Section):
     """At most so many of them are drawn."""
     primary: Literal["kid", "validation_loss"] = "kid"
     """The figure that decides "helped?", fixed before the run (no choosing afterwards)."""
-    draws: Annotated[int, Field(ge=100)] = 2000
+    draws: Annotated[int, Field(ge=100)] = 10_000
     """Bootstrap draws over prompts."""
 
 
@@ -436,6 +436,23 @@ def keys_of(group: str, tag: str) -> list[str]:
     hint = typing.get_type_hints(RunConfig, include_extras=True).get(group)
     kinds = [s for s in _sections(hint) if getattr(s, "type", None) == tag]
     return [f.name for s in kinds for f in dataclasses.fields(s)]  # type: ignore[arg-type]  # every section is a dataclass
+
+
+def changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """The overrides that make `after` of `before`, as one would type them."""
+    old, new = (flat(to_dict(c)) for c in (before, after))
+    return [f"{key}={_toml(value)}" for key, value in new.items() if value is not None and old.get(key) != value]
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
 
 
 def usual_type(group: str) -> str:

@@ -52,7 +52,7 @@ def draw_missing(
     index_file, weights = folder / INDEX, _digest(model.denoiser) + model.fingerprint
     passed = ("prompts", "seeds", *SAME_PICTURES, *OF_PICTURES)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in passed}
-    common = [weights, str(model.dtype), model.resolution, settings]
+    common = [weights, str(model.dtype), model.resolution, settings, *([model.chunks] if model.chunks > 1 else [])]
     keys = {path: hashlib.sha256(json.dumps([*common, p, s]).encode()).hexdigest() for p, s, path in jobs}
     kept = {path.name: row for path, row in _read_index(index_file, keys).items()}
     _sweep(folder, set(kept))

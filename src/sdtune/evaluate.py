@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
     """What looks at pictures: the shipped scorer, or published encoders."""
 
 
+CHUNK = 256
+"""Pictures opened at once."""
+
+
 def see(scorer: Viewer, images: Iterable[Image.Image], captions: Sequence[str], prompts: Sequence[str]) -> Seen:
     """Look at pictures. `captions` has one a picture; those that are not among `prompts` count as none."""
-    features, embeds = scorer.see(images)
+    left, parts = iter(images), []
+    while some := list(islice(left, CHUNK)):  # so many are open at once
+        parts.append(scorer.see(some))
+    features, embeds = (np.concatenate(rows) for rows in zip(*parts, strict=True))
     number = {p: i for i, p in enumerate(prompts)}
     return Seen(features, embeds, np.array([number.get(c, -1) for c in captions], np.int64))
 
@@ -85,6 +93,7 @@ def judge(
         fig.frechet_figure(
             "fd_target", "Frechet distance to held-out target pictures", "lower", e, e.reference, e.train
         ),
+        fig.likeness_figure(e, draws, seed),
         *fig.content_figures(e, draws, seed),
         fig.diversity_figure(e, draws, seed),
     ]

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 CLIP = "openai/clip-vit-large-patch14"
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the pictures that CLIP was trained on; a model whose settings say nothing else has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +196,8 @@ def _clip(name: str, download: bool, device: torch.device) -> Reader:
         raise ModelError(f"{name}: no CLIP model in transformers layout: {str(error).splitlines()[0][:200]}") from None
     for module in (vision, text):
         module.requires_grad_(False)
+    from sdtune.metrics.looks import CLIP_MEAN, CLIP_STD
+
     mean, std = tuple(pixels.get("image_mean", CLIP_MEAN)), tuple(pixels.get("image_std", CLIP_STD))
     return Reader(vision, text, tokenizer, int(vision.config.image_size), mean, std, device)
 

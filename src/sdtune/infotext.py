@@ -232,6 +232,8 @@ def _guide(found: object) -> dict[str, str | float]:
     """What a picture was steered by: keys and plain values, which the config checks."""
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         raise ValueError(f"its guide is {_shown(found)}, no kind with its settings")
+    if "download" in found:
+        raise ValueError("its guide would load something over the network, which a picture is not to ask for")
     for key, value in found.items():
         plain = _is_text(value) if isinstance(value, str) else isinstance(value, int | float)
         if not (re.fullmatch(r"[a-z_]{1,40}", key) and plain):

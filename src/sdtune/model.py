@@ -198,17 +198,8 @@ class Model(ABC):
         return None
 
     def noise_at(self, time: float) -> tuple[float, float]:
-        """alpha and sigma at a sampler's time, as `denoise` takes it. Between two timesteps sigma / alpha is a straight line,
-        as in diffusers' samplers."""
-        if self.prediction == "flow":
-            sigma = time / len(self.sigmas_T)
-            return 1 - sigma, sigma
-        low, share = int(time), time - int(time)
-        if share == 0:
-            return float(self.alphas_T[low]), float(self.sigmas_T[low])
-        below, above = (float(self.sigmas_T[i]) / max(float(self.alphas_T[i]), 1e-4) for i in (low, low + 1))
-        ratio = below + share * (above - below)
-        return (1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5
+        """alpha and sigma at a sampler's time, as `denoise` takes it."""
+        return noise_at(self.prediction, self.alphas_T, self.sigmas_T, time)
 
     @property
     @abstractmethod
@@ -280,3 +271,20 @@ class Model(ABC):
     @abstractmethod
     def save_denoiser(self, folder: object) -> None:
         """Write the denoiser as the family's usual folder (diffusers layout), so that other tools load it."""
+
+
+def noise_at(
+    prediction: Prediction, alphas_T: Sequence[float] | Tensor, sigmas_T: Sequence[float] | Tensor, time: float
+) -> tuple[float, float]:
+    """alpha and sigma of a schedule at `time`. Between two timesteps sigma / alpha is a straight line, as in diffusers' samplers."""
+    last = len(alphas_T) - 1
+    if prediction == "flow":
+        sigma = time / len(alphas_T)
+        return 1 - sigma, sigma
+    below = min(int(time), last)
+    above, share = min(below + 1, last), time - below
+    if share == 0 or float(alphas_T[above]) == 0:
+        return float(alphas_T[below]), float(sigmas_T[below])
+    low, high = (float(sigmas_T[i] / alphas_T[i]) for i in (below, above))
+    ratio = low + share * (high - low)
+    return (1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5

@@ -46,6 +46,7 @@ class Opened:
     def _change(self, config: SampleConfig) -> None:
         adapters = [Named.read(text) for text in config.adapters]
         records = [named.record for named in adapters]
+        self._strength = None  # until all is as asked: what fails halfway is no state to go back to
         while self._added:  # the last first: each put on what was there
             self._added.pop().close()
         if self._own:

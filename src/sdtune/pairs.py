@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
 from sdtune.errors import DataError, EvaluationError
 from sdtune.pictures import scan
+from sdtune.stats import spread
 from sdtune.viewing import embedded, scorer_gap
 
 SIDES = ("base", "tuned")
@@ -110,7 +111,9 @@ def _prompts(config: RunConfig, held_out: list[Example]) -> tuple[list[str], str
     """The distinct prompts. Those of captions are spread evenly if there are more than evaluate.max_prompts."""
     if asked := _asked(config.evaluate.prompts, "evaluate.prompts"):
         return list(dict.fromkeys(_decorated(p, config.data) for p in asked)), "evaluate.prompts"
-    return _spread((e.captions[0] for e in held_out), config.evaluate.max_prompts), "captions of the held-out pictures"
+    return spread(
+        list(dict.fromkeys(e.captions[0] for e in held_out)), config.evaluate.max_prompts
+    ), "captions of the held-out pictures"
 
 
 def _unrelated(config: RunConfig, control: Sequence[Example], known: Collection[str]) -> tuple[list[str], str]:
@@ -122,11 +125,12 @@ def _unrelated(config: RunConfig, control: Sequence[Example], known: Collection[
             raise EvaluationError(
                 f"evaluate.unrelated: {related[0]!r} is a prompt or caption of the training; take it out"
             )
-        return _spread(asked, most), "evaluate.unrelated" if asked else "none"
+        return spread(list(dict.fromkeys(asked)), most), "evaluate.unrelated" if asked else "none"
     if not control and not embedded(config) and not scorer_gap(config):
         general = (resources.files("sdtune") / "judging" / "unrelated.txt").read_text(encoding="utf-8").splitlines()
-        return _spread((p for p in general if p not in known), most), "a list of everyday things that comes with sdtune"
-    found = _spread((e.captions[0] for e in control if e.captions[0] and e.captions[0] not in known), most)
+        return spread([p for p in general if p not in known], most), "a list of everyday things that comes with sdtune"
+    own = dict.fromkeys(e.captions[0] for e in control if e.captions[0] and e.captions[0] not in known)
+    found = spread(list(own), most)
     return found, "captions of the control pictures" if found else "none"
 
 
@@ -139,12 +143,6 @@ def _asked(prompts: tuple[str, ...] | str | None, key: str) -> tuple[str, ...] |
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{key}: {prompts}: cannot be read as text ({type(error).__name__})") from None
     return tuple(line.strip() for line in lines if line.strip())
-
-
-def _spread(texts: Iterable[str], most: int) -> list[str]:
-    """The distinct texts, evenly chosen if there are more than `most`."""
-    distinct = list(dict.fromkeys(texts))
-    return [distinct[i * len(distinct) // most] for i in range(most)] if len(distinct) > most else distinct
 
 
 def _decorated(prompt: str, config: DataConfig) -> str:

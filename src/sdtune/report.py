@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sdtune import charts, timeline
+from sdtune import charts, timeline, units
 from sdtune import config as configs
 from sdtune.bands import BandChange
 from sdtune.data.images import load_image
 from sdtune.events import Finished, Started
-from sdtune.judging.scores import Figure, Scores, Validation, number, unseen
+from sdtune.judging.scores import Figure, Scores, Validation, number, p_text, unseen
 from sdtune.judging.verdicts import COPY_LIMIT
 from sdtune.metrics.content import strip_shared
 from sdtune.pages import asset, data_uri, page
@@ -82,6 +83,7 @@ def as_json(c: Comparison) -> Json:
         },
         "scorer_sha256": c.scorer,
         "encoders": list(c.encoders),
+        "ballot": c.ballot,
         "seconds": c.seconds,
         "config": tomllib.loads(configs.to_toml(c.config)),
         "environment": _environment(c),
@@ -126,6 +128,10 @@ def headline(scores: Scores) -> tuple[str, str]:
     moved, content = answers.get("moved"), answers.get("content")
     if moved == "no":
         return "The fine-tuning did not move the model to the target.", "bad"
+    if moved != "yes" and content == "no":
+        return "The model lost what it was asked to draw.", "bad"
+    if moved != "yes" and answers.get("copied") == "yes":
+        return "The model draws copies of its training pictures.", "bad"
     if moved != "yes":
         return "These pictures cannot show whether the fine-tuning helped.", "open"
     way = next((v.way for v in scores.verdicts if v.key == "moved"), None)
@@ -181,7 +187,7 @@ def _view(c: Comparison) -> Json:
         "commands": _commands(c),
         "statistics": f"{c.config.evaluate.draws:,}",
         "scorer": c.scorer,
-        "scorer_title": " and ".join(str(e["title"]) for e in c.encoders) or "the scorer that comes with sdtune",
+        "scorer_title": " and ".join(str(e["title"]) for e in c.encoders[:2]) or "the scorer that comes with sdtune",
     }
 
 
@@ -200,7 +206,7 @@ def _table(figures: Sequence[Figure]) -> list[Json]:
                 "difference": _cell(f.difference, percent, signed=True),
                 "real": _cell(f.real, percent),
                 "side": _side_of(f),
-                "holm": "" if f.holm is None else f"corrected {_p_text(f.holm)}",
+                "holm": "" if f.holm is None else f"corrected {p_text(f.holm)}",
                 "evidence": f.evidence,
                 "wins": "" if f.wins is None else f"{f.wins} of {f.wins + (f.losses or 0)}",
                 "p": _p_value(f),
@@ -236,11 +242,7 @@ def _p_value(f: Figure) -> str:
 
     if f.wins is None or f.losses is None:
         return ""
-    return _p_text(sign_test(f.wins, f.losses))
-
-
-def _p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return p_text(sign_test(f.wins, f.losses))
 
 
 def _side_of(f: Figure) -> int:
@@ -327,9 +329,9 @@ def _facts(c: Comparison) -> list[tuple[str, str]]:
     facts = [("method", f"{method.type}{rank}"), ("base", str(getattr(c.config.model, "path", c.config.model.type)))]
     if started:
         facts.append(("trained on", f"{started.pictures} pictures"))
-        facts.append(("trainable", f"{_count(started.trainable)} of {_count(started.total)} weights"))
+        facts.append(("trainable", f"{units.count(started.trainable)} of {units.count(started.total)} weights"))
     if finished:
-        facts += [("steps", f"{finished.step:,}"), ("training time", _duration(finished.seconds))]
+        facts += [("steps", f"{finished.step:,}"), ("training time", units.duration(finished.seconds))]
     facts += [("at strength", f"{c.config.sample.strength:g}")] if c.config.sample.strength != 1 else []
     facts.append(("compared", f"{len(c.plan.prompts)} prompts x {len({p.seed for p in c.pairs})} seeds"))
     return facts
@@ -346,7 +348,11 @@ def _environment(c: Comparison) -> Json:
 def _commands(c: Comparison) -> list[str]:
     shown = shown_path(c.run.path)
     which = "" if c.checkpoint == "final" else f" --checkpoint {c.checkpoint}"
-    which += "" if c.config.sample.strength == 1 else f" sample.strength={c.config.sample.strength:g}"
+    which += (
+        "".join(f" {shlex.quote(change)}" for change in configs.changes(c.run.config(), c.config))
+        if c.run.exists()
+        else ""
+    )
     return [f"sdtune train {shown}/config.toml", f"sdtune compare {shown}{which}"]
 
 
@@ -354,16 +360,6 @@ def shown_path(folder: Path) -> str:
     """As one would type it from here; of a folder that is not below, its name alone."""
     path = Path(os.path.relpath(folder))
     return folder.name if path.is_absolute() or ".." in path.parts else path.as_posix()
-
-
-def _count(n: int) -> str:
-    return next((f"{n / size:.3g} {sign}" for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if n >= size), str(n))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.0f} s"
 
 
 # ---- pictures
@@ -374,9 +370,14 @@ def _side(c: Comparison) -> int:
         return max(im.size)
 
 
-@functools.lru_cache(maxsize=4096)
 def thumb(path: Path, most: int) -> str:
     """The picture as a data URI of at most `most` pixels a side."""
+    return _thumb(path, path.stat().st_mtime_ns, most)
+
+
+@functools.lru_cache(maxsize=4096)
+def _thumb(path: Path, changed_ns: int, most: int) -> str:
+    """Of the same file, in the same state, once: a page shows some pictures twice."""
     return data_uri(load_image(path), most)
 
 

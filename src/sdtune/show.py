@@ -27,7 +27,7 @@ from sdtune.data.images import crop_boxes, load_image
 from sdtune.errors import DataError
 from sdtune.families.watching import watched
 from sdtune.model import Cond, Model, Prediction
-from sdtune.objective import Objective
+from sdtune.objective import Objective, parts
 from sdtune.pictures import scan
 from sdtune.sample import Look, Sample, sample, to_images
 from sdtune.tuned import Tuned
@@ -230,8 +230,8 @@ class _Watcher:
         if look.unconditional_BCHW is not None:
             self.difference.append(_rms(look.conditional_BCHW - look.unconditional_BCHW))
         if look.number in chosen(look.count, self.steps_shown):
-            alpha, sigma = levels(self.model, look.t)
-            clean_BCHW = clean(self.model.prediction, look.seen_BCHW, look.told_BCHW, alpha, sigma)
+            alpha, sigma = self.model.noise_at(look.t)
+            clean_BCHW, _ = parts(self.model.prediction, look.told_BCHW.float(), look.seen_BCHW.float(), alpha, sigma)
             self.looks.append(_Seen(look.number, look.t, alpha, sigma, look.seen_BCHW, clean_BCHW))
         if map_LHW is not None:
             part = self.maps.setdefault(look.number * min(len(PARTS), look.count) // look.count, [])
@@ -265,39 +265,6 @@ def chosen(count: int, most: int) -> list[int]:
     if most == 1:
         return [count - 1]
     return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
-
-
-def levels(model: Model, t: float) -> tuple[float, float]:
-    """alpha and sigma at the time `t` that the denoiser is told."""
-    return level_of(model.prediction, model.alphas_T, model.sigmas_T, t)
-
-
-def level_of(
-    prediction: Prediction, alphas_T: Sequence[float] | Tensor, sigmas_T: Sequence[float] | Tensor, t: float
-) -> tuple[float, float]:
-    """The same from a schedule. Between two timesteps sigma / alpha is interpolated, as diffusers does."""
-    last = len(alphas_T) - 1
-    if prediction == "flow":
-        sigma = t / len(alphas_T)
-        return 1 - sigma, sigma
-    below = min(int(t), last)
-    above, share = min(below + 1, last), t - below
-    if share == 0 or float(alphas_T[above]) == 0:
-        return float(alphas_T[below]), float(sigmas_T[below])
-    low, high = (float(sigmas_T[i] / alphas_T[i]) for i in (below, above))
-    ratio = low + share * (high - low)
-    alpha = 1 / math.sqrt(1 + ratio**2)
-    return alpha, ratio * alpha
-
-
-def clean(prediction: Prediction, x_BCHW: Tensor, out_BCHW: Tensor, alpha: float, sigma: float) -> Tensor:
-    """x_0 as the denoiser's output for x = alpha x_0 + sigma noise says (arXiv:2010.02502, equation 9, for the noise)."""
-    x_BCHW, out_BCHW = x_BCHW.float(), out_BCHW.float()
-    if prediction == "epsilon":
-        return (x_BCHW - sigma * out_BCHW) / alpha
-    if prediction == "v":
-        return alpha * x_BCHW - sigma * out_BCHW
-    return x_BCHW - sigma * out_BCHW
 
 
 def _rms(x: Tensor) -> float:
@@ -400,9 +367,9 @@ def _train_view(model: Model, picture: Image.Image, caption: str) -> _View:
 
     def denoise(x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
         out_BCHW = model.denoise(x_BCHW, t_B, cond)
-        alpha, sigma = levels(model, float(t_B[0]))
+        alpha, sigma = model.noise_at(float(t_B[0]))
         noisy.append(x_BCHW)
-        found.append(clean(model.prediction, x_BCHW, out_BCHW, alpha, sigma))
+        found.append(parts(model.prediction, out_BCHW.float(), x_BCHW.float(), alpha, sigma)[0])
         return out_BCHW
 
     for t in times:

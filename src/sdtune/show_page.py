@@ -15,8 +15,9 @@ from PIL import Image
 from sdtune import charts
 from sdtune.errors import ConfigError
 from sdtune.files import is_ours, write_json, write_text
+from sdtune.model import noise_at
 from sdtune.pages import asset, data_uri, page
-from sdtune.show import PARTS, Attention, Frame, Shown, Side, Training, level_of, moved
+from sdtune.show import PARTS, Attention, Frame, Shown, Side, Training, moved
 from sdtune.tokens import Token
 
 Json = dict[str, Any]
@@ -178,8 +179,8 @@ def _chips(read: Sequence[Token]) -> Iterator[Json]:
 
 
 def _at_looks(shown: Shown) -> tuple[list[float], list[float]]:
-    """alpha and sigma of every look, interpolated as in `show.levels`."""
-    pairs = [level_of(shown.prediction, shown.alphas, shown.sigmas, t) for t in shown.times]
+    """alpha and sigma of every look, interpolated as samplers do."""
+    pairs = [noise_at(shown.prediction, shown.alphas, shown.sigmas, t) for t in shown.times]
     return [a for a, _ in pairs], [s for _, s in pairs]
 
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 LEVEL = 0.95
 ALPHA = 0.05
 MIN_UNITS = 20
@@ -46,7 +48,7 @@ class Interval:
             return math.nan
         if self.error == 0:
             return 1.0 if self.value == 0 else 0.0
-        return _t_power(abs(self.value) / self.error * math.sqrt((self.n - 1) / self.n), 0.0, self.n - 1)
+        return t_p_value(self.value / self.error * math.sqrt((self.n - 1) / self.n), self.n - 1)
 
 
 def resample(strata: NDArray[np.int64], draws: int, seed: int) -> Array:
@@ -80,13 +82,12 @@ def bootstrap_mean(values_C: Array, draws: int = 2000, seed: int = 0) -> Interva
 @cache
 def _tail(n: int) -> float:
     """The share of draws beyond each bound of an expanded percentile interval of n units."""
-    return NormalDist().cdf(-_t_quantile(n - 1) * math.sqrt(n / (n - 1)))
+    return NormalDist().cdf(-t_quantile(n - 1) * math.sqrt(n / (n - 1)))
 
 
-@cache
-def _t_quantile(freedom: int) -> float:
-    """What |T| exceeds with probability 1 - LEVEL."""
-    return _root(lambda t: 1 - LEVEL - _t_power(t, 0.0, freedom), 0.0, 1e3)
+def spread(values: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, evenly chosen."""
+    return [values[i * len(values) // most] for i in range(most)] if len(values) > most else list(values)
 
 
 def group_means(values_N: Array, group_N: NDArray[np.int64], groups: int) -> Array:

@@ -20,6 +20,7 @@ from sdtune.config import RunConfig
 from sdtune.drawing import Progress, draw_missing
 from sdtune.errors import ConfigError, EvaluationError
 from sdtune.evaluate import see
+from sdtune.judging.figures import clusters
 from sdtune.judging.scores import Array, Seen
 from sdtune.judging.verdicts import CONTENT_BOUND
 from sdtune.metrics import content, kid
@@ -89,6 +90,11 @@ def sweeping(
     if not held_out:
         raise EvaluationError("there are no validation pictures to choose with: set data.validation_share above 0")
     prompts = tuple(dict.fromkeys(e.captions[0] for e in held_out))[: config.evaluate.max_prompts]
+    if len(prompts) < 2:
+        raise EvaluationError(
+            f"the validation pictures have one caption ({prompts[0]!r}), and content is seen by telling prompts apart: give them "
+            "captions of their own"
+        )
     seeds = tuple(dict.fromkeys(config.evaluate.seeds))
     base, points = yield from _drawn(run, config, prompts, seeds, checkpoints or _kept(run), strengths)
     if why := scorer_gap(config):
@@ -115,9 +121,7 @@ def place(
 ) -> list[Point]:
     """The points with their figures; the first is the base. Prompts are drawn again for all points together, so differences are paired."""
     prompts = len(texts_PE)
-    alone = real.asked_N < 0
-    cluster_M = np.where(alone, prompts + np.cumsum(alone) - 1, real.asked_N)
-    strata = np.repeat(np.array([0, 1]), [prompts, int(alone.sum())])
+    cluster_M, strata = clusters(prompts, real.asked_N)
     weights_WC = stats.resample(strata, draws, seed)
     distances = [kid.ClusteredKid(s.features_ND, s.asked_N, real.features_ND, cluster_M, len(strata)) for s in seen]
     values, again = [float(k()[0]) for k in distances], [k(weights_WC) for k in distances]

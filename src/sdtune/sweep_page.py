@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from sdtune import stats
 from sdtune.charts import ticks
 from sdtune.config import to_toml
 from sdtune.files import write_json, write_text
@@ -149,7 +150,7 @@ def _grids(s: Sweep) -> list[Json]:
     by = {(p.checkpoint, p.strength): p for p in s.points}
     side = SMALL if len(strengths) > 4 else LARGE // 2
     grids = []
-    for k in dict.fromkeys(i * len(s.prompts) // SHOWN for i in range(SHOWN)):
+    for k in stats.spread(range(len(s.prompts)), SHOWN):
         at = k * len(s.seeds)
         rows = [
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -120,7 +121,9 @@ def base_of(named: Named) -> str:
     """The base that an adapter was trained on, as its file says; "" if it says nothing."""
     for file in named.files:
         with safe_open(file, "pt") as opened:
-            if base := json.loads((opened.metadata() or {}).get("sdtune", "{}")).get("base"):
+            told = (opened.metadata() or {}).get("sdtune", "{}")
+        with suppress(ValueError, AttributeError):  # of another program: it only costs a remark
+            if base := json.loads(told).get("base"):
                 return str(base)
     return ""
 

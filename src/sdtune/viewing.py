@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -19,12 +19,18 @@ from sdtune.drawing import Progress
 from sdtune.errors import EvaluationError
 from sdtune.evaluate import see
 from sdtune.judging.figures import paired_figure
-from sdtune.judging.scores import Evidence, Figure, Unrelated
+from sdtune.judging.scores import Evidence, Figure, Seen, Unrelated
 from sdtune.metrics import content
 
 if TYPE_CHECKING:
     from sdtune.evaluate import Viewer
     from sdtune.pairs import Pair, Plan
+
+
+PUBLISHED = (
+    "Published metrics (CLIP score, DINO, CMMD, LPIPS, FID, PickScore, HPS v2.1, aesthetic score) were left out: they were made "
+    "for photographs, not for drawings of 64 pixels. `sdtune metrics` lists them with what each downloads; `sdtune protocol` takes them."
+)
 
 
 def scorer_gap(config: RunConfig) -> str:
@@ -72,19 +78,17 @@ def look(
 ) -> Generator[Progress, None, Evidence]:
     """Show everything to the scorer. Real pictures are cut to squares as for training, a random cut becoming the centre."""
     asked = [p.prompt for p in pairs]
-    sets: dict[str, tuple[list[Image.Image], list[str]]] = {
-        "base": ([open_rgb(p.base) for p in pairs], asked),
-        "tuned": ([open_rgb(p.tuned) for p in pairs], asked),
-    }
-    for name in ("reference", "train", "control"):
-        examples: tuple[Example, ...] = getattr(plan, name)
-        sets[name] = ([square(e, config, scorer.side) for e in examples], [e.captions[0] for e in examples])
-    seen = {}
-    for k, (name, (pictures, captions)) in enumerate(sets.items()):
-        yield Progress("looking at pictures", k, len(sets))
-        if pictures:
-            seen[name] = see(scorer, pictures, captions, plan.prompts)
-    yield Progress("looking at pictures", len(sets), len(sets))
+    files = {"base": [p.base for p in pairs], "tuned": [p.tuned for p in pairs]}
+    real = {name: getattr(plan, name) for name in ("reference", "train", "control")}
+    seen = dict[str, Seen]()
+    for k, name in enumerate((*files, *real)):
+        yield Progress("looking at pictures", k, len(files) + len(real))
+        if name in files:
+            seen[name] = see(scorer, map(open_rgb, files[name]), asked, plan.prompts)
+        elif real[name]:
+            captions = [e.captions[0] for e in real[name]]
+            seen[name] = see(scorer, (square(e, config, scorer.side) for e in real[name]), captions, plan.prompts)
+    yield Progress("looking at pictures", len(files) + len(real), len(files) + len(real))
     texts = scorer.texts(content.strip_shared(plan.prompts))
     unrelated = None
     if len(plan.unrelated) > 1:
@@ -106,35 +110,35 @@ def look(
     )
 
 
-def opinions(config: RunConfig, scorer: Viewer, plan: Plan, pairs: Sequence[Pair]) -> list[Figure]:
-    """What the published models that are here beside the panel think of the pictures, paired by prompt."""
+def opinions(
+    config: RunConfig, scorer: Viewer, plan: Plan, pairs: Sequence[Pair]
+) -> tuple[list[Figure], list[dict[str, Any]]]:
+    """What the published models that are here beside the panel think of the pictures, paired by prompt; and what to say of the models."""
     from sdtune.metrics import panel
 
     if not isinstance(scorer, panel.Panel):
-        return []
+        return [], []
     asked = [p.prompt for p in pairs]
     number = np.array([plan.prompts.index(p) for p in asked])
-    device = _device(config)
-
-    def asked_about(files: Sequence[Path]) -> list[panel.Opinion]:
-        return list(panel.opinions([open_rgb(f) for f in files], asked, device=device, folder=scorer.folder))
-
-    sides = asked_about([p.base for p in pairs]), asked_about([p.tuned for p in pairs])
-    figures = []
-    for base, tuned in zip(*sides, strict=True):
-        means = [stats.group_means(side.values_N, number, len(plan.prompts)) for side in (base, tuned)]
+    both = [open_rgb(p.base) for p in pairs] + [open_rgb(p.tuned) for p in pairs]
+    figures, records = list[Figure](), list[dict[str, Any]]()
+    for said in panel.opinions(both, asked * 2, device=_device(config), folder=scorer.folder):
+        base, tuned = (stats.group_means(v, number, len(plan.prompts)) for v in np.split(said.values_N, 2))
         row = paired_figure(
-            base.key, base.label, "higher", means[0], means[1], config.evaluate.draws, config.train.seed
+            said.key, said.label, "higher", base, tuned, config.evaluate.draws, config.train.seed, needs=said.needs
         )
-        figures.append(dataclasses.replace(row, note="; ".join(filter(None, (base.note, row.note)))))
-    return figures
+        figures.append(dataclasses.replace(row, note="; ".join(filter(None, (said.note, row.note)))))
+        records.append(said.record)
+    return figures, records
 
 
 def not_asked(scorer: Viewer) -> list[str]:
-    """What was left out for want of an encoder, in a line."""
+    """Which published metrics were left out and how to get them, in a line."""
     from sdtune.metrics import panel
 
-    absent = panel.left_out() if isinstance(scorer, panel.Panel) else []
+    if not isinstance(scorer, panel.Panel):
+        return [PUBLISHED]
+    absent = panel.left_out()
     return [f"Left out, since their encoders are not here: {', '.join(absent)}."] if absent else []
 
 

@@ -135,6 +135,10 @@ def test_a_product_that_explodes_is_said_before_anything_is_drawn() -> None:
     assert len(expanded([Ask("{0|1}" * 3)], RUN, matrix=True, most=16)) == 8
     with pytest.raises(ConfigError, match="more than 15"):
         expanded([Ask("{0|1}" * 3)], RUN, matrix=True, most=15)
+    four = Ask("{a|b}", changes={"seeds": (1, 2, 3, 4)})
+    assert len(expanded([four], RUN, matrix=True, most=8)) == 2
+    with pytest.raises(ConfigError, match="2 prompts x 4 seeds would be 8 pictures, more than 7"):
+        expanded([four], RUN, matrix=True, most=7)
     assert combinations("{0|1|2|3|4|5|6|7|8|9}" * 30) == 10**30
 
 

@@ -87,6 +87,9 @@ def test_the_list_of_runs(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.toml").write_text("x = 1")
     assert len(listing.rows(tmp_path)) == 4
+    with (tmp_path / "deep" / "runs" / "a" / "events.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"kind": "of another version"}\n')
+    assert len(listing.rows(tmp_path)) == 4
     with pytest.raises(RunError, match="no such folder"):
         listing.rows(tmp_path / "missing")
 

@@ -253,7 +253,8 @@ def test_a_picture_tells_what_it_was_steered_by(tmp_path: Path) -> None:
             ()
         )
     hostile: tuple[object, ...] = (
-        [], {"colour": "red"}, {"type": "colour", "a = 1}\n[plugins": "x"}, {"type": "colour", "colour": ["x"]}
+        [], {"colour": "red"}, {"type": "colour", "a = 1}\n[plugins": "x"}, {"type": "colour", "colour": ["x"]},
+        {"type": "text", "text": "a", "download": True},
     )  # fmt: skip
     for bad in hostile:
         path = picture(tmp_path / "p.png", ours={**SOUND, "guide": bad})

@@ -20,10 +20,11 @@ from sdtune.config import SampleConfig
 from sdtune.families.sd1 import Sd1
 from sdtune.families.watching import watched
 from sdtune.methods.lora import Lora
-from sdtune.model import Model, Prediction
+from sdtune.model import Model, Prediction, noise_at
+from sdtune.objective import parts
 from sdtune.sample import Look, sample
 from sdtune.samplers import build_scheduler
-from sdtune.show import Shown, _fit, chosen, clean, colours, level_of, moved, show
+from sdtune.show import Shown, _fit, chosen, colours, moved, show
 from sdtune.words import NewWords
 from tests import tiny
 from tests.families.common import load
@@ -106,7 +107,7 @@ def test_a_true_output_gives_the_true_picture(prediction: Prediction) -> None:
     x0, noise = torch.randn(2, 1, 4, 8, 8, generator=rng)
     alpha, sigma = (0.4, 0.6) if prediction == "flow" else (0.6, 0.8)
     out = {"epsilon": noise, "v": alpha * noise - sigma * x0, "flow": noise - x0}[prediction]
-    torch.testing.assert_close(clean(prediction, alpha * x0 + sigma * noise, out, alpha, sigma), x0)
+    torch.testing.assert_close(parts(prediction, out, alpha * x0 + sigma * noise, alpha, sigma)[0], x0)
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++2m", "ddim", "heun"])
@@ -117,7 +118,7 @@ def test_the_noise_of_a_look_is_the_samplers(models: Path, scheduler: str) -> No
     config = SampleConfig(steps=5, scheduler=scheduler, guidance=1.0)  # type: ignore[arg-type]
     list(sample(model, config, prompts=["a dog"], seeds=[1], on_step=looks.append))
     assert [look.number for look in looks] == list(range(looks[0].count)) and looks[0].unconditional_BCHW is None
-    ours = [level_of("epsilon", model.alphas_T, model.sigmas_T, look.t) for look in looks]
+    ours = [noise_at("epsilon", model.alphas_T, model.sigmas_T, look.t) for look in looks]
     built = build_scheduler(model, scheduler)
     built.set_timesteps(5)
     assert [look.t for look in looks] == pytest.approx([float(t) for t in built.timesteps])

@@ -1,7 +1,10 @@
 """From a finished tiny run to a report: the right prompts, nothing drawn twice, the base untouched."""
 
+import html
 import importlib
 import json
+import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -178,6 +181,44 @@ def test_other_settings_or_weights_are_drawn_anew(
     assert len(drawings) == 6  # the tuned ones
 
 
+def test_pictures_of_prompts_read_in_more_chunks_are_others(
+    world: Path, run: Run, scorer: Scorer, fitting: None, drawings: list[tuple[str, int]]
+) -> None:
+    compare(run, config_of(world), scorer=scorer)
+    once = len(drawings)
+    compare(run, config_of(world, "data.caption_chunks=2"), scorer=scorer)
+    assert len(drawings) == 2 * once
+
+
+def test_pictures_drawn_anew_are_shown_anew(tmp_path: Path) -> None:
+    from sdtune import report
+
+    file = tmp_path / "a.png"
+    tiny.picture(1, (32, 32)).save(file)
+    before = report.thumb(file, 64)
+    tiny.picture(2, (32, 32)).save(file)
+    os.utime(file, ns=(1, 1))
+    assert report.thumb(file, 64) != before
+
+
+def test_the_command_repeats_what_was_asked(world: Path, run: Run, scorer: Scorer, fitting: None) -> None:
+    compare(run, run.config(["evaluate.seeds=[3]", "sample.strength=0.5", "evaluate.max_prompts=2"]), scorer=scorer)
+    text = html.unescape(run.report_file.read_text())
+    line = next(line for line in text.splitlines() if "sdtune compare" in line and "run" in line)
+    assert set(shlex.split(line)[-3:]) == {"evaluate.seeds=[3]", "sample.strength=0.5", "evaluate.max_prompts=2"}
+
+
+def test_a_checkpoint_chosen_with_the_judging_pictures_is_said_to_be_flattered(
+    world: Path, run: Run, scorer: Scorer, fitting: None, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "set" / "train", tmp_path / "set" / "train")
+    shutil.copytree(world / "set" / "validation", tmp_path / "set" / "validation")
+    config = config_of(world, f"data.path={tmp_path / 'set'}")
+    (step,) = [p.name for p in run.checkpoints.glob("step-*")][-1:]
+    assert any("flatter" in limit for limit in compare(run, config, checkpoint="best", scorer=scorer).scores.limits)
+    assert not any("flatter" in limit for limit in compare(run, config, checkpoint=step, scorer=scorer).scores.limits)
+
+
 def test_interrupted_drawing_goes_on(
     world: Path, run: Run, scorer: Scorer, fitting: None, drawings: list[tuple[str, int]]
 ) -> None:
@@ -222,7 +263,11 @@ def test_published_encoders_judge_another_base(
     result = compare(run, config_of(world, "evaluate.max_unrelated=3", unrelated=True))
     keys = {f.key for f in result.scores.figures}
     assert keys >= {"kid_target", "found_first", "prompt_cosine", "unrelated", "drift", "pickscore", "validation_loss"}
-    assert [e["encoder"] for e in result.encoders] == ["dinov2-b14", "clip-b32"]
+    assert [e["encoder"] for e in result.encoders] == ["dinov2-b14", "clip-b32", "pickscore"]
+    assert result.encoders[2]["sha256"]
+    preferred = result.scores.figure("pickscore")
+    assert preferred is not None
+    assert "at least 100 are needed" in preferred.note
     assert len(result.plan.unrelated) == 3, "of the list that comes along"
     left = next(limit for limit in result.scores.limits if limit.startswith("Left out"))
     assert "hpsv2 (sdtune metrics --get hpsv2 " in left

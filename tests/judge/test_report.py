@@ -389,6 +389,8 @@ def verdicts(**answers: str) -> Scores:
         ({"moved": "yes", "content": "cannot tell"}, "cannot be told", "open"),
         ({"moved": "cannot tell", "content": "yes"}, "cannot show", "open"),
         ({"moved": "no", "content": "yes"}, "did not move", "bad"),
+        ({"moved": "cannot tell", "content": "no"}, "lost what it was asked", "bad"),
+        ({"moved": "cannot tell", "content": "yes", "copied": "yes"}, "copies", "bad"),
         ({"moved": "yes", "content": "yes", "copied": "yes"}, "copies", "bad"),
         ({"moved": "yes", "content": "yes", "away": "no"}, "nearer to everything", "open"),
         ({"moved": "yes", "content": "yes", "forgot": "yes"}, "but forgot other things", "open"),
@@ -451,6 +453,6 @@ def test_other_things_and_the_largest_changes_have_their_pictures(comparison: Co
 @pytest.mark.parametrize("low, high", [(0, 400), (0.045, 0.07), (3, 3), (0, 0), (-0.2, 1e6)])
 def test_axis_marks_are_few_and_span_the_values(low: float, high: float) -> None:
     ticks = charts.ticks(low, high)
-    assert 1 <= len(ticks) <= 8
+    assert 2 <= len(ticks) <= 8
     assert ticks[0] <= low + 1e-9
     assert ticks[-1] >= high - 1e-9

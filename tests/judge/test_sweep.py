@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests import tiny
 from tests.judge.test_compare import config_of, fitting, run, scorer, world
 from tests.judge.test_report import Page
 
@@ -129,6 +130,13 @@ def test_another_base_gets_its_grid_and_no_suggestion(world: Path, run: Run) -> 
 def test_strengths_are_checked(world: Path, run: Run, strengths: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="--strength"):
         run_through(sweeping(run, config_of(world), strengths=strengths))
+
+
+def test_one_caption_is_too_few_to_see_content(world: Path, run: Run, tmp_path: Path) -> None:
+    tiny.imagefolder(tmp_path / "set" / "train", ["red dog", "blue dog"])
+    tiny.imagefolder(tmp_path / "set" / "validation", ["sks dog", "sks dog"], seed=20)
+    with pytest.raises(EvaluationError, match="have one caption"):
+        run_through(sweeping(run, config_of(world, f"data.path={tmp_path / 'set'}")))
 
 
 def test_without_validation_pictures_nothing_can_be_chosen(world: Path, run: Run) -> None:

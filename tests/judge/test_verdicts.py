@@ -21,6 +21,7 @@ from sdtune.judging.verdicts import (
     moved_verdict,
     overfit_verdict,
 )
+from sdtune.metrics import frechet
 from sdtune.stats import Interval
 
 Array = NDArray[np.float64]
@@ -157,7 +158,14 @@ def test_secondary_figures_are_corrected_for_their_number() -> None:
     assert holm["fd_target"] is None  # no interval
     assert holm["diversity"] is None  # no better side
     secondary = [f for f in scores.figures if f.holm is not None]
-    assert {f.key for f in secondary} == {"found_first", "prompt_cosine", "kid_control", "unrelated", "validation_loss"}
+    assert {f.key for f in secondary} == {
+        "likeness",
+        "found_first",
+        "prompt_cosine",
+        "kid_control",
+        "unrelated",
+        "validation_loss",
+    }
     assert [f.holm for f in secondary] == stats.holm([f.difference.p for f in secondary if f.difference])
 
 
@@ -224,15 +232,35 @@ def test_too_few_pictures_decide_nothing(changes: dict[str, int]) -> None:
     assert answers(scores)["moved"] == "cannot tell"
 
 
-def test_frechet_is_marked_and_never_decides() -> None:
+def test_likeness_to_the_target_has_a_ceiling() -> None:
+    scores = judge(made(1, tuned=0.0), Validation(), primary="kid", draws=200)
+    row = scores.figure("likeness")
+    assert row is not None
+    assert row.base is not None
+    assert row.tuned is not None
+    assert row.real is not None
+    assert row.base.value < 0 < row.tuned.value
+    assert abs(row.tuned.value - row.real.value) < 0.3
+    assert row.holm is not None
+
+
+def test_a_frechet_distance_of_few_pictures_is_refused() -> None:
     scores = judge(made(0), Validation(), primary="kid", draws=200)
     row = scores.figure("fd_target")
     assert row is not None
-    assert row.real is not None
-    assert not row.evidence
-    assert "indicative only: 60 pictures, 2,048 are needed" in row.note
-    keys = [f.key for f in scores.figures]
-    assert keys.index("kid_target") == keys.index("fd_target") - 1
+    assert (row.base, row.tuned, row.real, row.evidence) == (None, None, None, False)
+    assert "refused: 60 pictures, 2,048 are needed" in row.note
+    assert any("refused: 60 pictures" in limit for limit in scores.limits)
+
+
+def test_a_frechet_distance_of_many_pictures_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frechet, "MIN_PICTURES", 60)
+    row = judge(made(0), Validation(), primary="kid", draws=200).figure("fd_target")
+    assert row is not None
+    assert row.base is not None
+    assert row.tuned is not None
+    assert row.evidence
+    assert row.base.value > row.tuned.value
 
 
 def test_the_primary_figure_decides_and_no_other() -> None:

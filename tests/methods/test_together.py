@@ -153,6 +153,19 @@ def test_on_top_of_the_run_that_is_named_first(world: World) -> None:
     assert np.array_equal(drawn(model), drawn(world.model()))
 
 
+def test_what_failed_halfway_is_put_right_by_the_next_that_is_asked(world: World, tmp_path: Path) -> None:
+    model = world.model()
+    opened, loha = Opened(model), SampleConfig(adapters=(str(world.files["loha"]),))
+    opened.suit(loha)
+    wanted = drawn(model)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no weights")
+    with pytest.raises(ModelError):
+        opened.suit(SampleConfig(adapters=(str(broken),)))
+    opened.suit(loha)
+    assert np.array_equal(drawn(model), wanted)
+
+
 def test_words_of_several_files_are_read_together(world: World) -> None:
     model = world.model()
     prompts = ["a <one> and a <two>", "a dog"]

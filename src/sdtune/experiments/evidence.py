@@ -21,6 +21,7 @@ from sdtune.errors import EvaluationError
 from sdtune.evaluate import see
 from sdtune.experiments.leaderboard import Ranking, Sample, rank
 from sdtune.files import atomic_write
+from sdtune.judging.figures import clusters
 from sdtune.judging.scores import Seen
 from sdtune.metrics import content, kid
 from sdtune.pairs import Plan, make_plan
@@ -214,9 +215,7 @@ def _judged(
     target = see(eyes.scorer, real, [e.captions[0] for e in plan.reference], plan.prompts)
     texts_PE = eyes.scorer.texts(content.strip_shared(plan.prompts))
     P, draws = len(plan.prompts), config.evaluate.draws
-    alone = target.asked_N < 0
-    cluster_M = np.where(alone, P + np.cumsum(alone) - 1, target.asked_N)
-    strata = np.concatenate([np.zeros(P, np.int64), np.ones(int(alone.sum()), np.int64)])
+    cluster_M, strata = clusters(P, target.asked_N)
     weights_WC = stats.resample(strata, draws, 0)
 
     def kids(seen: Seen) -> tuple[float, Array]:

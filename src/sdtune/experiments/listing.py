@@ -88,7 +88,7 @@ def row(path: Path) -> Row | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     events = _events(run)
-    spent, scores = cost(run), _scores(run)
+    spent, scores = cost(run, events), _scores(run)
     state, message = _state(run, events)
     steps = [e.step for e in events if isinstance(e, Step | Finished)]
     return Row(

@@ -133,17 +133,6 @@ def applied(base: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any]
     return out, [key for key in gone if key not in settings]
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Nested tables as dotted keys."""
-    out: Settings = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out
-
-
 # ---- reading
 
 
@@ -174,7 +163,7 @@ def _base(data: Mapping[str, Any], path: Path, faults: list[str]) -> tuple[dict[
         extra = {}
     if "primary" in data:
         extra = extra | {"evaluate": {**extra.get("evaluate", {}), "primary": data["primary"]}}
-    return applied(base, flat(extra))[0], plugins
+    return applied(base, configs.flat(extra))[0], plugins
 
 
 def _seeds(given: object, faults: list[str]) -> tuple[int, ...]:
@@ -213,7 +202,7 @@ def _cells(axes: object, faults: list[str]) -> list[Found]:
         listed_cells = []
     for cell in listed_cells:
         words = {k: str(cell[k]) for k in WORDS if k in cell}
-        found.append((words.pop("name", ""), flat({k: v for k, v in cell.items() if k not in WORDS}), words))
+        found.append((words.pop("name", ""), configs.flat({k: v for k, v in cell.items() if k not in WORDS}), words))
     if not found and not faults:
         found.append(("base-recipe", {}, {}))
     for key in dict.fromkeys(key for _, settings, _ in found for key in settings):
@@ -232,11 +221,11 @@ def _tracks(axes: Mapping[str, Any], faults: list[str]) -> tuple[dict[str, str],
         return {}, []
     words = {k: str(grid[k]) for k in WORDS if k in grid}
     tracks = []
-    for key, values in flat({k: v for k, v in grid.items() if k not in WORDS}).items():
+    for key, values in configs.flat({k: v for k, v in grid.items() if k not in WORDS}).items():
         if _is_axis(f"axes.grid: {key}", values, faults):
             tracks.append([_setting(key, value) for value in values])
     for table in paired:
-        axis = flat(table)
+        axis = configs.flat(table)
         good = [_is_axis(f"axes.paired: {key}", values, faults) for key, values in axis.items()]  # all faults are told
         if not all(good):
             continue
@@ -264,7 +253,7 @@ def _is_axis(where: str, values: object, faults: list[str]) -> bool:
 
 
 def _setting(key: str, value: object) -> Settings:
-    return flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return configs.flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
 
 
 def _named(pattern: str, settings: Settings) -> str:
@@ -291,8 +280,8 @@ def _without(found: list[Found], excluded: object, base: Mapping[str, Any], faul
     if not isinstance(excluded, list) or not all(isinstance(rule, dict) for rule in excluded):
         faults.append("exclude: write each as [[exclude]] with the keys and values of the cells that are not wanted")
         return found
-    for n, rule in enumerate(map(flat, excluded), start=1):
-        usual = flat(base)
+    for n, rule in enumerate(map(configs.flat, excluded), start=1):
+        usual = configs.flat(base)
         hit = [cell for cell in found if rule and all(_fits(cell[1].get(k, usual.get(k)), v) for k, v in rule.items())]
         if not hit:
             keys = ", ".join(f"{k} = {v}" for k, v in rule.items())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.events import Encoding, Finished, Started, Step
+from sdtune.events import Encoding, Event, Finished, Started, Step
 from sdtune.files import write_json
 from sdtune.runs import Run
 
@@ -42,13 +43,13 @@ class Cost:
         return dict(vars(self))
 
 
-def cost(run: Run) -> Cost:
-    """What the log, the result and resources.json of a run say."""
+def cost(run: Run, events: Iterable[Event] | None = None) -> Cost:
+    """What the log (`events`, if it is read already), the result and resources.json of a run say."""
     started: Started | None = None
     seconds = opened = last = 0.0
     steps: list[float] = []
     peak = None
-    for event in run.events():
+    for event in run.events() if events is None else events:
         if isinstance(event, Started):
             seconds += last - opened
             started, opened = event, event.time
@@ -76,7 +77,11 @@ def cost(run: Run) -> Cost:
 
 def size_of(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # a file of a living run, gone meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def resources_file(run: Run) -> Path:

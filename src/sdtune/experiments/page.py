@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ class Entry:
     card: Path
     prose: Mapping[str, str]
 
-    @property
+    @cached_property
     def costs(self) -> list[Cost]:
         return [cost(t.run) for t in self.runs]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,13 @@ from sdtune.errors import ConfigError, EvaluationError, RunError
 from sdtune.experiments import page
 from sdtune.experiments.cells import identity
 from sdtune.experiments.evidence import Trained
-from sdtune.experiments.matrix import flat
 from sdtune.experiments.run import is_finished
 from sdtune.experiments.shared import take
 from sdtune.pairs import SIDES, Plan, make_plan
 from sdtune.pictures import scan
+from sdtune.report import shown_path
 from sdtune.runs import Run
+from sdtune.viewing import scorer_gap, viewer_of
 
 if TYPE_CHECKING:
     from sdtune.evaluate import Viewer
@@ -86,7 +88,9 @@ def compare_runs(
         for step in comparing(one.run, one.config, scorer=scorer, plan=one.plan):
             if progress:
                 progress(Progress(f"{one.name}: {step.what}", step.done, step.total))
-    subject = _subject(ones, out)
+        if scorer is None and not scorer_gap(one.config):  # one for all: a large encoder takes a while to load
+            scorer = viewer_of(one.config, next((one.run.comparison / SIDES[0]).glob("*.png")))
+    subject = _subject(ones, out, overrides)
     return out / page.NAME, page.write(subject, scorer)
 
 
@@ -132,7 +136,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 # ---- the page
 
 
-def _subject(ones: Sequence[One], out: Path) -> page.Subject:
+def _subject(ones: Sequence[One], out: Path, overrides: Sequence[str]) -> page.Subject:
     groups: dict[str, list[One]] = {}
     for one in ones:
         key = identity(one.own)
@@ -149,7 +153,7 @@ def _subject(ones: Sequence[One], out: Path) -> page.Subject:
         for (key, group), settings in zip(groups.items(), told, strict=True)
     ]  # fmt: skip
     seeds = tuple(dict.fromkeys(one.own.train.seed for one in ones))
-    again = f"sdtune compare {' '.join(one.name for one in ones)}"
+    again = shlex.join(["sdtune", "compare", *(shown_path(one.run.path) for one in ones), *overrides])
     name = listed([one.name for one in ones], 4)
     return page.Subject(
         "comparison",
@@ -167,7 +171,7 @@ def _subject(ones: Sequence[One], out: Path) -> page.Subject:
 
 def _differences(of: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """The keys in which each differs from the others."""
-    tables = [flat(configs.to_dict(config)) for config in of]
+    tables = [configs.flat(configs.to_dict(config)) for config in of]
     keys = dict.fromkeys(key for table in tables for key in table)
     varied = [key for key in keys if _told(key) and len({repr(table.get(key)) for table in tables}) > 1]
     return [{key: table[key] for key in varied if table.get(key) is not None} for table in tables]

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sdtune.config import RunConfig
-from sdtune.drawing import Progress
+from sdtune.drawing import INDEX, Progress
 from sdtune.errors import RunError
 from sdtune.runs import Run
 
@@ -64,23 +64,23 @@ def _alone(folder: Path, stop: Callable[[], bool]) -> Iterator[None]:
 
 def take(folder: Path, own: Path) -> None:
     """Link what was drawn before into `own`, in the place of another comparison's. Whether it fits, the comparison looks itself."""
-    index, mine = folder / "index.json", own / "index.json"
-    if not index.exists() or (mine.exists() and mine.read_bytes() == index.read_bytes()):
-        return
-    own.mkdir(parents=True, exist_ok=True)
-    for path in [*own.glob("*.png"), *own.glob("index.json")]:
-        path.unlink()
-    for source in [*sorted(folder.glob("*.png")), folder / "index.json"]:
-        _link(source, own / source.name)
+    _as_in(folder, own)
 
 
 def keep(own: Path, folder: Path) -> None:
-    """The other way round, where the folder has none yet."""
-    if (folder / "index.json").exists() or not (own / "index.json").exists():
+    """The other way round: the folder holds what fitted last."""
+    _as_in(own, folder)
+
+
+def _as_in(source: Path, target: Path) -> None:
+    index, there = source / INDEX, target / INDEX
+    if not index.exists() or (there.exists() and there.read_bytes() == index.read_bytes()):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in [*sorted(own.glob("*.png")), own / "index.json"]:
-        _link(source, folder / source.name)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in [*target.glob("*.png"), *target.glob(INDEX)]:
+        path.unlink()
+    for path in [*sorted(source.glob("*.png")), index]:
+        _link(path, target / path.name)
 
 
 def _link(source: Path, target: Path) -> None:

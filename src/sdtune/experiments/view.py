@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdtune import charts, pages
+from sdtune import charts, pages, stats
 from sdtune import config as configs
 from sdtune.data.layouts import plural
 from sdtune.experiments import page
@@ -141,7 +140,7 @@ def _side(change: Estimate | None, key: str) -> int:
 
 def _scale(values: Sequence[float], wide: float, edge: float, key: str) -> tuple[Any, list[tuple[float, str]]]:
     """Where a value lies, and the marks of the axis."""
-    ticks = nice(min(values), max(values), 4)
+    ticks = charts.ticks(min(values), max(values), 4)
 
     def at(value: float) -> float:
         return round(edge + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (wide - 2 * edge), 1)
@@ -151,12 +150,6 @@ def _scale(values: Sequence[float], wide: float, edge: float, key: str) -> tuple
 
 def _tick(value: float, key: str) -> str:
     return f"{100 * value:g}%" if key == "found_first" else f"{value:g}".replace("-", "\N{MINUS SIGN}")
-
-
-def nice(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that span low to high, at least two."""
-    ticks = charts.ticks(low, high, about)
-    return ticks if len(ticks) > 1 else [ticks[0], ticks[0] + (abs(ticks[0]) or 1.0)]
 
 
 def _pairs(ranking: Ranking, key: str) -> list[Json]:
@@ -229,8 +222,8 @@ def _plot(name: str, unit: str, points: Sequence[tuple[str, float, Estimate]], k
     """Time, size and memory span orders of magnitude: where the largest is ten times the smallest the axis is logarithmic."""
     xs = [x for _, x, _ in points]
     log = max(xs) / min(xs) >= 10
-    ticks_x = _powers(min(xs), max(xs)) if log else nice(0.0, max(xs), 4)
-    ticks_y = nice(*_least_and_most([v for *_, e in points for v in _ends(e)]), 4)
+    ticks_x = _powers(min(xs), max(xs)) if log else charts.ticks(0.0, max(xs), 4)
+    ticks_y = charts.ticks(*_least_and_most([v for *_, e in points for v in _ends(e)]), 4)
 
     def across(x: float) -> float:
         f = math.log10 if log else float
@@ -304,7 +297,7 @@ def _grid(subject: page.Subject) -> Json:
     first = subject.entries[0].runs[0]
     rows = first.scores["pictures"]
     seed = rows[0]["seed"]
-    prompts = _spread([row["prompt"] for row in rows if row["seed"] == seed], PROMPTS)
+    prompts = stats.spread([row["prompt"] for row in rows if row["seed"] == seed], PROMPTS)
     short = dict(zip(first.scores["plan"]["prompts"], strip_shared(first.scores["plan"]["prompts"]), strict=True))
     real = {e.captions[0]: e.image for e in _reference(subject)}
     columns = [(entry.name, _by_prompt(entry.runs[0], "tuned", seed)) for entry in subject.entries]
@@ -338,14 +331,6 @@ def _by_prompt(trained: Any, side: str, seed: int) -> dict[str, Path]:
     }
 
 
-def _spread(values: Sequence[str], most: int) -> list[str]:
-    """At most so many, evenly spread."""
-    if len(values) <= most:
-        return list(values)
-    return [values[i * len(values) // most] for i in range(most)]
-
-
-@functools.lru_cache(maxsize=2048)
 def _picture(path: Path) -> str:
     """The picture as a data URI; "" for one that is gone."""
     try:

@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 
 from sdtune import stats
 from sdtune.judging.scores import Array, Evidence, Figure, Seen, Validation
-from sdtune.metrics import content, diversity, frechet, kid
+from sdtune.metrics import content, dino, diversity, frechet, kid
 from sdtune.stats import Interval
 
 MIN_PROMPTS = stats.MIN_UNITS
 
 
-def _clusters(e: Evidence, other: Seen) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The cluster of each picture of `other`, and the stratum of each cluster: prompts first, then real pictures of no prompt."""
-    alone = other.asked_N < 0
-    cluster_M = np.where(alone, len(e.prompts) + np.cumsum(alone) - 1, other.asked_N)
-    strata = np.concatenate([np.zeros(len(e.prompts), np.int64), np.ones(int(alone.sum()), np.int64)])
-    return cluster_M, strata
+def clusters(prompts: int, asked_M: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cluster of each real picture, and the stratum of each cluster: prompts first, then pictures of no prompt (-1), each alone."""
+    alone_M = asked_M < 0
+    cluster_M = np.where(alone_M, prompts + np.cumsum(alone_M) - 1, asked_M)
+    return cluster_M, np.repeat(np.array([0, 1]), [prompts, int(alone_M.sum())])
 
 
 def kid_figure(
@@ -45,7 +44,7 @@ def kid_figure(
 ) -> Figure:
     """KID of base and tuned pictures to `to`, drawn again together; `real` against `to` is the yardstick. Another kernel and factor
     make it another discrepancy without bias, such as CMMD."""
-    cluster_M, strata = _clusters(e, to)
+    cluster_M, strata = clusters(len(e.prompts), to.asked_N)
     weights_WC = stats.resample(strata, draws, seed)
     n = len(e.prompts)
     estimates = [
@@ -81,19 +80,19 @@ def frechet_figure(
     key: str, label: str, better: Literal["lower", "higher"], e: Evidence, to: Seen, real: Seen | None
 ) -> Figure:
     few, dimensions = min(len(e.base), len(to)), to.features_ND.shape[1]
-    rank = frechet.rank_bound(few, dimensions)
+    if few < frechet.MIN_PICTURES:
+        rank = frechet.rank_bound(few, dimensions)
+        blind = f"; covariances of rank {rank} at most in {dimensions} dimensions" if rank < dimensions else ""
+        why = f"refused: {few} pictures, {frechet.MIN_PICTURES:,} are needed, as its bias is of the size of its value{blind}"
+        return Figure(key, label, better, evidence=False, note=why)
 
     def distance(s: Seen) -> Interval:
         return Interval(frechet.frechet(s.features_ND, to.features_ND), math.nan, math.nan, len(s), math.nan)
 
-    note = "no interval: its bias is larger than its noise"
-    if few < frechet.MIN_PICTURES:
-        blind = f", and covariances of rank {rank} at most in {dimensions} dimensions" if rank < dimensions else ""
-        note = f"indicative only: {few} pictures, {frechet.MIN_PICTURES:,} are needed{blind}"
     return Figure(
         key, label, better, distance(e.base), distance(e.tuned),
         real=distance(real) if real is not None and len(real) > 1 else None,
-        evidence=few >= frechet.MIN_PICTURES, note=note,
+        note="no interval: its bias is larger than its noise",
     )  # fmt: skip
 
 
@@ -125,6 +124,21 @@ def content_figures(e: Evidence, draws: int, seed: int) -> list[Figure]:
         note = f"among {len(e.prompts)} prompts; chance {1 / len(e.prompts):.1%}" if key == "found_first" else ""
         rows.append(dataclasses.replace(figure, real=ceiling, note="; ".join(filter(None, (note, figure.note)))))
     return rows
+
+
+def likeness_figure(e: Evidence, draws: int, seed: int) -> Figure:
+    """Mean cosine to the held-out real pictures (DINO and CLIP-I of arXiv:2208.12242), from the mean of all real pictures: features share a
+    large constant part. The ceiling: a real picture to the other ones."""
+    centre_D = np.concatenate([e.reference.features_ND, *([e.control.features_ND] if e.control else [])]).mean(0)
+    real_MD = e.reference.features_ND - centre_D
+    base, tuned = (
+        stats.group_means(dino.likeness(s.features_ND - centre_D, real_MD), s.asked_N, len(e.prompts))
+        for s in (e.base, e.tuned)
+    )
+    row = paired_figure("likeness", "Likeness to held-out target pictures (cosine)", "higher", base, tuned, draws, seed)
+    return dataclasses.replace(
+        row, real=stats.bootstrap_mean(dino.among(real_MD), draws, seed) if len(real_MD) > 1 else None
+    )
 
 
 def unrelated_figures(e: Evidence, draws: int, seed: int) -> list[Figure]:
@@ -183,12 +197,14 @@ def paired_figure(
     tuned_C: Array,
     draws: int = 2000,
     seed: int = 0,
+    needs: int = MIN_PROMPTS,
 ) -> Figure:
-    """Base, tuned and the paired difference of one value a prompt (or a validation picture)."""
+    """Base, tuned and the paired difference of one value a prompt (or a validation picture). With fewer than `needs` of them it is no
+    evidence."""
     both = np.isfinite(base_C) & np.isfinite(tuned_C)
     base_C, tuned_C = base_C[both], tuned_C[both]
     change = (tuned_C - base_C) * (-1 if better == "lower" else 1)
-    few = f"not evidence: {len(base_C)} pairs, at least {MIN_PROMPTS} are needed" if len(base_C) < MIN_PROMPTS else ""
+    few = f"not evidence: {len(base_C)} pairs, at least {needs} are needed" if len(base_C) < needs else ""
     return Figure(
         key, label, better,
         stats.bootstrap_mean(base_C, draws, seed),

@@ -155,6 +155,11 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def p_text(p: float) -> str:
+    """A p value as it is printed."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def change(d: Interval, factor: float = 1.0) -> str:
     """A signed difference with its interval."""
     texts = [f"{'+' if v > 0 else ''}{number(v * factor)}" for v in (d.value, d.low, d.high)]

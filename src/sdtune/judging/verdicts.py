@@ -125,7 +125,10 @@ def moved_verdict(figure: Figure | None) -> Verdict:
     d, base, tuned = figure.difference, figure.base, figure.tuned
     if d is None or base is None or tuned is None or not figure.evidence or math.isnan(d.low):
         return say("cannot tell", "there are too few pictures", f"{figure.label}: {figure.note}")
-    detail = f"{figure.label}: {number(base.value)} to {number(tuned.value)}; change {change(d)}"
+    detail = (
+        f"{figure.label}: {number(base.value)} to {number(tuned.value)}; change {change(d)}, {d.n} {units_of(figure)}"
+    )
+    detail += f"; {size} or less would have gone unseen" if (size := unseen(figure)) else ""
     way = base.value - max(0.0, figure.real.value) if figure.real else math.nan
     if way > 0 and max(-d.low, d.high) < MOVED_SHARE * way:
         return say("no", f"it moved by less than {MOVED_SHARE:.0%} of the way to real target pictures", detail)
@@ -138,8 +141,7 @@ def moved_verdict(figure: Figure | None) -> Verdict:
         return Verdict("moved", MOVED, "yes", "yes", came, detail, gone)
     if d.low > 0:
         return say("no", "it is further away from the target than the base is", detail)
-    unseen = f"a change of less than {number(d.detectable)} could not have been seen with {d.n} {units_of(figure)}"
-    return say("cannot tell", "the change may be chance: its interval includes 0", f"{detail}; {unseen}")
+    return say("cannot tell", "the change may be chance: its interval includes 0", detail)
 
 
 def content_verdict(figure: Figure) -> Verdict:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdtune.errors import EvaluationError
+from sdtune.metrics.vectors import unit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +91,7 @@ class Scorer:
                 out = self.vision(pixel_values=torch.from_numpy(chunk).permute(0, 3, 1, 2).contiguous())
                 features.append(self.vision.vision_model.post_layernorm(out.last_hidden_state[:, 0]).double().numpy())
                 embeds.append(out.image_embeds.double().numpy())
-        return np.concatenate(features), _unit(np.concatenate(embeds))
+        return np.concatenate(features), unit(np.concatenate(embeds))
 
     def texts(self, prompts: Sequence[str]) -> Array:
         """Unit-length embeddings of the prompts, (N, E)."""
@@ -98,7 +99,7 @@ class Scorer:
 
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            return _unit(self.text(tokens.input_ids).pooler_output.double().numpy())
+            return unit(self.text(tokens.input_ids).pooler_output.double().numpy())
 
     def _pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """RGB in [-1, 1], (side, side, 3). Larger pictures are reduced by area, smaller ones enlarged bicubically."""
@@ -138,7 +139,3 @@ def _filled(model: Any, folder: Path) -> nn.Module:
         ) from None
     filled: nn.Module = model.eval().requires_grad_(False)
     return filled
-
-
-def _unit(x_NE: Array) -> Array:
-    return np.asarray(x_NE / np.maximum(np.linalg.norm(x_NE, axis=1, keepdims=True), 1e-12))

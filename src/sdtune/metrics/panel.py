@@ -38,6 +38,10 @@ class Opinion(NamedTuple):
     key: str
     label: str
     note: str
+    needs: int
+    """Prompts that make it evidence."""
+    record: dict[str, Any]
+    """What a result must say of the model."""
     values_N: Array
 
 
@@ -125,10 +129,11 @@ def opinions(
                 if name == "pickscore"
                 else preference.hps_score(embeds, texts)
             )
-            yield Opinion(name, label, "people's general taste, learnt from their choices", score)
+            taste = "people's general taste, learnt from their choices"
+            yield Opinion(name, label, taste, METRICS[name].needs, judge.record(), score)
     if all(is_here(part, at) for part in encoders_of(METRICS["aesthetic"])):
-        embeds = cache.features(encoders.load("clip-l14", at, device), images, folder=folder)
-        weight, bias, _ = encoders.load_head("aesthetic", at)
-        yield Opinion(
-            "aesthetic", "Aesthetic score", METRICS["aesthetic"].note, aesthetic.aesthetic(embeds, weight, bias)
-        )
+        clip, metric = encoders.load("clip-l14", at, device), METRICS["aesthetic"]
+        weight, bias, sha256 = encoders.load_head("aesthetic", at)
+        score = aesthetic.aesthetic(cache.features(clip, images, folder=folder), weight, bias)
+        record = {"encoder": "aesthetic", "title": "LAION aesthetic head", "sha256": sha256, "on": clip.record()}
+        yield Opinion("aesthetic", "Aesthetic score", metric.note, metric.needs, record, score)
