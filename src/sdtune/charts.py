@@ -21,6 +21,8 @@ class Chart:
     marks: tuple[tuple[float, float, str, str], ...]
     """x, y, text, where the text sits: start or end."""
     words: str
+    band: str = ""
+    """An area around the line."""
 
 
 WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 72, 36, 14, 22
@@ -28,10 +30,11 @@ WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 72, 36, 14, 22
 
 def over_steps(
     title: str, steps: Sequence[int], values: Sequence[float], raw: Sequence[float],
-    marks: Sequence[tuple[int, str]], words: str,
+    marks: Sequence[tuple[int, str]], words: str, band: Sequence[tuple[float, float]] = (),
 ) -> Chart:  # fmt: skip
-    """`values` as a line over `steps`, `raw` as a faint one behind it; `marks` are (index, text) of points with a name."""
-    around = np.array(raw if len(raw) else values)
+    """`values` as a line over `steps`, `raw` as a faint one behind it; `marks` are (index, text) of points with a name; `band` holds
+    (low, high) at each step."""
+    around = np.array(raw if len(raw) else [*values, *(v for pair in band for v in pair)])
     low, high = (float(np.quantile(around, q)) for q in ((0.02, 0.98) if len(raw) else (0, 1)))
     values_y = ticks(min(low, *values), max(high, *values))
     low, high = min(values_y[0], low, *values), max(values_y[-1], high, *values)
@@ -46,13 +49,19 @@ def over_steps(
         points = [at(s, v) for s, v in list(zip(steps, row, strict=True))[::stride]]
         return "M" + "L".join(f"{x},{y}" for x, y in points)
 
+    lows, highs = [low for low, _ in band], [high for _, high in band]
     marked = [(*at(steps[i], values[i]), text, "end" if steps[i] > steps[-1] * 0.6 else "start") for i, text in marks]
     return Chart(
         title, path(values), path(raw) if len(raw) else "",
         tuple((at(s, low)[0], f"{s:g}") for s in ticks(steps[0], steps[-1]) if steps[0] <= s <= steps[-1]),
         tuple((at(steps[0], t)[1], f"{t:g}") for t in values_y if low <= t <= high),
-        tuple(marked), words,
+        tuple(marked), words, _area(list(map(at, steps, lows)), list(map(at, steps, highs))),
     )  # fmt: skip
+
+
+def _area(lower: Sequence[tuple[float, float]], upper: Sequence[tuple[float, float]]) -> str:
+    points = [*lower, *reversed(upper)]
+    return "M" + "L".join(f"{x},{y}" for x, y in points) + "Z" if points else ""
 
 
 @dataclass(frozen=True)

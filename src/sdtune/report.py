@@ -25,7 +25,7 @@ from sdtune.judging.verdicts import COPY_LIMIT
 from sdtune.metrics.content import strip_shared
 from sdtune.pages import asset, data_uri, page
 from sdtune.pairs import SIDES, Pair
-from sdtune.stats import ALPHA, MIN_UNITS
+from sdtune.stats import ALPHA, MIN_UNITS, bootstrap_mean
 
 if TYPE_CHECKING:
     from sdtune.compare import Comparison
@@ -391,7 +391,16 @@ def _validation_chart(v: Validation) -> charts.Chart | None:
     best = int(mean_S.argmin())
     marks = [(0, "base"), (best, f"best: step {v.steps[best]}")] if best else [(0, "base is the best")]
     words = f"Validation loss {number(mean_S[0])} at step 0, {number(mean_S[-1])} at step {v.steps[-1]}."
-    return charts.over_steps("Validation loss", v.steps, [float(x) for x in mean_S], (), marks, words)
+    return charts.over_steps("Validation loss", v.steps, [float(x) for x in mean_S], (), marks, words, _band(v))
+
+
+def _band(v: Validation) -> list[tuple[float, float]]:
+    """At each step the base's mean loss and the 95% interval of the change from it, paired by picture; none with a single picture."""
+    if v.losses_SN.shape[1] < 2:
+        return []
+    first_N = v.losses_SN[0]
+    changes = [bootstrap_mean(losses_N - first_N) for losses_N in v.losses_SN]
+    return [(float(first_N.mean() + d.low), float(first_N.mean() + d.high)) for d in changes]
 
 
 def _training_chart(v: Validation) -> charts.Chart | None:

@@ -433,6 +433,20 @@ def test_colours_follow_the_wanted_direction() -> None:
     assert [r["holm"] for r in table][4:] == ["", "corrected p = 0.040", "corrected p = 0.050"]
 
 
+def test_the_validation_curve_has_its_band(comparison: Comparison) -> None:
+    each_N = np.array([0.1, 0.2, 0.3, 0.4])
+    losses = np.array([each_N, each_N - 0.05, each_N - np.array([0.02, 0.04, 0.06, 0.08])])
+    band = report._band(Validation((0, 1, 2), losses))
+    assert list(band[0]) == pytest.approx([0.25, 0.25]), "no change from itself"
+    assert band[1] == (pytest.approx(0.2), pytest.approx(0.2)), (
+        "all pictures alike, though they differ among themselves"
+    )
+    assert band[2][0] < 0.2 < band[2][1]
+    assert report._band(Validation((0, 1), losses[:2, :1])) == []
+    paths = [a for tag, a in Page(report.html(comparison)).tags if tag == "path"]
+    assert [a["d"][-1] for a in paths if a.get("class") == "band" and a["d"]] == ["Z"]
+
+
 def test_other_things_and_the_largest_changes_have_their_pictures(comparison: Comparison) -> None:
     page = Page(report.html(comparison))
     alts = [a.get("alt") for tag, a in page.tags if tag == "img"]

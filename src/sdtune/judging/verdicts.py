@@ -33,6 +33,8 @@ OVERFIT_SHARE = 0.1
 """Overfit: more than this share of the gain in validation loss was lost again after the best step."""
 FORGET_BOUND = 0.2
 """Forgot: unrelated pictures lost at least this share of what they show of their prompts."""
+DRIFTED = 0.25
+"""Unrelated pictures that moved by more than this share of the distance between two prompts look different."""
 COPY_LIMIT = 0.2
 """Copied: more than this share of the prompts gives pictures nearer to a training picture than any held-out real one is."""
 
@@ -108,7 +110,9 @@ def forgot_verdict(kept: Figure | None, drift: Figure | None) -> Verdict:
         else ""
     )
     if d.low > -FORGET_BOUND * base.value:
-        return say("no", f"a loss of {FORGET_BOUND:.0%} is excluded", detail)
+        seen = drift.tuned if drift else None
+        changed = "; but they look different, as the training reaches them too" if seen and seen.low > DRIFTED else ""
+        return say("no", f"what they show is kept, a loss of {FORGET_BOUND:.0%} is excluded{changed}", detail)
     if d.high < 0 and lost >= FORGET_BOUND:
         return say("yes", "pictures of other things show less of what was asked, beyond chance", detail)
     return say("cannot tell", f"a loss of {FORGET_BOUND:.0%} can be neither shown nor excluded", detail)
