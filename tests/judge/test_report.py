@@ -439,7 +439,6 @@ def test_the_validation_curve_has_its_band(comparison: Comparison) -> None:
     band = report._band(Validation((0, 1, 2), losses))
     assert list(band[0]) == pytest.approx([0.25, 0.25]), "no change from itself"
     assert list(band[1]) == pytest.approx([0.2, 0.2]), "all pictures alike, though they differ among themselves"
-    )
     assert band[2][0] < 0.2 < band[2][1]
     assert report._band(Validation((0, 1), losses[:2, :1])) == []
     paths = [a for tag, a in Page(report.html(comparison)).tags if tag == "path"]
