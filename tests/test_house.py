@@ -58,10 +58,10 @@ def test_imports_no_torch(arguments: list[str]) -> None:
     ids=["help", "config"],
 )
 def test_is_quick(arguments: list[str], libraries: str) -> None:
-    """CPU seconds, best of five (the first fills bytecode caches). On a slow or busy machine, 2.5 times what the libraries alone take."""
-    ours, theirs = [sys.executable, *arguments], [sys.executable, "-c", f"import {libraries}"]
-    seconds, reference = (min(cpu_seconds(command) for _ in range(5)) for command in (ours, theirs))
-    assert seconds < max(CPU_SECONDS, 2.5 * reference)
+    """CPU seconds, best of five in turns (the first fills bytecode caches). On a slow or busy machine, 2.5 times what the libraries alone take."""
+    commands = [sys.executable, *arguments], [sys.executable, "-c", f"import {libraries}"]
+    rounds = [[cpu_seconds(command) for command in commands] for _ in range(5)]
+    assert any(seconds < max(CPU_SECONDS, 2.5 * reference) for seconds, reference in rounds), rounds
 
 
 def cpu_seconds(command: list[str]) -> float:

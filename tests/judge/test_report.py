@@ -231,7 +231,6 @@ def test_page_says_what_the_scores_say(comparison: Comparison) -> None:
         assert v.answer.capitalize() in text
     assert report.headline(comparison.scores)[0] in text
     for words in (
-        "indicative only: 4 pictures, 2,048 are needed",
         "not evidence",
         "Nearest training pictures",
         "Step by step",
