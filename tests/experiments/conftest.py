@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sdtune.experiments import work
+from sdtune.experiments.cells import CellRun
 from sdtune.experiments.matrix import Matrix, load
+from sdtune.experiments.shared import base_key
 from tests import tiny
 
 BASE = """
@@ -56,6 +61,13 @@ def write_matrix(world: Path, folder: Path, text: str, steps: int = 4) -> Matrix
     path = folder / "tiny.toml"
     path.write_text(f'base = "base.toml"\n{text}', encoding="utf-8")
     return load(path)
+
+
+def in_process(item: CellRun, out: Path, stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
+    """What the worker answers, without a process of its own."""
+    base = out / "shared" / f"base-{base_key(item.config)}"
+    told = json.loads(work.job(item.config, item.run, base, Path(), shared=False, gpu=None))
+    return list(work.work(told, stop))
 
 
 @pytest.fixture

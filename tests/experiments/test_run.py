@@ -21,29 +21,21 @@ from safetensors.torch import load_file
 from sdtune.errors import ConfigError, RunError
 from sdtune.events import Event as TrainingEvent
 from sdtune.events import Finished, Started, Step
-from sdtune.experiments import measure, work
-from sdtune.experiments.cells import CellRun
+from sdtune.experiments import measure
 from sdtune.experiments.events import Began, Broke, Event, Made, Planned, Ranked, Worked, plain
 from sdtune.experiments.matrix import Matrix, load
 from sdtune.experiments.measure import cost, rapl
 from sdtune.experiments.page import of_matrix, write
 from sdtune.experiments.run import Clock, Task, experiment, state_of, tasks
-from sdtune.experiments.shared import base_key, keep, take
+from sdtune.experiments.shared import keep, take
 from sdtune.files import write_text
 from sdtune.presets import folder
 from sdtune.runs import Run
 from tests import tiny
-from tests.experiments.conftest import write_matrix
+from tests.experiments.conftest import in_process, write_matrix
 
 Make = Callable[..., Matrix]
 TWO = "axes.grid.method.rank = [1, 2]"
-
-
-def in_process(item: CellRun, out: Path, stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
-    """What the worker answers, without a process of its own."""
-    base = out / "shared" / f"base-{base_key(item.config)}"
-    told = json.loads(work.job(item.config, item.run, base, Path(), shared=False, gpu=None))
-    return list(work.work(told, stop))
 
 
 @pytest.fixture(scope="module")
