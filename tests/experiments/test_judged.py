@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdtune.contact import GAP, LINE, TITLE
 from sdtune.errors import EvaluationError
-from sdtune.experiments import page
+from sdtune.experiments import page, shown
 from sdtune.experiments.evidence import BASE, Eyes, Table, Trained, table
 from sdtune.experiments.matrix import Matrix
 from sdtune.experiments.run import tasks
@@ -26,11 +30,12 @@ from tests.metrics import tiny_encoders
 
 KEYS = {"kid": "kid_target", "found_first": "found_first", "prompt_cosine": "prompt_cosine"}
 """A leaderboard's figures by the names that a run's own comparison has for them."""
+PROMPTS = ("a red dog", "a blue cat", "the sun")
 Answers = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def once(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Matrix, Path, list[Answers]]]:
+def judged_once(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Matrix, Path, list[Answers]]]:
     """A matrix of two cells with a cache of their own, made, and what each worker said."""
     folder = tmp_path_factory.mktemp("judged")
     tiny_encoders.clip(folder / "encoders", "clip-b32")
@@ -45,9 +50,9 @@ def once(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 
 
 @pytest.fixture
-def judged(once: tuple[Matrix, Path, list[Answers]], tmp_path: Path) -> tuple[Matrix, Path]:
-    shutil.copytree(once[1], tmp_path / "out", copy_function=os.link)
-    return once[0], tmp_path / "out"
+def judged(judged_once: tuple[Matrix, Path, list[Answers]], tmp_path: Path) -> tuple[Matrix, Path]:
+    shutil.copytree(judged_once[1], tmp_path / "out", copy_function=os.link)
+    return judged_once[0], tmp_path / "out"
 
 
 @pytest.fixture
@@ -73,15 +78,23 @@ def found(matrix: Matrix, out: Path) -> Table:
     return table(rows(matrix, out), matrix.cells[0].config, out / "seen")
 
 
+def pictures_of(matrix: Matrix, out: Path) -> dict[str, list[Path]]:
+    """The columns of the grid: a picture for each prompt, drawn with seed 3."""
+    real = {e.captions[0]: e.image for e in make_plan(matrix.cells[0].config).reference}
+    runs = rows(matrix, out)
+    drawn = {name: trained.pictures("tuned")[::2] for name, (trained,) in runs.items()}
+    return {"real": [real[p] for p in PROMPTS], "base": runs["rank-1"][0].pictures("base")[::2], **drawn}
+
+
 def repaint(path: Path, colour: str = "red") -> None:
     """Another picture in the place of one that other folders may share."""
     path.unlink()
     Image.new("RGB", (32, 32), colour).save(path)
 
 
-def test_a_second_cell_encodes_nothing(once: tuple[Matrix, Path, list[Answers]]) -> None:
+def test_a_second_cell_encodes_nothing(judged_once: tuple[Matrix, Path, list[Answers]]) -> None:
     """It finds all in the cache that the first has filled."""
-    for answers, new in zip(once[2], (True, False), strict=True):
+    for answers, new in zip(judged_once[2], (True, False), strict=True):
         begun = dict[str, int]()
         for answer in answers:
             if answer.get("what", "").startswith("encoding "):
@@ -120,6 +133,46 @@ def test_the_page_says_what_decides_and_where_the_ceiling_is(judged: tuple[Matri
     html = (out / "index.html").read_text(encoding="utf-8")
     assert "KID to held-out pictures, fixed before the runs" in html and "real pictures against real ones" in html
     assert "| | real pictures |" in (out / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_the_same_prompts_drawn_by_all(judged: tuple[Matrix, Path]) -> None:
+    """Real, base, and each cell's: the very pixels, under the right words."""
+    matrix, out = judged
+    page.write(page.of_matrix(matrix, out, tasks(matrix, out)))
+    images = re.findall(r'<img src="([^"]*)" alt="([^"]*)"', (out / "index.html").read_text(encoding="utf-8"))
+    columns = pictures_of(matrix, out)
+    assert [words for _, words in images] == [
+        f"{head}: {prompt}" for prompt in PROMPTS for head in ("real picture", "base", "rank-1", "rank-2")
+    ]
+    files = [column[i] for i in range(len(PROMPTS)) for column in columns.values()]
+    for (uri, words), file in zip(images, files, strict=True):
+        shown = Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+        assert np.array_equal(np.asarray(shown), np.asarray(Image.open(file).convert("RGB"))), words
+
+
+def test_the_sheet_has_a_column_for_each_row_of_the_leaderboard(judged: tuple[Matrix, Path]) -> None:
+    matrix, out = judged
+    next(iter(rows(matrix, out)["rank-2"])).pictures("tuned")[0].unlink()  # one that is gone leaves its place white
+    path = shown.write_sheet(page.of_matrix(matrix, out, tasks(matrix, out)))
+    sheet = np.asarray(Image.open(path))
+    columns = list(pictures_of(matrix, out).values())
+    assert path == out / "contact.png"
+    assert sheet.shape == (GAP + 2 * LINE + 3 * (TITLE + 192 + GAP), GAP + len(columns) * (192 + GAP), 3)
+    for i in range(3):
+        for k, column in enumerate(columns):
+            y, x = GAP + 2 * LINE + i * (TITLE + 192 + GAP) + TITLE, GAP + k * (192 + GAP)
+            cell = sheet[y : y + 192, x : x + 192]
+            if column[i].exists():
+                assert np.array_equal(cell[::6, ::6], np.asarray(Image.open(column[i]).convert("RGB"))), (i, k)
+            else:
+                assert (i, k) == (0, 3) and cell.min() == 255
+    heads = sheet[GAP : GAP + 2 * LINE]
+    assert all((heads[:, GAP + k * 200 : GAP + k * 200 + 192] < 128).any() for k in range(len(columns)))
+
+
+def test_prompts_are_spread_evenly() -> None:
+    assert shown.spread(list("abc"), 12) == list("abc")
+    assert shown.spread(list("abcdefgh"), 4) == list("aceg")
 
 
 def test_each_picture_is_looked_at_once(judged: tuple[Matrix, Path], looked_at: list[int]) -> None:
