@@ -52,7 +52,8 @@ def experiment(
     Example  [cyan]sdtune experiment recipes/matrices/embedded.toml --dry-run[/cyan]
     Writes   experiments/<name>/ with a run folder for each cell and seed,
              index.html (leaderboard, costs, pictures, cards),
-             leaderboard.md and leaderboard.json.
+             leaderboard.md, leaderboard.json, and contact.png with the
+             pictures of all rows side by side.
     Again    does only what is missing: a new cell, a new seed, a run that
              was cut off. A changed cell is a new cell; nothing is
              overwritten. Ctrl-C saves; the same command goes on.
@@ -236,6 +237,7 @@ class Drawn:
                 self._say(f"{event.best}." if event.best else "")
                 missing = f" ({event.missing} runs missing)" if event.missing else ""
                 self.screen.result(Path(event.page), f"page of {event.runs} runs{missing}")
+                self._say(f"the same pictures side by side  {event.sheet}")
             case _:
                 pass
 

@@ -183,15 +183,19 @@ def show_comparison(run: Run, overrides: Sequence[str], screen: Screen, checkpoi
 
 
 def _show_several(runs: Sequence[Run], overrides: Sequence[str], out: Path | None, screen: Screen) -> None:
+    from sdtune.experiments.page import SHEET
+
     screen.busy("reading the runs")
     page, summary = sdtune.compare_runs(
         runs, *overrides, out=out, progress=lambda p: screen.doing(p.what, p.done, p.total)
     )
     screen.done()
-    screen.emit({"page": str(page), "summary": summary})
+    sheet = page.with_name(SHEET)
+    screen.emit({"page": str(page), "sheet": str(sheet), "summary": summary})
     if summary:
         screen.say(f"{summary}.")
     screen.result(page, "page")
+    screen.say(f"the same pictures side by side  {sheet}")
 
 
 def _show_figures(scores: Scores) -> None:

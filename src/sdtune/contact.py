@@ -1,4 +1,4 @@
-"""Many pictures on one sheet: a row per prompt and a column per seed, or a row per prompt and seed and a column per step."""
+"""Many pictures on one sheet: a row per prompt, and a column per seed, step, value of a grid, or model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sdtune.timeline import Timeline
 
 SIDE = 256
+NARROW = 192
+"""Of the cells of sheets with many columns."""
 GAP = 8
 TITLE = 22
 LINE = 18
@@ -67,6 +69,17 @@ def write_timeline(timeline: Timeline, path: Path) -> None:
     _write(rows, heads, _cell(first), path)
 
 
+def write_columns(
+    rows: Sequence[tuple[str, Sequence[Image | None]]], heads: Sequence[tuple[str, str]], path: Path
+) -> None:
+    """Write titled rows of pictures to the PNG `path`, two lines of words over each column; None is a picture that is missing.
+
+    Cells are at most 192 pixels wide, with the proportions of the last column's pictures; others are fitted into them.
+    """
+    last = next((image for _, cells in rows for image in reversed(cells) if image), None)
+    _write(rows, heads, _cell(last, NARROW, NARROW) if last else (NARROW, NARROW), path)
+
+
 def _write(
     rows: Sequence[tuple[str, Sequence[Image | None]]],
     heads: Sequence[tuple[str, str]],
@@ -99,12 +112,13 @@ def _write(
         sheet.save(file, format="PNG")
 
 
-def _cell(image: Image) -> tuple[int, int]:
+def _cell(image: Image, side: int = SIDE, small: int = SIDE // 2) -> tuple[int, int]:
+    """Width and height of a cell: at most `side`; of pictures that are smaller a whole multiple, as near to `small` as it goes."""
     width, height = image.size
-    if max(width, height) >= SIDE:
-        shrink = SIDE / max(width, height)
+    if max(width, height) >= side:
+        shrink = side / max(width, height)
         return round(width * shrink), round(height * shrink)
-    times = max(1, SIDE // 2 // max(width, height))
+    times = max(1, small // max(width, height))
     return width * times, height * times
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sdtune.experiments import work
+from sdtune.experiments.cells import CellRun
 from sdtune.experiments.matrix import Matrix, load
+from sdtune.experiments.run import tasks
+from sdtune.experiments.shared import base_key
 from tests import tiny
 
 BASE = """
@@ -40,6 +48,9 @@ primary = "validation_loss"
 """
 
 
+TWO = "axes.grid.method.rank = [1, 2]"
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experiments")
@@ -58,6 +69,29 @@ def write_matrix(world: Path, folder: Path, text: str, steps: int = 4) -> Matrix
     return load(path)
 
 
+def in_process(item: CellRun, out: Path, stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
+    """What the worker answers, without a process of its own."""
+    base = out / "shared" / f"base-{base_key(item.config)}"
+    told = json.loads(work.job(item.config, item.run, base, Path(), shared=False, gpu=None))
+    return list(work.work(told, stop))
+
+
 @pytest.fixture
 def made(world: Path, tmp_path: Path) -> Callable[..., Matrix]:
     return lambda text, steps=4: write_matrix(world, tmp_path, text, steps)
+
+
+@pytest.fixture(scope="session")
+def once(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Matrix, Path]:
+    folder = tmp_path_factory.mktemp("once")
+    matrix, out = write_matrix(world, folder, TWO), folder / "out"
+    for task in tasks(matrix, out):
+        assert in_process(task.item, out)[-1] == {"made": True}
+    return matrix, out
+
+
+@pytest.fixture
+def finished(once: tuple[Matrix, Path], tmp_path: Path) -> tuple[Matrix, Path]:
+    """A matrix of two cells with one seed, made."""
+    shutil.copytree(once[1], tmp_path / "out", copy_function=os.link)
+    return once[0], tmp_path / "out"

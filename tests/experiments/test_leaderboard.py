@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -102,6 +102,15 @@ def test_without_trainings_enough_the_letters_speak_of_runs() -> None:
     assert not any(line.claims for line in ranking.lines) and math.isnan(ranking.pooled)
 
 
+def test_a_draw_without_a_value_takes_no_interval_away() -> None:
+    """KID has none where one prompt was drawn every time, as happens with few of them."""
+    whole = rows(np.random.default_rng(9), [0.0, -4.0], seeds=1)
+    holed = [Sample(s.name, s.values_S, np.where(np.arange(DRAWS) == 7, np.nan, s.draws_SW)) for s in whole]
+    ranking = rank(holed, PROMPTS, "lower")
+    assert ranking.first_group == ("c1",) and all(math.isfinite(line.estimate.error) for line in ranking.lines)
+    assert ranking.pairs[0].separated
+
+
 def test_equal_rows_are_not_told_apart() -> None:
     one = rows(np.random.default_rng(7), [0.0], seeds=1)[0]
     ranking = rank([one, Sample("twin", one.values_S, one.draws_SW)], PROMPTS, "lower")
@@ -121,6 +130,7 @@ def test_letters_of_a_chain() -> None:
     assert compact_letters(["a", "b", "c"], {frozenset("ac")}) == {"a": "a", "b": "ab", "c": "b"}
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # it may wait for a busy machine
 @given(st.sets(st.frozensets(st.sampled_from("abcdefg"), min_size=2, max_size=2)))
 def test_two_rows_share_a_letter_exactly_if_they_are_not_apart(apart: set[frozenset[str]]) -> None:
     letters = compact_letters(list("abcdefg"), apart)

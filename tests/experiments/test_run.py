@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,45 +20,20 @@ from safetensors.torch import load_file
 from sdtune.errors import ConfigError, RunError
 from sdtune.events import Event as TrainingEvent
 from sdtune.events import Finished, Started, Step
-from sdtune.experiments import measure, work
-from sdtune.experiments.cells import CellRun
+from sdtune.experiments import measure
 from sdtune.experiments.events import Began, Broke, Event, Made, Planned, Ranked, Worked, plain
 from sdtune.experiments.matrix import Matrix, load
 from sdtune.experiments.measure import cost, rapl
 from sdtune.experiments.page import of_matrix, write
 from sdtune.experiments.run import Clock, Task, experiment, state_of, tasks
-from sdtune.experiments.shared import base_key, keep, take
+from sdtune.experiments.shared import keep, take
 from sdtune.files import write_text
 from sdtune.presets import folder
 from sdtune.runs import Run
 from tests import tiny
-from tests.experiments.conftest import write_matrix
+from tests.experiments.conftest import TWO, in_process
 
 Make = Callable[..., Matrix]
-TWO = "axes.grid.method.rank = [1, 2]"
-
-
-def in_process(item: CellRun, out: Path, stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
-    """What the worker answers, without a process of its own."""
-    base = out / "shared" / f"base-{base_key(item.config)}"
-    told = json.loads(work.job(item.config, item.run, base, Path(), shared=False, gpu=None))
-    return list(work.work(told, stop))
-
-
-@pytest.fixture(scope="module")
-def once(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Matrix, Path]:
-    folder = tmp_path_factory.mktemp("once")
-    matrix, out = write_matrix(world, folder, TWO), folder / "out"
-    for task in tasks(matrix, out):
-        assert in_process(task.item, out)[-1] == {"made": True}
-    return matrix, out
-
-
-@pytest.fixture
-def finished(once: tuple[Matrix, Path], tmp_path: Path) -> tuple[Matrix, Path]:
-    """A matrix of two cells with one seed, made."""
-    shutil.copytree(once[1], tmp_path / "out", copy_function=os.link)
-    return once[0], tmp_path / "out"
 
 
 def states(matrix: Matrix, out: Path) -> list[str]:
@@ -317,6 +291,20 @@ def test_energy_of_processors(tmp_path: Path) -> None:
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("9000000\n")
     after = rapl(tmp_path)
     assert before and after and after.since(before) == 97.0 + 2.0
+
+
+@pytest.mark.parametrize("broken", ["energy_uj", "max_energy_range_uj"])
+def test_energy_that_cannot_be_read_is_none(tmp_path: Path, broken: str) -> None:
+    """One package without a reading, and the sum would be of half the machine."""
+    for zone in ("intel-rapl:0", "intel-rapl:1"):
+        (tmp_path / zone).mkdir()
+        for name in ("energy_uj", "max_energy_range_uj"):
+            (tmp_path / zone / name).write_text("5000000\n")
+    assert rapl(tmp_path)
+    (tmp_path / "intel-rapl:1" / broken).unlink()  # as for those who may not read it
+    assert rapl(tmp_path) is None
+    (tmp_path / "intel-rapl:1" / broken).write_text("unknown\n")
+    assert rapl(tmp_path) is None
 
 
 def test_energy_of_a_shared_processor_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

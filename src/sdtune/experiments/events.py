@@ -92,6 +92,8 @@ class Ranked(Happened):
     missing: int
     best: str
     """The first group of the leaderboard, in words."""
+    sheet: str = ""
+    """Pictures of all rows side by side, a PNG."""
 
 
 Event = Planned | Began | Worked | Told | Made | Broke | Ranked

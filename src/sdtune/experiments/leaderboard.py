@@ -133,6 +133,8 @@ def _mean(row: Sample) -> float:
 
 
 def _error(draws_W: Array) -> float:
+    """Of the draws that have a value: KID has none where one and the same prompt was drawn every time."""
+    draws_W = draws_W[np.isfinite(draws_W)]
     return float(draws_W.std()) if len(draws_W) > 1 else math.nan
 
 

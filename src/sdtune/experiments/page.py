@@ -1,4 +1,5 @@
-"""What an experiment shows: one HTML file that needs nothing else, the same as JSON, a leaderboard in Markdown, a card for each cell."""
+"""What an experiment shows: one HTML file that needs nothing else, the same as JSON, a leaderboard in Markdown, a sheet of pictures, a
+card for each cell."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdtune.config import RunConfig
 from sdtune.data.layouts import plural
-from sdtune.experiments import cards
+from sdtune.experiments import cards, shown
 from sdtune.experiments.cards import Card
 from sdtune.experiments.evidence import BASE, LABELS, Table, Trained, table
 from sdtune.experiments.leaderboard import Estimate, Line, Pair
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 NAME = "index.html"
 JSON = "leaderboard.json"
 MARKDOWN = "leaderboard.md"
+SHEET = shown.NAME
 TRAINED = "trained parameters"
 QUESTIONS = {
     "helped": "did it help?",
@@ -109,6 +111,7 @@ def write(subject: Subject, scorer: Viewer | None = None) -> str:
     made = [_card(entry, found) for entry in subject.entries]
     write_json(subject.out / JSON, as_json(subject, found))
     write_text(subject.out / MARKDOWN, markdown(subject, found))
+    shown.write_sheet(subject)
     write_text(subject.out / NAME, view.html(subject, found, made))
     return best(found)
 

@@ -187,7 +187,7 @@ def _rank(matrix: Matrix, out: Path, page: Any) -> Iterator[Event]:
     there = [task.item for task in whole if task.state == "finished"]
     if there:
         best = page.write(page.of_matrix(matrix, out, whole))
-        yield Ranked(str(out / page.NAME), len(there), len(whole) - len(there), best)
+        yield Ranked(str(out / page.NAME), len(there), len(whole) - len(there), best, str(out / page.SHEET))
 
 
 def check_comparable(matrix: Matrix, cells: Sequence[Cell]) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from PIL import Image
-
-from sdtune import charts, pages, stats
+from sdtune import charts, pages
 from sdtune import config as configs
 from sdtune.data.layouts import plural
-from sdtune.experiments import page
+from sdtune.experiments import page, shown
 from sdtune.experiments.cards import HEADINGS, Card
 from sdtune.experiments.evidence import BASE, LABELS, Table
 from sdtune.experiments.leaderboard import Estimate, Ranking
 from sdtune.experiments.matrix import settings_text
-from sdtune.metrics.content import strip_shared
 from sdtune.units import duration
 
 Json = dict[str, Any]
@@ -294,50 +292,22 @@ def _spread_labels(marks: list[Json]) -> None:
 
 def _grid(subject: page.Subject) -> Json:
     """Prompts down, the real picture, the base and each cell's first training across, all at one seed."""
-    first = subject.entries[0].runs[0]
-    rows = first.scores["pictures"]
-    seed = rows[0]["seed"]
-    prompts = stats.spread([row["prompt"] for row in rows if row["seed"] == seed], PROMPTS)
-    short = dict(zip(first.scores["plan"]["prompts"], strip_shared(first.scores["plan"]["prompts"]), strict=True))
-    real = {e.captions[0]: e.image for e in _reference(subject)}
-    columns = [(entry.name, _by_prompt(entry.runs[0], "tuned", seed)) for entry in subject.entries]
-    columns = [(BASE, _by_prompt(first, "base", seed)), *columns]
-    lines = []
-    for prompt in prompts:
-        pictures = [_picture(files[prompt]) if prompt in files else "" for _, files in columns]
-        lines.append(
-            {
-                "prompt": prompt,
-                "short": short.get(prompt, prompt),
-                "real": _picture(real[prompt]) if prompt in real else "",
-                "cells": pictures,
-            }
-        )
+    found = shown.of_subject(subject, PROMPTS)
+    rows = [
+        {"prompt": r.prompt, "short": r.short, "real": _picture(r.real), "cells": [_picture(path) for path in r.drawn]}
+        for r in found.rows
+    ]
     return {
-        "heads": [name for name, _ in columns], "rows": lines, "seed": seed, "real": any(line["real"] for line in lines),
-        "train_seed": first.seed, "whole": len(first.scores["plan"]["prompts"]),
+        "heads": found.names, "rows": rows, "seed": found.seed, "real": found.real, "train_seed": found.train_seed,
+        "whole": found.whole,
     }  # fmt: skip
 
 
-def _reference(subject: page.Subject) -> Sequence[Any]:
-    from sdtune.pairs import make_plan
-
-    return (subject.plan or make_plan(subject.config)).reference
-
-
-def _by_prompt(trained: Any, side: str, seed: int) -> dict[str, Path]:
-    return {
-        row["prompt"]: trained.run.comparison / row[side] for row in trained.scores["pictures"] if row["seed"] == seed
-    }
-
-
-def _picture(path: Path) -> str:
+@functools.lru_cache(maxsize=2048)
+def _picture(path: Path | None) -> str:
     """The picture as a data URI; "" for one that is gone."""
-    try:
-        with Image.open(path) as opened:
-            return pages.data_uri(opened.convert("RGB"), LARGE)
-    except OSError:
-        return ""
+    image = shown.opened(path)
+    return pages.data_uri(image, LARGE) if image else ""
 
 
 # ---- cards
