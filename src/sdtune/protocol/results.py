@@ -67,7 +67,7 @@ class Result:
         for how, names in by.items():
             if names:
                 return f"By {names} the tuned model is {how}" + "; the others cannot tell" * open_ones
-        if sound and not any(f.better for f in sound):
+        if sound and not any(f.better for f in self.figures):
             return "These figures say what the tuning changed, and have no better side"
         if open_ones:
             return "These pictures cannot tell whether the tuning helped"
