@@ -71,6 +71,10 @@ def protocol(
     metrics: Annotated[
         str, typer.Option(metavar="LIST", help="Figures with commas between them, METRIC or METRIC:ENCODER.")
     ] = "lpips,fid,kid,clip",
+    train: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="The training pictures, in which copies looks.", show_default=False),
+    ] = None,
     indicative: Annotated[
         bool,
         typer.Option("--indicative", help="Show Frechet distances of fewer than 2,048 pictures, with their warning."),
@@ -95,6 +99,7 @@ def protocol(
 
     Example  [cyan]sdtune protocol test drawn/original drawn/tuned[/cyan]
              [cyan]sdtune protocol test a b --metrics kid:shipped[/cyan]
+             [cyan]sdtune protocol test a b --metrics copies --train set[/cyan]
     Writes   report.html (one file with everything), report.md and
              scores.json into --out.
     Again    reads from the cache what was seen before.
@@ -108,11 +113,11 @@ def protocol(
     folder = out or Path(f"{tuned.rstrip('/')}-protocol")
     with options.screen() as screen:
         protocols.check_folder(folder)
-        protocols.choices(metrics)
+        protocols.check_train(protocols.choices(metrics), train)
         screen.busy("pairing the pictures")
         result = protocols.judge(
-            reference, original, tuned, metrics=metrics, indicative=indicative, device=_device(device), draws=draws, seed=seed,
-            cache=cache_home() / CACHE, progress=screen.doing,
+            reference, original, tuned, metrics=metrics, train=train, indicative=indicative, device=_device(device), draws=draws,
+            seed=seed, cache=cache_home() / CACHE, progress=screen.doing,
         )  # fmt: skip
         screen.done()
         page = protocols.write(result, folder)
@@ -148,7 +153,7 @@ def _get(names: list[str], screen: Screen) -> None:
 def _listed() -> dict[str, Any]:
     """All metrics and encoders as plain values."""
     from sdtune.metrics import places
-    from sdtune.metrics.registry import ENCODERS, METRICS
+    from sdtune.metrics.registry import ENCODERS, LEFT_OUT, METRICS
 
     here = {name: places.is_here(name) for name in ENCODERS}
     encoders = [
@@ -166,12 +171,13 @@ def _listed() -> dict[str, Any]:
         }
         for m in METRICS.values()
     ]
-    return {"home": str(places.home()), "metrics": listed, "encoders": encoders}
+    out = [{"name": name, "why": why} for name, why in LEFT_OUT.items()]
+    return {"home": str(places.home()), "metrics": listed, "left_out": out, "encoders": encoders}
 
 
 def _show_metrics() -> None:
     from sdtune.metrics import places
-    from sdtune.metrics.registry import ENCODERS, METRICS
+    from sdtune.metrics.registry import ENCODERS, LEFT_OUT, METRICS
 
     here = {name: places.is_here(name) for name in ENCODERS}
     rows = []
@@ -180,7 +186,10 @@ def _show_metrics() -> None:
         state = f"with {ready}" if ready else f"needs {m.encoders[0]}"
         rows.append((m.name, m.answers, f"{m.needs:,}" + "!" * m.refused, m.unit, state))
     console.table(("metric", "answers", "needs", "", "here"), rows, numbers=(2,))
-    print("\n!  not shown below that number, unless an indicative one is asked for\n")
+    print("\n!  not shown below that number, unless an indicative one is asked for")
+    for name, why in LEFT_OUT.items():
+        print(f"left out: {name}, {why}")
+    print()
     cells = [
         (s.name, s.title, "" if not s.size_mb else f"{s.size_mb:,} MB", "yes" if here[s.name] else "no", s.licence)
         for s in ENCODERS.values()
@@ -190,7 +199,7 @@ def _show_metrics() -> None:
 
 
 def _show_result(result: Result, page: Path, screen: Screen, as_json: bool) -> None:
-    from sdtune.protocol.page import record, table_rows
+    from sdtune.protocol.page import notes, record, table_rows
 
     if as_json:
         screen.emit({"report": str(page), **record(result)})
@@ -198,7 +207,7 @@ def _show_result(result: Result, page: Path, screen: Screen, as_json: bool) -> N
     if not isinstance(screen, console.Silent):
         screen.say(f"{result.headline}.\n")
         console.table(("figure", "original", "tuned", "difference", "says"), table_rows(result))
-        for line in ["", *(f"{f.label}: {f.note}" for f in result.figures if f.note), *result.limits]:
+        for line in ["", *notes(result), *result.limits]:
             screen.say(line)
     for key, why in result.refused:
         tell(f"warning: {key} is left out: {why}")

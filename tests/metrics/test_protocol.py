@@ -138,12 +138,14 @@ def test_bare_names() -> None:
 
 
 def test_a_planted_difference_is_seen_and_none_is_not(folders: Path, home: Path) -> None:
-    metrics = "lpips,clip-i,dino:shipped,clip"
+    metrics = "lpips,clip-i-own,dino-own:shipped,clip"
     found = protocol.judge(folders / "real", folders / "far", folders / "near", metrics=metrics, at=home)
     says = {f.key: told(f) for f in found.figures}
     assert list(says) == metrics.split(",")
-    assert says["lpips"] == says["clip-i"] == says["dino:shipped"] == "better"
-    assert found.headline.startswith("By LPIPS, CLIP likeness and likeness (shipped) the tuned model is better")
+    assert says["lpips"] == says["clip-i-own"] == says["dino-own:shipped"] == "better"
+    assert found.headline.startswith(
+        "By LPIPS, CLIP likeness by pairs and likeness by pairs (shipped) the tuned model is better"
+    )
     back = protocol.judge(folders / "real", folders / "near", folders / "far", metrics="lpips", at=home)
     assert told(back.figures[0]) == "worse" and back.headline == "By LPIPS the tuned model is worse"
     assert back.figures[0].difference is not None and found.figures[0].difference is not None
@@ -174,7 +176,7 @@ def test_lpips_is_of_each_picture_and_its_own_real_one(folders: Path, home: Path
 def test_kid_leaves_out_a_picture_with_its_own_real_one(folders: Path) -> None:
     found = protocol.judge(folders / "real", folders / "far", folders / "near", metrics="kid:shipped")
     (figure,) = found.figures
-    assert told(figure) == "not evidence" and "24 pictures, at least 50" in figure.note
+    assert told(figure) == "not evidence" and figure.note == "not evidence: 24 pictures, needs 50"
     assert found.headline == "24 test pictures are too few to tell whether the tuning helped"
     rng = np.random.default_rng(0)
     real, drawn = rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
@@ -182,7 +184,7 @@ def test_kid_leaves_out_a_picture_with_its_own_real_one(folders: Path) -> None:
     sides = measures.Sides(real, drawn, own, drawn, own)
     across = [kid.cubic_kernel(drawn[i : i + 1], real[j : j + 1])[0, 0] for i in range(6) for j in range(6) if i != j]
     expected = kid.kid(drawn, real) + 2 * kid.cubic_kernel(drawn, real).mean() - 2 * np.mean(across)
-    figure = measures.discrepancy("kid", "KID", sides, kid.cubic_kernel, 1.0, 100, 0)
+    figure = measures.discrepancy(protocol.Choice("kid", "inception"), sides, kid.cubic_kernel, 1.0, 100, 0)
     assert figure.base is not None and figure.base.value == pytest.approx(expected)
     assert figure.difference is not None and (figure.difference.low, figure.difference.high) == (0, 0)
 
@@ -239,7 +241,9 @@ def test_without_captions_no_clip_score(folders: Path, home: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ("lips", "lips: no such figure here; possible: lpips"),
+        ("lips", "lips: no such figure here; possible: kid, cmmd"),
+        ("imagereward", "imagereward: left out, its network .* could not be checked"),
+        ("prdc.recall", "prdc.recall: no such figure here"),
         ("clip:shipped", "clip is taken with clip-l14"),
         (" , ", "names nothing"),
     ],
@@ -358,13 +362,24 @@ def test_metrics_command(
         r"^fid +The same, as most papers report it. +2,048! +pictures +needs inception$", out, re.MULTILINE
     )
     assert re.search(r"^kid .* with shipped$", out, re.MULTILINE)
+    assert re.search(
+        r"^left out: imagereward, its network .* could not be checked against its own code", out, re.MULTILINE
+    )
     assert re.search(r"^clip-l14 +CLIP ViT-L/14 +1,710 MB +no ", out, re.MULTILINE)
     monkeypatch.setenv("SDTUNE_ENCODERS", str(tmp_path / "home"))
     tiny.clip(tmp_path / "home", "clip-l14")
     code, out, _ = run("metrics", "--json")
     record = json.loads(out)
-    assert {m["name"] for m in record["metrics"] if m["ready"]} == {"kid", "clip", "clip-i", "diversity", "drift"}
+    assert {m["name"] for m in record["metrics"] if m["ready"]} == {
+        "kid",
+        "clip",
+        "clip-i",
+        "clip-i-own",
+        "diversity",
+        "drift",
+    }
     assert next(e for e in record["encoders"] if e["name"] == "clip-l14")["here"]
+    assert [out["name"] for out in record["left_out"]] == ["imagereward"]
     code, out, _ = run("metrics", "--get", "clip-l14")
     assert code == 0 and f"clip-l14  here, in {tmp_path / 'home' / 'clip-l14'}" in out
     code, _, err = run("metrics", "--get", "clip")

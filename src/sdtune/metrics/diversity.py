@@ -47,16 +47,20 @@ def cosine_diversity(pictures_ND: Array, prompt_N: NDArray[np.int64]) -> Array:
     return by_prompt(1 - paired_cosine(pictures_ND[i], pictures_ND[j]), i, prompt_N)
 
 
-def vendi(pictures_ND: Array) -> float:
+def vendi(pictures_ND: Array, weights_N: Array | None = None) -> float:
     """The Vendi score (arXiv:2210.02410, definition 3.1) with cosines: exp of the entropy of the eigenvalues of K / N.
 
-    1 for N equal pictures, N for N that have nothing in common.
+    1 for N equal pictures, N for N that have nothing in common. Whole weights are as good as so many equal pictures.
     """
     unit_ND = unit(pictures_ND)
+    total = float(len(unit_ND))
+    if weights_N is not None:
+        unit_ND = unit_ND[weights_N > 0] * np.sqrt(weights_N[weights_N > 0])[:, None]
+        total = float(weights_N.sum())
     small = (
         unit_ND @ unit_ND.T if len(unit_ND) <= unit_ND.shape[1] else unit_ND.T @ unit_ND
     )  # their eigenvalues are the same
-    values = np.linalg.eigvalsh(small / len(unit_ND))
+    values = np.linalg.eigvalsh(small / total)
     values = values[values > 1e-12]
     return float(np.exp(-(values * np.log(values)).sum()))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sdtune.metrics.diversity import cosine_diversity
 from sdtune.metrics.vectors import paired_cosine
 
 Array = NDArray[np.float64]
@@ -23,10 +24,6 @@ def between_seeds(base_ND: Array, prompt_N: NDArray[np.int64]) -> float:
 
     nan where no prompt has two seeds.
     """
-    means = []
-    for prompt in np.unique(prompt_N):
-        own = base_ND[prompt_N == prompt]
-        if len(own) > 1:
-            i, j = np.triu_indices(len(own), 1)
-            means.append(float((1 - paired_cosine(own[i], own[j])).mean()))
-    return float(np.mean(means)) if means else float("nan")
+    means = cosine_diversity(base_ND, prompt_N)
+    means = means[np.isfinite(means)]
+    return float(means.mean()) if len(means) else float("nan")

@@ -136,7 +136,7 @@ ENCODERS: Mapping[str, Spec] = {spec.name: spec for spec in _ALL}
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure. `needs` pictures on a side make it evidence; `refused` below that it is not shown at all unless told."""
+    """A figure. `needs` so many of `unit` make it evidence; `refused`: below that it is not shown at all unless told."""
 
     name: str
     answers: str
@@ -169,10 +169,14 @@ METRICS: Mapping[str, Metric] = {
                note="no accuracy: two good pictures of one caption are far apart; lower may also mean less variety"),
         Metric("clip", "Does the picture show what was asked?", ("clip-l14", "clip-b32"), 50, "prompts", "higher",
                "arXiv:2104.08718"),
-        Metric("clip-i", "Does it look like the subject?", ("clip-l14", "clip-b32"), 20, "pictures", "higher",
-               "arXiv:2208.12242"),
-        Metric("dino", "Does it look like the subject, in details?", ("dino-s16", "dinov2-b14", "dinov2-l14"), 20, "pictures",
+        Metric("clip-i", "Does it look like the subject, in all its real pictures?", ("clip-l14", "clip-b32"), 20, "pictures",
                "higher", "arXiv:2208.12242"),
+        Metric("dino", "The same, in details?", ("dino-s16", "dinov2-b14", "dinov2-l14"), 20, "pictures", "higher",
+               "arXiv:2208.12242"),
+        Metric("clip-i-own", "Does it look like its own real picture?", ("clip-l14", "clip-b32"), 20, "pairs", "higher",
+               "arXiv:2208.12242, of pairs"),
+        Metric("dino-own", "The same, in details?", ("dino-s16", "dinov2-b14", "dinov2-l14"), 20, "pairs", "higher",
+               "arXiv:2208.12242, of pairs"),
         Metric("pickscore", "Which would people choose?", ("pickscore",), 100, "prompts", "higher", "arXiv:2305.01569"),
         Metric("hpsv2", "Which would people choose, by another judge?", ("hpsv2",), 100, "prompts", "higher", "arXiv:2306.09341"),
         Metric("aesthetic", "Is it pretty, to the taste of LAION's raters?", ("clip-l14+aesthetic",), 100, "prompts", "higher",
@@ -187,6 +191,12 @@ METRICS: Mapping[str, Metric] = {
                "paired distance to the base's own picture of the same seed"),
     )
 }  # fmt: skip
+
+LEFT_OUT: Mapping[str, str] = {
+    "imagereward": "its network (a BLIP with a head of its own) could not be checked against its own code; "
+    "PickScore and HPS v2.1 answer the same question",
+}
+"""Metrics that one may look for in vain, and why."""
 
 
 def encoders_of(metric: Metric) -> list[str]:

@@ -18,8 +18,9 @@ from sdtune.errors import EvaluationError
 from sdtune.files import as_json, is_ours, write_text
 from sdtune.judging.scores import Figure, change, number, unseen
 from sdtune.pages import asset, data_uri, page
-from sdtune.protocol.judging import Result, choice_of
-from sdtune.protocol.measures import told
+from sdtune.protocol.choosing import choice_of
+from sdtune.protocol.measures import p_of, told
+from sdtune.protocol.results import Near, Result
 from sdtune.stats import Interval, sign_test
 
 _MARK = "<!-- sdtune protocol -->"
@@ -28,7 +29,9 @@ MARKS = {"report.html": _MARK, "report.md": _MARK, "scores.json": '{\n "made_by"
 SIDE = 160
 SHOWN = 200
 """Test pictures with thumbnails; the rest is in the JSON."""
-_TONES = {"better": "good", "worse": "bad", "cannot tell": "open", "not evidence": "weak"}
+_TONES = {
+    "better": "good", "worse": "bad", "higher": "even", "lower": "even", "cannot tell": "open", "not evidence": "weak",
+}  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -67,6 +70,7 @@ def record(result: Result) -> Json:
         "pictures": len(items), "paired": r.pairs.how, "figures": [_figure(f) for f in r.figures],
         "refused": [{"figure": key, "why": why} for key, why in r.refused],
         "left_out": [{"figure": key, "encoder": m.encoder, "why": m.why, "remedy": m.remedy} for key, m in r.missing],
+        **({"train": r.train, "nearest": {key: [_near(n) for n in rows] for key, rows in r.nearest.items()}} if r.train else {}),
         "limits": r.limits, "encoders": r.encoders, "draws": r.draws, "seed": r.seed, "seconds": round(r.seconds, 1), "items": items,
     }  # fmt: skip
 
@@ -77,9 +81,16 @@ def markdown(result: Result) -> str:
     heads = ["figure", "better", "original", "tuned", "difference (95% interval)", "says", "real pictures"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for f in r.figures:
-        cells = [f.label, f.better, _cell(f.base), _cell(f.tuned), _change(f.difference), told(f), _cell(f.real)]
+        cells = [
+            f.label,
+            f.better or "neither",
+            _cell(f.base),
+            _cell(f.tuned),
+            _change(f.difference),
+            told(f),
+            _cell(f.real),
+        ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    notes = [f"{f.label}: {f.note}" for f in r.figures if f.note]
     out = [f"{key}: left out, {why}" for key, why in r.refused] + [
         f"{key}: left out, {m.why}; {m.remedy}" for key, m in r.missing
     ]
@@ -87,10 +98,17 @@ def markdown(result: Result) -> str:
     parts = [
         MARKS["report.md"], f"# {r.headline}.",
         f"{len(r.pairs.items)} test pictures of `{r.reference}`; `{r.original}` against `{r.tuned}`, paired {r.pairs.how}.",
-        "\n".join(lines), _bullets("What these figures are not", [*notes, *r.limits]), _bullets("Left out", out),
+        "\n".join(lines), _bullets("What these figures are not", [*notes(r), *r.limits]), _bullets("Left out", out),
+        *(_bullets(f"Nearest training pictures, by {choice_of(key).encoder}", [_pair(n) for n in rows]) for key, rows in r.nearest.items()),
         _bullets("Encoders", encoders),
     ]  # fmt: skip
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def notes(result: Result) -> list[str]:
+    """What is to be said of single figures: why they are no evidence, and the sign test of win rates."""
+    said = ((f, "; ".join(filter(None, (f.note, _wins(f) if choice_of(f.key).part else "")))) for f in result.figures)
+    return [f"{f.label}: {text}" for f, text in said if text]
 
 
 def table_rows(result: Result) -> list[tuple[str, str, str, str, str]]:
@@ -110,20 +128,45 @@ def _view(result: Result) -> Json:
         "rows": [_row(f) for f in r.figures], "limits": r.limits, "heads": [(k, choice_of(k).short) for k in keys],
         "refused": r.refused, "missing": [(key, f"{m.why}; {m.remedy}") for key, m in r.missing],
         "items": [_item(r, i, keys) for i in range(min(SHOWN, len(r.pairs.items)))], "more": max(0, len(r.pairs.items) - SHOWN),
+        "nearest": [_nearest(key, rows) for key, rows in r.nearest.items()],
         "encoders": r.encoders, "draws": f"{r.draws:,}", "seed": r.seed, "tone": _tone(r),
     }  # fmt: skip
 
 
 def _row(f: Figure) -> Json:
-    wins = ""
-    if f.wins is not None and f.losses is not None:
-        which = "nearer" if f.better == "lower" else "higher"
-        wins = f"{which} in {f.wins} of {f.wins + f.losses}, {_p(sign_test(f.wins, f.losses))}"
     return {
         "label": f.label, "better": f.better, "base": _parts(f.base), "tuned": _parts(f.tuned), "real": _parts(f.real),
-        "difference": _parts(f.difference, signed=True), "says": told(f), "tone": _TONES[told(f)], "note": f.note, "wins": wins,
+        "difference": _parts(f.difference, signed=True), "says": told(f), "tone": _TONES[told(f)], "note": f.note, "wins": _wins(f),
         "holm": "" if f.holm is None else f"corrected {_p(f.holm)}", "unseen": unseen(f), "weak": not f.evidence,
     }  # fmt: skip
+
+
+def _wins(f: Figure) -> str:
+    """In how many pairs the tuned model has it, with the sign test."""
+    if f.wins is None or f.losses is None:
+        return ""
+    which = "lower" if f.better == "lower" else "higher"
+    return f"{which} in {f.wins} of {f.wins + f.losses}, {_p(sign_test(f.wins, f.losses))} (sign test)"
+
+
+def _near(n: Near) -> Json:
+    return {"drawn": shown(n.drawn), "train": shown(n.train), "cosine": n.cosine, "flagged": n.flagged}
+
+
+def _pair(n: Near) -> str:
+    return f"`{shown(n.drawn)}`: `{shown(n.train)}`, cosine {n.cosine:.2f}" + ", **flagged**" * n.flagged
+
+
+def _nearest(key: str, rows: list[Near]) -> Json:
+    """The pairs of one encoder with their thumbnails."""
+    pairs = [
+        {
+            "drawn": _thumb(n.drawn), "train": _thumb(n.train), "name": n.drawn.name, "train_name": n.train.name,
+            "cosine": f"{n.cosine:.2f}", "flagged": n.flagged,
+        }
+        for n in rows
+    ]  # fmt: skip
+    return {"encoder": choice_of(key).encoder, "pairs": pairs, "flagged": sum(n.flagged for n in rows)}
 
 
 def _item(r: Result, i: int, keys: list[str]) -> Json:
@@ -186,8 +229,8 @@ def _figure(f: Figure) -> Json:
     parts = {name: plain(getattr(f, name)) for name in ("base", "tuned", "difference", "real")}
     parts["original"] = parts.pop("base")
     return {
-        "key": f.key, "label": f.label, "better": f.better, **parts, "says": told(f), "evidence": f.evidence, "note": f.note,
-        "wins": f.wins, "losses": f.losses, "p": None if f.difference is None else _plain(f.difference.p), "p_corrected": f.holm,
+        "key": f.key, "label": f.label, "better": f.better or None, **parts, "says": told(f), "evidence": f.evidence, "note": f.note,
+        "wins": f.wins, "losses": f.losses, "p": _plain(p_of(f)), "p_corrected": f.holm,
     }  # fmt: skip
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sdtune.data import readers
-from sdtune.data.dataset import TEST, resolve
+from sdtune.data.dataset import TEST, TRAIN, VALIDATION, resolve
 from sdtune.data.layouts import AUTO_COLUMN, Entry, called, listed, plural
 from sdtune.errors import DataError, EvaluationError
 
@@ -86,6 +86,17 @@ def pair(reference: str | Path, original: str | Path, tuned: str | Path) -> Pair
     return Pairs(tuple(items), " and ".join(dict.fromkeys(ways)), tuple(notes))
 
 
+def training(folder: str | Path) -> list[Path]:
+    """The training pictures: those of a set's training part, if it has one. Raises DataError for a folder without pictures."""
+    root = resolve(str(folder))
+    inside = next((root / name for name in TRAIN if (root / name).is_dir()), root)
+    skip = (*VALIDATION, *TEST) if inside == root else ()
+    found = _entries(inside, str(folder), captions=False, skip=skip)
+    if not found:  # captions are lacking, and not needed: the column that is never lacking stands in for them
+        found = _entries(inside, str(folder), "file_name", skip=skip)
+    return [entry.image for entry in found]
+
+
 def _real(folder: str | Path) -> dict[str, Entry]:
     """The real pictures by name: those of a set's test part, if it has one."""
     root = resolve(str(folder))
@@ -114,11 +125,13 @@ def _drawn(folder: str | Path) -> list[_Drawn]:
     return found
 
 
-def _entries(folder: Path, name: str, column: str = AUTO_COLUMN, *, captions: bool = True) -> Sequence[Entry]:
+def _entries(
+    folder: Path, name: str, column: str = AUTO_COLUMN, *, captions: bool = True, skip: Collection[str] = ()
+) -> Sequence[Entry]:
     """The pictures of a folder; none where only their captions are lacking, if those are not asked for. Raises DataError."""
     if not folder.is_dir():
         raise DataError(f"{name}: no such folder")
-    found = readers.read(folder, column, rows=True)
+    found = readers.read(folder, column, skip, rows=True)
     if not found.entries and (captions or not found.faults):
         why = f" ({found.faults[0].where}: {found.faults[0].what})" if found.faults else ""
         raise DataError(f"{name}: no pictures there{why}")
