@@ -58,7 +58,7 @@ def test_imports_no_torch(arguments: list[str]) -> None:
     ids=["help", "config"],
 )
 def test_is_quick(arguments: list[str], libraries: str) -> None:
-    """CPU seconds, best of five in turns (the first fills bytecode caches). On a slow or busy machine, 2.5 times what the libraries alone take."""
+    """CPU seconds, best of five in turns (the first fills caches); on a slow or busy machine 2.5 times what the libraries alone take."""
     commands = [sys.executable, *arguments], [sys.executable, "-c", f"import {libraries}"]
     rounds = [[cpu_seconds(command) for command in commands] for _ in range(5)]
     assert any(seconds < max(CPU_SECONDS, 2.5 * reference) for seconds, reference in rounds), rounds

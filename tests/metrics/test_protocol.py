@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -21,6 +23,7 @@ from PIL import Image
 
 from sdtune import cli, protocol
 from sdtune.errors import ConfigError, DataError, EvaluationError
+from sdtune.judging.figures import corrected
 from sdtune.judging.scores import Figure
 from sdtune.metrics import kid
 from sdtune.metrics.nets import trunks
@@ -266,10 +269,14 @@ def test_the_figure_asked_for_first_decides_and_the_others_are_corrected() -> No
         figure("clip", -0.21),
         figure("dino", -0.9),
     ]
-    found = measures.corrected(figures, "lpips")
+    found = corrected(figures, "lpips", measures.p_of)
     assert [f.holm is None for f in found] == [True, False, True, False, False]
     assert [told(f) for f in found] == ["better", "cannot tell", "not evidence", "cannot tell", "better"]
     assert found[1].holm == pytest.approx(2 * figures[1].difference.p if figures[1].difference else 0)
+    without = dataclasses.replace(
+        figures[2], evidence=True, difference=Interval(-0.9, math.nan, math.nan, 2048, math.nan)
+    )
+    assert corrected([*figures[:2], without], "lpips", measures.p_of)[2].holm is None, "no interval, no p value"
 
 
 # ---- what is written

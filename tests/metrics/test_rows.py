@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdtune import protocol, stats
 from sdtune.errors import ConfigError, DataError, EvaluationError
+from sdtune.judging.figures import corrected
 from sdtune.judging.scores import Figure
 from sdtune.metrics import cmmd, copying, diversity, frechet, kid, prdc
 from sdtune.metrics.nets import trunks
@@ -64,7 +65,8 @@ def rows(name: str, n: int) -> list[Figure]:
             found = [copying.copies(x, two.real_ND) for x in (two.original_ND, two.tuned_ND, two.real_ND)]
             return [measures.copied(choice, two, found[:2], found[2], few, 0)]
         case "diversity":
-            return [measures.varied(choice, *(diversity.cosine_diversity(*side) for side in two.drawn), few, 0)]
+            original, tuned = (diversity.cosine_diversity(*side) for side in two.drawn)
+            return [measures.varied(choice, original, tuned, few, 0)]
         case _:
             figure = measures.each(
                 choice, METRICS[name].better, normal(0, n, 1)[:, 0], normal(1, n, 1)[:, 0], None, few, 0
@@ -229,7 +231,7 @@ def test_figures_without_a_better_side_are_not_corrected_and_do_not_count() -> N
     def figure(key: str, better: str) -> Figure:
         return Figure(key, key, better, difference=Interval(0.3, 0.1, 0.5, 100, 0.12))  # type: ignore[arg-type]
 
-    found = measures.corrected([figure("lpips", "lower"), figure("vendi", ""), figure("clip", "higher")], "lpips")
+    found = corrected([figure("lpips", "lower"), figure("vendi", ""), figure("clip", "higher")], "lpips", measures.p_of)
     assert [f.holm is None for f in found] == [True, True, False]
     assert found[2].holm == pytest.approx(measures.p_of(found[2]))
 
@@ -249,7 +251,7 @@ def test_copies_are_counted_by_caption_with_open_bounds_at_none() -> None:
     assert told(figure) == "worse" and figure.better == "lower"
     assert figure.base and figure.tuned and figure.real
     assert figure.tuned.value == 0.75 and figure.base.value == 0
-    assert (figure.base.low, figure.base.high) == (0, pytest.approx(stats.share(0, n).high))
+    assert figure.base.low == 0 and figure.base.high == pytest.approx(stats.share(0, n).high)
     assert figure.real == stats.share(0, n)
     assert "cosine above 0.5" in figure.note and "real test pictures 0." in figure.note
     same = measures.copied(choice_of("copies"), dataclasses.replace(s, tuned_ND=drawn), (a, a), held_out, 200, 0)
@@ -280,8 +282,8 @@ def test_win_rate_goes_by_its_sign_test() -> None:
     )
     assert "10 of 120 are ties" in row.note and row.evidence
     assert measures.p_of(row) == stats.sign_test(75, 35) != row.difference.p
-    corrected = measures.corrected([figure, row], "pickscore")
-    assert corrected[1].holm == pytest.approx(stats.sign_test(75, 35))
+    adjusted = corrected([figure, row], "pickscore", measures.p_of)
+    assert adjusted[1].holm == pytest.approx(stats.sign_test(75, 35))
     for wins in range(60, 80):  # both say the same at every number
         even = dataclasses.replace(figure, wins=wins, losses=n - wins)
         sure = told(measures.won(choice_of("pickscore"), even)) == "better"

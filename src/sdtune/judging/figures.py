@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -165,18 +165,22 @@ def unrelated_figures(e: Evidence, draws: int, seed: int) -> list[Figure]:
     ]
 
 
-def corrected(figures: list[Figure], primary: str) -> list[Figure]:
-    """With the p values of the secondary figures corrected for their number."""
-    several = [
-        i for i, f in enumerate(figures) if f.key != primary and f.better and f.evidence and math.isfinite(_p(f))
-    ]
-    for i, p in zip(several, stats.holm([_p(figures[i]) for i in several]), strict=True):
-        figures[i] = dataclasses.replace(figures[i], holm=p)
-    return figures
-
-
-def _p(figure: Figure) -> float:
+def change_p(figure: Figure) -> float:
+    """Two-sided, of no difference; nan where there is none."""
     return figure.difference.p if figure.difference else math.nan
+
+
+def corrected(figures: Sequence[Figure], primary: str, p_of: Callable[[Figure], float] = change_p) -> list[Figure]:
+    """With the p values of the secondary figures that are evidence and have a better side corrected for their number (Holm)."""
+    found = list(figures)
+    p_values = {
+        i: p
+        for i, f in enumerate(found)
+        if f.key != primary and f.better and f.evidence and math.isfinite(p := p_of(f))
+    }
+    for i, p in zip(p_values, stats.holm(list(p_values.values())), strict=True):
+        found[i] = dataclasses.replace(found[i], holm=p)
+    return found
 
 
 def diversity_figure(e: Evidence, draws: int, seed: int) -> Figure:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdtune.errors import ConfigError, EvaluationError
+from sdtune.judging.figures import corrected
 from sdtune.metrics.places import NotHere
 from sdtune.metrics.prdc import NEIGHBOURS
 from sdtune.protocol import measures
@@ -46,7 +47,7 @@ def judge(
         key=lambda figure: order.index(choice_of(figure.key).of("").key)
     )  # parts of one stay as they are
     first = next((f.key for f in result.figures if choice_of(f.key).of("").key == order[0]), order[0])
-    result.figures = measures.corrected(result.figures, first)
+    result.figures = corrected(result.figures, first, measures.p_of)
     if not result.figures:
         reasons = [f"{key}: {why}" for key, why in result.refused] + [f"{key}: {why}" for key, why in result.missing]
         raise EvaluationError("nothing is left to be measured\n  " + "\n  ".join(dict.fromkeys(reasons)))

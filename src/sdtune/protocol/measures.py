@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdtune import stats
-from sdtune.judging.figures import paired_figure
+from sdtune.judging.figures import change_p, paired_figure
 from sdtune.judging.scores import Figure, number
 from sdtune.metrics import cmmd, copying, diversity, drift, frechet, kid, prdc
 from sdtune.protocol.choosing import Choice, choice_of
@@ -332,18 +332,7 @@ def p_of(figure: Figure) -> float:
     """Two-sided, of no difference: the sign test for a win rate, else t; nan where there is none."""
     if choice_of(figure.key).part == "wins":
         return stats.sign_test(figure.wins or 0, figure.losses or 0)
-    return figure.difference.p if figure.difference else math.nan
-
-
-def corrected(figures: Sequence[Figure], primary: str) -> list[Figure]:
-    """With the p values of all that are evidence and have a better side, but for the primary one, corrected for their number (Holm)."""
-    found = list(figures)
-    several = [
-        i for i, f in enumerate(found) if f.evidence and f.better and f.key != primary and f.difference is not None
-    ]
-    for i, p in zip(several, stats.holm([p_of(found[i]) for i in several]), strict=True):
-        found[i] = dataclasses.replace(found[i], holm=p)
-    return found
+    return change_p(figure)
 
 
 def words(values: Sequence[str]) -> str:

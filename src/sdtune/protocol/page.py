@@ -16,7 +16,7 @@ from sdtune.data.images import load_image
 from sdtune.data.layouts import shown
 from sdtune.errors import EvaluationError
 from sdtune.files import as_json, is_ours, write_text
-from sdtune.judging.scores import Figure, change, number, unseen
+from sdtune.judging.scores import Figure, change, number, p_text, unseen
 from sdtune.pages import asset, data_uri, page
 from sdtune.protocol.choosing import choice_of
 from sdtune.protocol.measures import p_of, told
@@ -137,7 +137,7 @@ def _row(f: Figure) -> Json:
     return {
         "label": f.label, "better": f.better, "base": _parts(f.base), "tuned": _parts(f.tuned), "real": _parts(f.real),
         "difference": _parts(f.difference, signed=True), "says": told(f), "tone": _TONES[told(f)], "note": f.note, "wins": _wins(f),
-        "holm": "" if f.holm is None else f"corrected {_p(f.holm)}", "unseen": unseen(f), "weak": not f.evidence,
+        "holm": "" if f.holm is None else f"corrected {p_text(f.holm)}", "unseen": unseen(f), "weak": not f.evidence,
     }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _wins(f: Figure) -> str:
     if f.wins is None or f.losses is None:
         return ""
     which = "lower" if f.better == "lower" else "higher"
-    return f"{which} in {f.wins} of {f.wins + f.losses}, {_p(sign_test(f.wins, f.losses))} (sign test)"
+    return f"{which} in {f.wins} of {f.wins + f.losses}, {p_text(sign_test(f.wins, f.losses))} (sign test)"
 
 
 def _near(n: Near) -> Json:
@@ -216,10 +216,6 @@ def _change(i: Interval | None) -> str:
     if i is None:
         return ""
     return change(i).replace(", 95% interval ", " (") + ")" if math.isfinite(i.low) else number(i.value)
-
-
-def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _figure(f: Figure) -> Json:
