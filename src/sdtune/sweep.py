@@ -124,20 +124,20 @@ def place(
     cluster_M, strata = clusters(prompts, real.asked_N)
     weights_WC = stats.resample(strata, draws, seed)
     distances = [kid.ClusteredKid(s.features_ND, s.asked_N, real.features_ND, cluster_M, len(strata)) for s in seen]
-    values, again = [float(k()[0]) for k in distances], [k(weights_WC) for k in distances]
+    kids = [k.drawn_again(weights_WC, strata) for k in distances]
     shown = [_content(s, texts_PE) for s in seen]
     visible = _content(real, texts_PE)  # what the scorer cannot see in real pictures is not lost
     most = visible if np.isfinite(visible).any() and np.nanmean(visible) < np.nanmean(shown[0]) else shown[0]
     lost = [stats.bootstrap_mean((most - own) / float(np.nanmean(most)), draws, seed) for own in shown]
     tuned = range(1, len(points))
-    nearest = min([i for i in tuned if _sound(lost[i])] or tuned, key=lambda i: values[i])
+    nearest = min([i for i in tuned if _sound(lost[i])] or tuned, key=lambda i: kids[i].value)
     return [
         dataclasses.replace(
             point,
-            kid=stats.interval(values[i], again[i], prompts),
+            kid=kids[i].interval(prompts),
             content=stats.bootstrap_mean(shown[i], draws, seed),
             lost=lost[i],
-            behind=stats.interval(values[i] - values[nearest], again[i] - again[nearest], prompts),
+            behind=(kids[i] - kids[nearest]).interval(prompts),
         )
         for i, point in enumerate(points)
     ]

@@ -51,29 +51,27 @@ def kid_figure(
         kid.ClusteredKid(s.features_ND, s.asked_N, to.features_ND, cluster_M, len(strata), kernel=kernel)
         for s in (e.base, e.tuned)
     ]
-    (base, base_W), (tuned, tuned_W) = ((factor * float(k()[0]), factor * k(weights_WC)) for k in estimates)
+    base, tuned = (k.drawn_again(weights_WC, strata, factor) for k in estimates)
     few = min(len(e.base), len(to))
     sound = few >= kid.MIN_PICTURES and n >= MIN_PROMPTS
     why = f"{len(e.base)} pictures of {n} prompts against {len(to)} real ones"
     return Figure(
-        key, label, better,
-        base=stats.interval(base, base_W, n),
-        tuned=stats.interval(tuned, tuned_W, n),
-        difference=stats.interval(tuned - base, tuned_W - base_W, n),
-        real=_kid_of_real(real, to, draws, seed, kernel, factor) if real is not None and len(real) > 1 else None,
+        key, label, better, base.interval(n), tuned.interval(n), (tuned - base).interval(n),
+        real=kid_of_real(real.features_ND, to.features_ND, draws, seed, kernel, factor) if real is not None and len(real) > 1 else None,
         evidence=sound,
         note=why if sound else f"not evidence: {why}; at least {kid.MIN_PICTURES} of each and {MIN_PROMPTS} prompts are needed",
     )  # fmt: skip
 
 
-def _kid_of_real(
-    x: Seen, y: Seen, draws: int, seed: int, kernel: Callable[[Array, Array], Array], factor: float
-) -> Interval:
+def kid_of_real(
+    x_ND: Array, y_MD: Array, draws: int, seed: int,
+    kernel: Callable[[Array, Array], Array] = kid.cubic_kernel, factor: float = 1.0,
+) -> Interval:  # fmt: skip
     """KID of two sets of real pictures; what a perfect model would get, give or take chance."""
-    n, m = len(x), len(y)
-    estimate = kid.ClusteredKid(x.features_ND, np.arange(n), y.features_ND, np.arange(n, n + m), n + m, kernel=kernel)
-    weights_WC = stats.resample(np.repeat(np.array([0, 1]), [n, m]), draws, seed)
-    return stats.interval(factor * float(estimate()[0]), factor * estimate(weights_WC), min(n, m))
+    n, m = len(x_ND), len(y_MD)
+    estimate = kid.ClusteredKid(x_ND, np.arange(n), y_MD, np.arange(n, n + m), n + m, kernel=kernel)
+    strata = np.repeat(np.array([0, 1]), [n, m])
+    return estimate.drawn_again(stats.resample(strata, draws, seed), strata, factor).interval(min(n, m))
 
 
 def frechet_figure(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sdtune import stats
 from sdtune.errors import EvaluationError
 
 Array = NDArray[np.float64]
@@ -80,6 +81,12 @@ class ClusteredKid:
         w = np.ones((1, self.clusters)) if weights_WC is None else weights_WC
         return np.asarray(_mean(self._xx, w) + _mean(self._yy, w) - 2 * _mean(self._xy, w))
 
+    def drawn_again(self, weights_WC: Array, strata: NDArray[np.int64], factor: float = 1.0) -> stats.PairMean:
+        """With its bootstrap draws; `strata` of the clusters, as in stats.resample. `factor`: what it is shown times."""
+        form_CC = _form(self._xx) + _form(self._yy) - 2 * _form(self._xy)
+        both = factor * (form_CC + form_CC.T) / 2
+        return stats.PairMean(factor * float(self()[0]), factor * self(weights_WC), both, strata)
+
 
 def _membership(cluster: NDArray[np.int64], clusters: int) -> Array:
     return np.asarray(np.arange(clusters)[:, None] == cluster[None, :], np.float64)
@@ -96,3 +103,9 @@ def _between(k_NM: Array, a_CN: Array, b_CM: Array) -> tuple[Array, Array]:
 def _mean(between: tuple[Array, Array], w_WC: Array) -> Array:
     total, count = (((w_WC @ m) * w_WC).sum(1) for m in between)
     return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
+
+
+def _form(between: tuple[Array, Array]) -> Array:
+    """Of one mean: its derivative by the product of two weights."""
+    total, count = between
+    return np.asarray((total - total.sum() / count.sum() * count) / count.sum())

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdtune import stats
-from sdtune.judging.figures import change_p, paired_figure
+from sdtune.judging.figures import change_p, kid_of_real, paired_figure
 from sdtune.judging.scores import Figure, number
 from sdtune.metrics import cmmd, copying, diversity, drift, frechet, kid, prdc
 from sdtune.protocol.choosing import Choice, choice_of
@@ -223,13 +223,13 @@ def discrepancy(
     choice: Choice, sides: Sides, kernel: Callable[[Array, Array], Array], factor: float, draws: int, seed: int
 ) -> Figure:
     """KID or CMMD, without bias, with the interval of the difference from drawing real pictures again with their drawn ones."""
-    n = sides.items
-    weights_WC = stats.resample(np.zeros(n, np.int64), draws, seed)
+    n, one = sides.items, np.zeros(sides.items, np.int64)
+    weights_WC = stats.resample(one, draws, seed)
     found = [
         kid.ClusteredKid(x, own, sides.real_ND, np.arange(n), n, kernel=kernel) for x, own in sides.drawn
     ]  # a drawn picture and its own real one are no independent pair, and are left out
-    (a, a_W), (b, b_W) = ((factor * float(k()[0]), factor * k(weights_WC)) for k in found)
-    rows = (stats.interval(a, a_W, n), stats.interval(b, b_W, n), stats.interval(b - a, b_W - a_W, n))
+    a, b = (k.drawn_again(weights_WC, one, factor) for k in found)
+    rows = [estimate.interval(n) for estimate in (a, b, b - a)]
     figure = Figure(choice.key, choice.label, "lower", *rows, real=_halves(sides.real_ND, kernel, factor))
     return weighed(choice, figure, n)
 
@@ -286,11 +286,7 @@ def _halves(real_ND: Array, kernel: Callable[[Array, Array], Array], factor: flo
     if len(real_ND) < HALVES:
         return None
     order = np.random.default_rng(0).permutation(len(real_ND))
-    x, y = real_ND[order[::2]], real_ND[order[1::2]]
-    n, m = len(x), len(y)
-    estimate = kid.ClusteredKid(x, np.arange(n), y, np.arange(n, n + m), n + m, kernel=kernel)
-    weights_WC = stats.resample(np.repeat(np.array([0, 1]), [n, m]), 500, 0)
-    return stats.interval(factor * float(estimate()[0]), factor * estimate(weights_WC), m)
+    return kid_of_real(real_ND[order[::2]], real_ND[order[1::2]], 500, 0, kernel, factor)
 
 
 def _half_distance(real_ND: Array, seed: int) -> Interval | None:
