@@ -145,7 +145,7 @@ def rates(case: Case, evaluations: int, draws: int, pool: ProcessPoolExecutor | 
     results = list(pool.map(judged, jobs, chunksize=16) if pool else map(judged, jobs))
     answers = {key: Counter(a[key] for a, _ in results) for key in results[0][0]}
     shares = {key: {answer: n / evaluations for answer, n in sorted(c.items())} for key, c in answers.items()}
-    held = {key: [h[key] for _, h in results if h[key] is not None] for key in PAIRED}
+    held = {key: [bool(h[key]) for _, h in results if h[key] is not None] for key in PAIRED}
     return {
         "case": case.name,
         "evaluations": evaluations,

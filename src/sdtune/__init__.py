@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sdtune.experiments.events import Event as ExperimentEvent
     from sdtune.experiments.matrix import Matrix
     from sdtune.judging.scores import Scores
+    from sdtune.metrics.registry import Looker
     from sdtune.model import Model
     from sdtune.opened import Opened
     from sdtune.runs import Run
@@ -219,17 +220,23 @@ def compare_runs(
     return compare_runs(list(map(_as_run, runs)), overrides, Path(out) if out else None, progress=progress)
 
 
-def evaluate(pictures: str | Path, reference: str | Path, prompts: Sequence[str] | None = None) -> Scores:
+def evaluate(
+    pictures: str | Path, reference: str | Path, prompts: Sequence[str] | None = None, *, scorer: Looker = "auto"
+) -> Scores:
     """Figures of a folder of pictures against a folder of real ones (or "embedded:lineart": its held-out test pictures).
 
     `prompts`, one a picture in the order of the file names, add the figures of content; unset, they are read from the
-    JSON files that `sdtune sample` writes beside its pictures, if all have one.
-    Raises EvaluationError where nothing can be measured.
+    JSON files that `sdtune sample` writes beside its pictures, if all have one. `scorer`: "shipped" is the one that comes with sdtune,
+    for drawings of 64 pixels; "published" are DINOv2 and CLIP (`sdtune metrics`), "auto" takes the one that fits the pictures' size.
+    Raises EvaluationError where nothing can be measured, also where published encoders are needed and are not here.
     """
-    from sdtune.evaluate import evaluate
+    from sdtune.evaluate import evaluate, viewer_for
+    from sdtune.files import cache_home
 
     files, real = _picture_files(pictures), _picture_files(reference)
-    return evaluate([_square(f) for f in files], [_square(f) for f in real], prompts=prompts or _prompts_beside(files))
+    drawn = [_square(f) for f in files]
+    viewer = viewer_for(sorted(im.width for im in drawn)[len(drawn) // 2], scorer, cache_home() / "seen")
+    return evaluate(drawn, [_square(f) for f in real], prompts=prompts or _prompts_beside(files), scorer=viewer)
 
 
 def experiment(

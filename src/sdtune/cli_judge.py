@@ -13,6 +13,7 @@ import sdtune
 from sdtune import console
 from sdtune.cli_shared import Overrides, options_of, run_at, tell
 from sdtune.errors import ConfigError
+from sdtune.metrics.registry import Looker
 
 if TYPE_CHECKING:
     from sdtune.compare import Comparison
@@ -88,6 +89,13 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Real pictures to hold a folder against.", show_default=False)
     ] = None,
+    scorer: Annotated[
+        Looker,
+        typer.Option(
+            help="What looks at a folder: published encoders (`sdtune metrics`), the shipped one for drawings of 64 pixels, or what "
+            "fits the pictures' size."
+        ),
+    ] = "auto",
 ) -> None:
     """The figures alone: of a run, or of any folder of pictures.
 
@@ -103,6 +111,8 @@ def evaluate(
         if run.exists():
             if reference is not None:
                 raise ConfigError("--reference is for folders of pictures; of a run it is the key evaluate.reference")
+            if scorer != "auto":
+                raise ConfigError("--scorer is for folders of pictures; a run's follows from its base model")
             scores = _compared(run, overrides or (), screen).scores
         elif reference is None:
             raise ConfigError(
@@ -110,7 +120,7 @@ def evaluate(
             )
         else:
             screen.busy(f"looking at {source} and {reference}")
-            scores = sdtune.evaluate(source, reference)
+            scores = sdtune.evaluate(source, reference, scorer=scorer)
     screen.emit(scores.as_dict())
     if not isinstance(screen, console.Json):
         _show_figures(scores)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from sdtune.errors import EvaluationError
 from sdtune.judging import figures as fig
@@ -15,19 +17,37 @@ from sdtune.judging import verdicts as say
 from sdtune.judging.figures import validation_figures
 from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation, Verdict
 from sdtune.metrics import content, kid
+from sdtune.metrics.registry import Looker
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from sdtune.metrics.features import Scorer
     from sdtune.metrics.panel import Panel
 
     Viewer = Scorer | Panel
     """What looks at pictures: the shipped scorer, or published encoders."""
 
-
 CHUNK = 256
 """Pictures opened at once."""
+SMALL = 128
+"""Pixels: up to here pictures may be of the shipped scorer's domain, drawings of 64 pixels."""
+
+
+def viewer_for(side: int, which: Looker = "auto", folder: Path | None = None) -> Viewer:
+    """What looks at pictures of this side, in pixels; `folder` keeps what published encoders saw. Raises EvaluationError where published
+    encoders are needed and are not here."""
+    if which == "shipped" or (which == "auto" and side <= SMALL):
+        from sdtune.metrics.features import Scorer
+
+        return Scorer.load()
+    from sdtune.metrics import panel
+
+    if found := panel.Panel.here(side, folder=folder):
+        return found
+    remedies = " and ".join(m.remedy for m in panel.missing())
+    raise EvaluationError(
+        f"pictures of {side} pixels need published encoders, which are not here: get them with {remedies}. "
+        "(--scorer shipped takes the one that comes with sdtune, which knows drawings of 64 pixels only.)"
+    )
 
 
 def see(scorer: Viewer, images: Iterable[Image.Image], captions: Sequence[str], prompts: Sequence[str]) -> Seen:
@@ -45,12 +65,13 @@ def evaluate(
     reference: Sequence[Image.Image],
     *,
     prompts: Sequence[str] | None = None,
-    scorer: Scorer | None = None,
+    scorer: Viewer | None = None,
     draws: int = 2000,
     seed: int = 0,
 ) -> Scores:
     """Figures of one set of pictures against real ones; with `prompts`, one a picture, content as well.
 
+    `scorer`: unset, what fits the pictures' size (viewer_for). Real pictures are reduced to the size of the drawn ones.
     Raises EvaluationError where nothing can be measured.
     """
     if len(images) < 2 or len(reference) < 2:
@@ -58,10 +79,9 @@ def evaluate(
         raise EvaluationError(f"{counts}: at least 2 of each are needed, {kid.MIN_PICTURES} for evidence")
     if prompts is not None and len(prompts) != len(images):
         raise EvaluationError(f"prompts: {len(prompts)} for {len(images)} pictures; give one a picture")
-    if scorer is None:
-        from sdtune.metrics.features import Scorer
-
-        scorer = Scorer.load()
+    side = int(np.median([min(im.size) for im in images]))
+    scorer = scorer or viewer_for(side)
+    reference = [_reduced(im, side) for im in reference]
     asked = list(prompts) if prompts else [f"picture {i}" for i in range(len(images))]
     distinct = tuple(dict.fromkeys(asked))
     seen = see(scorer, images, asked, distinct)
@@ -74,7 +94,17 @@ def evaluate(
     rows.append(fig.frechet_figure("fd_target", "Frechet distance to the reference", "lower", evidence, real, None))
     if prompts:
         rows += fig.content_figures(evidence, draws, seed)[:2]
-    return Scores(tuple(dataclasses.replace(r, base=None, difference=None, wins=None, losses=None) for r in rows))
+    alone = (dataclasses.replace(r, base=None, difference=None, wins=None, losses=None) for r in rows)
+    return Scores(tuple(alone), limits=(f"Seen by {scorer.title}.",))
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """With a short side of `side` pixels at most, as drawn pictures have it: sharper ones would lie apart by that alone."""
+    short = min(image.size)
+    if short <= side:
+        return image
+    width, height = (round(n * side / short) for n in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def judge(

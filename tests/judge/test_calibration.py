@@ -7,7 +7,6 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
-
 from scripts.judging import calibrate
 
 EVALUATIONS = 2000
@@ -22,7 +21,7 @@ def test_a_few_evaluations_without_an_effect() -> None:
     assert row["answers"]["helped"].get("yes", 0) <= 0.06
     assert row["answers"]["moved"].get("yes", 0) <= 0.1
     assert row["coverage"].keys() >= set(calibrate.PAIRED) - {"validation_loss"}
-    assert all(0.85 <= share for share in row["coverage"].values())
+    assert all(share >= 0.85 for share in row["coverage"].values())
 
 
 def test_an_effect_is_seen_and_its_size_held() -> None:

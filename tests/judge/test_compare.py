@@ -20,11 +20,13 @@ from tests import tiny
 from tests.metrics import tiny_encoders
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+import sdtune
 from sdtune import config as configs
 from sdtune.compare import compare, comparing, read_validation
 from sdtune.config import RunConfig
 from sdtune.drawing import Progress
 from sdtune.errors import ConfigError, EvaluationError
+from sdtune.evaluate import evaluate
 from sdtune.events import Step, Validated
 from sdtune.metrics.features import Scorer
 from sdtune.pairs import make_plan
@@ -355,7 +357,6 @@ def test_losses_are_read_up_to_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_evaluate_measures_one_folder(scorer: Scorer) -> None:
-    from sdtune.evaluate import evaluate
     from sdtune.metrics.kid import kid
 
     drawn, real = [tiny.picture(i) for i in range(6)], [tiny.picture(i) for i in range(10, 15)]
@@ -436,3 +437,48 @@ def test_a_result_that_is_the_best_step_is_judged_by_its_losses(
     result = compare(run, config_of(world, "train.result=best"), scorer=scorer)
     assert result.validation.steps == (0, 1)
     assert not any("flatter" in limit for limit in result.scores.limits), "the reference is the test set"
+
+
+def folder_of(folder: Path, size: tuple[int, int], n: int = 3) -> Path:
+    folder.mkdir()
+    for i in range(n):
+        array = np.random.default_rng(i).integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(array).save(folder / f"{i}.png")
+    return folder
+
+
+def test_larger_pictures_need_published_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped scorer knows drawings of 64 pixels, and is not asked about others unless it is named."""
+    monkeypatch.setenv("SDTUNE_ENCODERS", str(tmp_path / "encoders"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.setenv("SDTUNE_CACHE", str(tmp_path / "cache"))
+    drawn, real = folder_of(tmp_path / "drawn", (160, 130)), folder_of(tmp_path / "real", (320, 400))
+    with pytest.raises(
+        EvaluationError, match=r"pictures of 130 pixels need published encoders.*--get clip-l14.*dinov2"
+    ):
+        sdtune.evaluate(drawn, real)
+    assert "scorer that comes with sdtune" in sdtune.evaluate(drawn, real, scorer="shipped").limits[0]
+    small = folder_of(tmp_path / "small", (64, 64))
+    assert "scorer that comes with sdtune" in sdtune.evaluate(small, real).limits[0]
+    with pytest.raises(EvaluationError, match="pictures of 64 pixels"):
+        sdtune.evaluate(small, real, scorer="published")
+    tiny_encoders.clip(tmp_path / "encoders", "clip-b32")
+    tiny_encoders.dinov2(tmp_path / "encoders", "dinov2-b14")
+    scores = sdtune.evaluate(drawn, real)
+    assert "DINOv2" in scores.limits[0] and scores.figure("kid_target")
+    assert len(list((tmp_path / "cache" / "seen").glob("*.sqlite"))) == 2, "what they saw is kept"
+
+
+def test_real_pictures_are_shown_as_large_as_the_drawn_ones(tmp_path: Path, scorer: Scorer) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watching:
+        title = "nobody"
+
+        def see(self, images: list[Image.Image]) -> tuple[Any, Any]:
+            seen.extend(im.size for im in images)
+            return scorer.see(images)
+
+    drawn, real = [Image.new("RGB", (40, 40))] * 2, [Image.new("RGB", (400, 200)), Image.new("RGB", (20, 30))]
+    evaluate(drawn, real, scorer=Watching(), draws=100)  # type: ignore[arg-type]
+    assert seen == [(40, 40), (40, 40), (80, 40), (20, 30)]

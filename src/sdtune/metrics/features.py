@@ -1,7 +1,7 @@
 """The shipped scorer: an image encoder whose embeddings live in the space of the base model's text encoder.
 
 It was trained on the embedded base's own domain (drawings at 64 x 64, in several styles). On photographs or at other
-scales its numbers mean little; evaluate.py refuses it for other base models.
+scales its numbers mean little: other base models are looked at by published encoders (panel.py).
 """
 
 from __future__ import annotations

@@ -229,8 +229,15 @@ def discrepancy(
         kid.ClusteredKid(x, own, sides.real_ND, np.arange(n), n, kernel=kernel) for x, own in sides.drawn
     ]  # a drawn picture and its own real one are no independent pair, and are left out
     a, b = (k.drawn_again(weights_WC, one, factor) for k in found)
-    rows = [estimate.interval(n) for estimate in (a, b, b - a)]
-    figure = Figure(choice.key, choice.label, "lower", *rows, real=_halves(sides.real_ND, kernel, factor))
+    figure = Figure(
+        choice.key,
+        choice.label,
+        "lower",
+        a.interval(n),
+        b.interval(n),
+        (b - a).interval(n),
+        real=_halves(sides.real_ND, kernel, factor),
+    )
     return weighed(choice, figure, n)
 
 
