@@ -28,7 +28,7 @@ from sdtune.judging import votes
 from sdtune.judging.scores import Evidence, Figure, Scores, Validation
 from sdtune.pairs import SIDES, Pair, Plan, make_plan
 from sdtune.runs import Run
-from sdtune.viewing import look, not_asked, opinions, scorer_gap, viewer_of
+from sdtune.viewing import find_copies, look, not_asked, opinions, scorer_gap, viewer_of
 
 if TYPE_CHECKING:
     from sdtune.evaluate import Viewer
@@ -120,9 +120,11 @@ def comparing(
     else:
         scorer = scorer or viewer_of(config, pairs[0].base)
         evidence = yield from look(scorer, config.data, plan, pairs, apart)
+        doubles, finder = find_copies(config, scorer, plan, pairs)
+        evidence = dataclasses.replace(evidence, doubles=doubles)
         others, asked = opinions(config, scorer, plan, pairs)
         scores, digest = _judge(config, evidence, validation, [*voted, *others]), scorer.fingerprint
-        encoders = (*scorer.records(), *asked)
+        encoders = (*scorer.records(), *finder, *asked)
         stale += not_asked(scorer)
     scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan), *stale))
     seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}

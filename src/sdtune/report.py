@@ -175,6 +175,7 @@ def _view(c: Comparison) -> Json:
         "size": "small" if _side(c) <= SMALL else "large",
         "targets": [{"src": thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
         "neighbours": _neighbours(c, train),
+        "sscd": any(e["encoder"] == "sscd" for e in c.encoders),
         "suspicious": sum(n.suspicious for n in c.scores.neighbours),
         "copy_limit": COPY_LIMIT,
         "validation_chart": _validation_chart(c.validation),

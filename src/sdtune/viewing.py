@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdtune import stats
@@ -19,7 +20,7 @@ from sdtune.drawing import Progress
 from sdtune.errors import EvaluationError
 from sdtune.evaluate import see
 from sdtune.judging.figures import paired_figure
-from sdtune.judging.scores import Evidence, Figure, Seen, Unrelated
+from sdtune.judging.scores import Doubles, Evidence, Figure, Seen, Unrelated
 from sdtune.metrics import content
 
 if TYPE_CHECKING:
@@ -108,6 +109,25 @@ def look(
         seen.get("control"),
         unrelated,
     )
+
+
+def find_copies(
+    config: RunConfig, scorer: Viewer, plan: Plan, pairs: Sequence[Pair]
+) -> tuple[Doubles | None, list[dict[str, Any]]]:
+    """What the encoder for copies sees beside the panel, where it is here; and what to say of it."""
+    from sdtune.metrics import cache, panel
+
+    sscd = panel.copy_finder(device=_device(config)) if isinstance(scorer, panel.Panel) and plan.train else None
+    if sscd is None:
+        return None, []
+
+    folder = config.data.cache_folder() / "seen"
+
+    def see(images: Iterable[Image.Image]) -> NDArray[np.float64]:
+        return cache.features(sscd, images, folder=folder)
+
+    train, real = ((square(e, config.data, scorer.side) for e in some) for some in (plan.train, plan.reference))
+    return Doubles(see(open_rgb(p.tuned) for p in pairs), see(train), see(real)), [sscd.record()]
 
 
 def opinions(

@@ -28,10 +28,12 @@ from sdtune.drawing import Progress
 from sdtune.errors import ConfigError, EvaluationError
 from sdtune.evaluate import evaluate
 from sdtune.events import Step, Validated
+from sdtune.metrics import cache, copying, encoders
 from sdtune.metrics.features import Scorer
 from sdtune.pairs import make_plan
 from sdtune.runs import Run
 from sdtune.train import train
+from sdtune.viewing import open_rgb, square
 
 module = importlib.import_module("sdtune.compare")  # the package's own `compare` is the function
 SETTINGS = (
@@ -273,11 +275,35 @@ def test_published_encoders_judge_another_base(
     assert len(result.plan.unrelated) == 3, "of the list that comes along"
     left = next(limit for limit in result.scores.limits if limit.startswith("Left out"))
     assert "hpsv2 (sdtune metrics --get hpsv2 " in left
-    assert "pickscore" not in left
+    assert "pickscore" not in left and "copies by SSCD (sdtune metrics --get sscd " in left
     assert json.loads(run.scores_file.read_text())["encoders"][1]["encoder"] == "clip-b32"
     assert f"taken on {result.encoders[0]['title']} and {result.encoders[1]['title']}" in run.report_file.read_text()
     again = compare(run, config_of(world, "evaluate.max_unrelated=3", unrelated=True))
     assert again.scores == result.scores
+
+
+def test_sscd_looks_for_copies_where_it_is_here(
+    world: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "encoders"
+    tiny_encoders.clip(home, "clip-b32")
+    tiny_encoders.sscd(home, monkeypatch)
+    monkeypatch.setenv("SDTUNE_ENCODERS", str(home))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    config = config_of(world)
+    result = compare(run, config)
+    assert [e["encoder"] for e in result.encoders] == ["clip-b32", "sscd"]
+    encoder, drawn = encoders.load("sscd"), [open_rgb(p.tuned) for p in result.pairs]
+    tuned = cache.features(encoder, drawn)
+    train = cache.features(encoder, [square(e, config.data, drawn[0].width) for e in result.plan.train])
+    cosine = copying.copies(tuned, train)
+    for n in result.scores.neighbours:
+        assert n.train == cosine.nearest_N[n.picture]
+        assert n.cosine == pytest.approx(cosine.cosine_N[n.picture], abs=1e-5)
+    verdict = result.scores.verdict("copied")
+    assert verdict and "SSCD" in verdict.detail
+    assert "SSCD's limit for copies" in run.report_file.read_text()
+    assert not [limit for limit in result.scores.limits if "copies by SSCD" in limit]
 
 
 def test_plan(world: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from sdtune import stats
 from sdtune.errors import EvaluationError
 from sdtune.evaluate import evaluate, judge, judge_without_scorer
 from sdtune.judging.figures import paired_figure
-from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Unrelated, Validation, Verdict
+from sdtune.judging.scores import Doubles, Evidence, Figure, Scores, Seen, Unrelated, Validation, Verdict
 from sdtune.judging.verdicts import (
     COPY_LIMIT,
     content_verdict,
     copy_verdict,
+    copying,
     helped_verdict,
     moved_verdict,
     overfit_verdict,
@@ -342,6 +343,30 @@ def test_the_best_of_many_equal_steps_is_not_overfitting() -> None:
 def test_copied(flagged: int, n: int, answer: str) -> None:
     assert copy_verdict(flagged, n, 0.9, 0.5, 0.5, 60).answer == answer
     assert COPY_LIMIT == 0.2
+
+
+def test_the_published_limit_of_an_encoder_for_copies_needs_no_held_out_pictures() -> None:
+    """Near real pictures raise it: where they are nearer than that themselves, it says nothing of copies."""
+    e = made(3, prompts=40, seeds=1)
+    assert e.train is not None
+    rng = np.random.default_rng(0)
+    train = rng.normal(0, 1, (60, 64))
+    tuned, real = rng.normal(0, 1, (40, 64)), rng.normal(0, 1, (5, 64))
+    tuned[:20] = train[:20] + 0.5 * rng.normal(0, 1, (20, 64))  # a cosine of about 0.9
+    few = dataclasses.replace(
+        e, reference=dataclasses.replace(e.reference, features_ND=real, embeds_NE=real, asked_N=np.zeros(5, int))
+    )
+    rows, verdict = copying(dataclasses.replace(few, doubles=Doubles(tuned, train, real)))
+    assert (
+        verdict.answer == "yes"
+        and "20 of 40 prompts nearer than SSCD's limit for copies (cosine 0.50)" in verdict.detail
+    )
+    assert sum(r.suspicious for r in rows) == 20 and all(r.picture == r.train for r in rows[:20])
+    near = real.copy()
+    near[0] = train[30] + 0.1 * rng.normal(0, 1, 64)
+    rows, verdict = copying(dataclasses.replace(few, doubles=Doubles(tuned, train, near)))
+    assert verdict.answer == "cannot tell" and not any(r.suspicious for r in rows)
+    assert "nearest of 5 held-out real pictures by SSCD" in verdict.detail
 
 
 def test_copies_are_found_and_shown_first() -> None:

@@ -20,8 +20,7 @@ from sdtune.judging.figures import corrected
 from sdtune.judging.scores import Figure
 from sdtune.metrics import cmmd, copying, diversity, frechet, kid, prdc
 from sdtune.metrics.nets import trunks
-from sdtune.metrics.nets.resnet import Sscd
-from sdtune.metrics.registry import ENCODERS, LEFT_OUT, METRICS
+from sdtune.metrics.registry import LEFT_OUT, METRICS
 from sdtune.protocol import choosing, measures, pairing
 from sdtune.protocol.choosing import choice_of
 from sdtune.protocol.measures import Sides, told
@@ -416,12 +415,7 @@ def test_by_networks_lpips_between_seeds_and_a_judge_of_preference(
 
 
 def test_sscd_flags_above_its_published_limit(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdtune.metrics.places.expected_sha256", lambda spec, file: None)
-    weights = dict(tiny.shaken(Sscd).state_dict())
-    tiny.torch_saved(weights, folders / "home/sscd/sscd_disc_mixup.torchvision.pt")
-    spec = ENCODERS["sscd"]
-    assert spec.look
-    monkeypatch.setitem(ENCODERS, "sscd", dataclasses.replace(spec, look=dataclasses.replace(spec.look, side=64)))
+    tiny.sscd(folders / "home", monkeypatch)
     for i in range(3, N):
         (folders / f"real/{i:02d}.png").unlink()
         (folders / f"set/train/t{i}.png").unlink()

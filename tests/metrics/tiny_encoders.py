@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -56,6 +58,18 @@ def dino(home: Path) -> ViTModel:
     model = ViTModel(ViTConfig(**SMALL, image_size=224, patch_size=112), add_pooling_layer=False).eval()
     written(model, home / "dino-s16")
     return model
+
+
+def sscd(home: Path, patch: pytest.MonkeyPatch) -> None:
+    """Weights of the real network by chance, in the published file's name; pictures are shown smaller, which is quicker."""
+    from sdtune.metrics.nets.resnet import Sscd
+    from sdtune.metrics.registry import ENCODERS
+
+    torch_saved(dict(shaken(Sscd).state_dict()), home / "sscd/sscd_disc_mixup.torchvision.pt")
+    spec = ENCODERS["sscd"]
+    assert spec.look
+    patch.setattr("sdtune.metrics.places.expected_sha256", lambda spec, file: None)
+    patch.setitem(ENCODERS, "sscd", dataclasses.replace(spec, look=dataclasses.replace(spec.look, side=64)))
 
 
 def written(model: Any, folder: Path) -> Path:

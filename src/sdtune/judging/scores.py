@@ -41,6 +41,15 @@ class Unrelated:
 
 
 @dataclass(frozen=True)
+class Doubles:
+    """The same pictures as an encoder sees them that was made to find copies (SSCD, arXiv:2202.10261)."""
+
+    tuned_ND: Array
+    train_MD: Array
+    reference_HD: Array
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that the verdicts may use. `texts_PE` are the unit-length embeddings of the P distinct prompts."""
 
@@ -54,6 +63,8 @@ class Evidence:
     control: Seen | None = None
     """Real pictures of the base's own domain."""
     unrelated: Unrelated | None = None
+    doubles: Doubles | None = None
+    """Of tuned, training and reference pictures, in their order; without them the scorer's own features must do."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class Neighbour:
     train: int
     cosine: float
     suspicious: bool
-    """Nearer than any held-out real picture is to a training picture."""
+    """Nearer than any held-out real picture is to a training picture, and than SSCD's limit where that looked."""
 
 
 @dataclass(frozen=True)

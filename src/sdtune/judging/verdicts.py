@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdtune import stats
 from sdtune.judging.figures import MIN_PROMPTS
 from sdtune.judging.scores import (
     Answer,
+    Array,
     Evidence,
     Figure,
     Neighbour,
+    Seen,
     Validation,
     Verdict,
     change,
@@ -22,6 +25,7 @@ from sdtune.judging.scores import (
     unseen,
 )
 from sdtune.metrics import nearest
+from sdtune.metrics.copying import SSCD_LIMIT, copies
 
 MOVED_SHARE = 0.1
 """A movement below this share of the way from the base to real target pictures is called none."""
@@ -263,24 +267,38 @@ def copying(e: Evidence) -> tuple[tuple[Neighbour, ...], Verdict]:
         return (), Verdict(
             "copied", COPIED, "cannot tell", "no", "there are no training or held-out pictures to compare with"
         )
-    centre = np.concatenate([e.train.features_ND, e.reference.features_ND]).mean(0)
-    index, cosine = nearest.nearest(e.tuned.features_ND, e.train.features_ND, centre)
-    _, real = nearest.nearest(e.reference.features_ND, e.train.features_ND, centre)
-    limit = float(real.max())
+    index, cosine, real = _nearest(e, e.train)
+    limit = max(float(real.max()), SSCD_LIMIT if e.doubles else 0.0)
     rows = [Neighbour(i, int(j), float(c), bool(c > limit)) for i, (j, c) in enumerate(zip(index, cosine, strict=True))]
     flagged = len({int(e.tuned.asked_N[r.picture]) for r in rows if r.suspicious})
     ordered = tuple(sorted(rows, key=lambda r: -r.cosine))
-    return ordered, copy_verdict(
-        flagged, len(e.prompts), limit, float(np.median(real)), float(np.median(cosine)), len(e.reference)
-    )
+    medians = float(np.median(real)), float(np.median(cosine))
+    return ordered, copy_verdict(flagged, len(e.prompts), limit, *medians, len(e.reference), sscd=e.doubles is not None)
 
 
-def copy_verdict(flagged: int, prompts: int, limit: float, real: float, drawn: float, held_out: int) -> Verdict:
+def _nearest(e: Evidence, train: Seen) -> tuple[NDArray[np.int64], Array, Array]:
+    """Of each tuned picture the nearest training picture and its cosine, and the cosines of held-out real ones."""
+    if d := e.doubles:
+        found, real = copies(d.tuned_ND, d.train_MD), copies(d.reference_HD, d.train_MD)
+        return found.nearest_N, found.cosine_N, real.cosine_N
+    centre = np.concatenate([train.features_ND, e.reference.features_ND]).mean(0)
+    index, cosine = nearest.nearest(e.tuned.features_ND, train.features_ND, centre)
+    return index, cosine, nearest.nearest(e.reference.features_ND, train.features_ND, centre)[1]
+
+
+def copy_verdict(
+    flagged: int, prompts: int, limit: float, real: float, drawn: float, held_out: int, *, sscd: bool = False
+) -> Verdict:
     """Is the share of suspicious prompts, with its exact interval, above or below COPY_LIMIT?"""
-    s = stats.share(flagged, prompts)
-    detail = f"{flagged} of {prompts} prompts nearer than the nearest of {held_out} held-out real pictures (cosine {limit:.2f})"
+    s, published = stats.share(flagged, prompts), sscd and limit == SSCD_LIMIT
+    nearer = (
+        "nearer than SSCD's limit for copies"
+        if published
+        else f"nearer than the nearest of {held_out} held-out real pictures" + " by SSCD" * sscd
+    )
+    detail = f"{flagged} of {prompts} prompts {nearer} (cosine {limit:.2f})"
     detail += f", 95% interval {s.low:.0%} to {s.high:.0%}; medians {drawn:.2f} drawn, {real:.2f} real"
-    if prompts < MIN_PROMPTS or held_out < MIN_PROMPTS:
+    if prompts < MIN_PROMPTS or (held_out < MIN_PROMPTS and not published):
         few = f"at least {MIN_PROMPTS} prompts and held-out pictures are needed"
         return Verdict("copied", COPIED, "cannot tell", "no", few, detail)
     if s.low > COPY_LIMIT:

@@ -106,9 +106,18 @@ def missing() -> list[Missing]:
     return found
 
 
+def copy_finder(*, device: str = "cpu", at: Path | None = None) -> Encoder | None:
+    """SSCD, which was made to find copies; None where it is not here."""
+    return encoders.load("sscd", at, device) if is_here("sscd", at) else None
+
+
 def left_out() -> list[str]:
     """The extra metrics whose encoders are not here, in words with how to get them."""
     absent = {metric: missing_for(metric) for metric in EXTRAS}
+    try:
+        locate("sscd")
+    except NotHere as error:
+        absent["copies by SSCD"] = [error.missing]
     return [
         f"{metric} ({'; '.join(dict.fromkeys(m.remedy for m in lacks))})" for metric, lacks in absent.items() if lacks
     ]
