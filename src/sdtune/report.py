@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,7 @@ def _view(c: Comparison) -> Json:
         "size": "small" if _side(c) <= SMALL else "large",
         "targets": [{"src": thumb(e.image, 2 * SMALL), "caption": e.captions[0]} for e in c.plan.reference],
         "neighbours": _neighbours(c, train),
-        "sscd": any(e["encoder"] == "sscd" for e in c.encoders),
+        "sscd": any(e.get("encoder") == "sscd" for e in c.encoders),
         "suspicious": sum(n.suspicious for n in c.scores.neighbours),
         "copy_limit": COPY_LIMIT,
         "validation_chart": _validation_chart(c.validation),
@@ -185,11 +185,38 @@ def _view(c: Comparison) -> Json:
         "sources": c.plan.sources,
         "toml": configs.to_toml(c.config),
         "environment": _environment(c),
+        "sweep": _sweep(c),
+        "sweep_command": f"sdtune sweep {shown_path(c.run.path)}",
         "commands": _commands(c),
         "statistics": f"{c.config.evaluate.draws:,}",
         "scorer": c.scorer,
         "scorer_title": " and ".join(str(e["title"]) for e in c.encoders[:2]) or "the scorer that comes with sdtune",
     }
+
+
+def _sweep(c: Comparison) -> Json | None:
+    """The table of the run's sweep over checkpoints and strengths, if there was one."""
+    try:
+        found: Json = json.loads((c.run.sweep / "sweep.json").read_text(encoding="utf-8"))
+        own, chosen = (c.checkpoint, c.config.sample.strength), found["suggested"]
+        points = [(p, (p["checkpoint"], p["strength"])) for p in found["points"] if p["kid"]]
+        rows = [
+            {
+                "name": f"{at[0]} at {at[1]:g}" if at[1] else "base",
+                "judged": at == own,
+                "chosen": bool(chosen) and at == (chosen["checkpoint"], chosen["strength"]),
+                **{key: _kept(p[key]) for key in ("kid", "content")},
+                "lost": f"{p['lost']['value']:.0%}" if p["lost"] and at[1] else "",
+            }
+            for p, at in points
+        ]
+        return {"rule": found["rule"], "rows": rows, "prompts": len(found["prompts"]), "seeds": len(found["seeds"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _kept(interval: Mapping[str, float]) -> tuple[str, str]:
+    return number(interval["value"]), f"{number(interval['low'])} to {number(interval['high'])}"
 
 
 def _table(figures: Sequence[Figure]) -> list[Json]:

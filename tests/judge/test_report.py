@@ -14,16 +14,18 @@ from PIL import Image
 from tests import tiny
 from tests.core.test_bands import measured
 
-from sdtune import bands, charts, pages, report
+from sdtune import bands, charts, pages, report, sweep_page
 from sdtune import config as configs
 from sdtune.compare import Comparison
 from sdtune.data.dataset import Example
 from sdtune.evaluate import judge, judge_without_scorer
 from sdtune.events import Finished, Sampled, Started, Validated
+from sdtune.files import write_json, write_text
 from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation, Verdict
 from sdtune.pairs import Pair, Plan
 from sdtune.runs import Run
 from sdtune.stats import Interval
+from sdtune.sweep import Point, Sweep
 
 VOID = {"meta", "img", "input", "br", "line", "path", "circle", "link"}
 
@@ -467,3 +469,25 @@ def test_axis_marks_are_few_and_span_the_values(low: float, high: float) -> None
     assert 2 <= len(ticks) <= 8
     assert ticks[0] <= low + 1e-9
     assert ticks[-1] >= high - 1e-9
+
+
+def test_the_sweep_of_the_run_stands_in_its_report(comparison: Comparison) -> None:
+    text = " ".join(Page(report.html(comparison)).texts)
+    assert "sdtune sweep " in text and "suggested" not in text
+
+    def point(name: str, strength: float, kid: float) -> Point:
+        return Point(
+            name, strength, (), Interval(kid, kid - 0.1, kid + 0.1, 30), Interval(0.5, 0.4, 0.6, 30),
+            Interval(0.04, 0, 0.1, 30), Interval(0, 0, 0, 30),
+        )  # fmt: skip
+
+    base, *points = point("base", 0.0, 0.9), point("step-000010", 0.75, 0.31), point("final", 1.0, 0.32)
+    found = Sweep(comparison.run, ("a", "b"), (1, 2, 3), base, tuple(points), points[0], None, "the nearest")
+    write_text(comparison.run.config_file, configs.to_toml(comparison.config))
+    write_json(comparison.run.sweep / "sweep.json", sweep_page.as_json(found))
+    page = " ".join(" ".join(Page(report.html(comparison)).texts).split())
+    assert "The validation prompts (2, 3 seeds each)" in page and "The nearest." in page
+    assert "step-000010 at 0.75 suggested 0.310 0.210 to 0.410" in page
+    assert "final at 1 this report 0.320" in page and "4%" in page
+    (comparison.run.sweep / "sweep.json").write_text("{")
+    assert "suggested" not in " ".join(Page(report.html(comparison)).texts)
