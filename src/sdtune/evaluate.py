@@ -33,12 +33,12 @@ SMALL = 128
 
 
 def viewer_for(side: int, which: Looker = "auto", folder: Path | None = None) -> Viewer:
-    """What looks at pictures of this side, in pixels; `folder` keeps what published encoders saw. Raises EvaluationError where published
+    """What looks at pictures of this side, in pixels; `folder` keeps what was seen. Raises EvaluationError where published
     encoders are needed and are not here."""
     if which == "shipped" or (which == "auto" and side <= SMALL):
         from sdtune.metrics.features import Scorer
 
-        return Scorer.load()
+        return dataclasses.replace(Scorer.load(), folder=folder)
     from sdtune.metrics import panel
 
     if found := panel.Panel.here(side, folder=folder):

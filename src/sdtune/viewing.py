@@ -50,15 +50,16 @@ def scorer_gap(config: RunConfig) -> str:
 
 def viewer_of(config: RunConfig, drawn: Path) -> Viewer:
     """What looks at pictures of this base, `drawn` being one of them. Raises EvaluationError; see `scorer_gap`."""
+    folder = config.data.cache_folder() / "seen"
     if embedded(config):
         from sdtune.metrics.features import Scorer
 
-        return Scorer.load()
+        return dataclasses.replace(Scorer.load(), folder=folder)
     from sdtune.metrics.panel import Panel
 
     with Image.open(drawn) as im:
         side = min(im.size)
-    found = Panel.here(side, device=_device(config), folder=config.data.cache_folder() / "seen")
+    found = Panel.here(side, device=_device(config), folder=folder)
     if found is None:
         raise EvaluationError(scorer_gap(config))
     return found

@@ -1,5 +1,6 @@
 """From a finished tiny run to a report: the right prompts, nothing drawn twice, the base untouched."""
 
+import dataclasses
 import html
 import importlib
 import json
@@ -492,7 +493,8 @@ def test_larger_pictures_need_published_encoders(tmp_path: Path, monkeypatch: py
     tiny_encoders.dinov2(tmp_path / "encoders", "dinov2-b14")
     scores = sdtune.evaluate(drawn, real)
     assert "DINOv2" in scores.limits[0] and scores.figure("kid_target")
-    assert len(list((tmp_path / "cache" / "seen").glob("*.sqlite"))) == 2, "what they saw is kept"
+    kept = {path.stem for path in (tmp_path / "cache" / "seen").glob("*.sqlite")}
+    assert kept == {"shipped-whole", "clip-b32", "dinov2-b14"}, "what was seen is kept"
 
 
 def test_real_pictures_are_shown_as_large_as_the_drawn_ones(tmp_path: Path, scorer: Scorer) -> None:
@@ -508,3 +510,25 @@ def test_real_pictures_are_shown_as_large_as_the_drawn_ones(tmp_path: Path, scor
     drawn, real = [Image.new("RGB", (40, 40))] * 2, [Image.new("RGB", (400, 200)), Image.new("RGB", (20, 30))]
     evaluate(drawn, real, scorer=Watching(), draws=100)  # type: ignore[arg-type]
     assert seen == [(40, 40), (40, 40), (80, 40), (20, 30)]
+
+
+def test_pictures_that_the_scorer_has_seen_are_not_looked_at_again(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    look = Scorer.look
+
+    def counted(self: Scorer, pixels: Any) -> Any:
+        looked.append(len(pixels))
+        return look(self, pixels)
+
+    monkeypatch.setattr(Scorer, "look", counted)
+    images, keeping = [tiny.picture(i) for i in range(4)], dataclasses.replace(scorer, folder=tmp_path)
+    once, again, plain = keeping.see(images[:3]), keeping.see(images), scorer.see(images)
+    assert looked == [3, 1, 4]
+    for part in (0, 1):
+        assert np.array_equal(again[part][:3], once[part])
+        assert np.allclose(again[part], plain[part], atol=1e-6)
+    other = dataclasses.replace(keeping, fingerprint="another")
+    other.see(images[:1])
+    assert looked == [3, 1, 4, 1], "of other weights nothing is known"

@@ -6,6 +6,7 @@ equal fingerprints compare, others do not.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -144,23 +145,24 @@ class ClipEncoder(NetEncoder):
 
 
 class ShippedEncoder(Encoder):
-    """The scorer that comes with sdtune. Features are those of `Scorer.features`."""
+    """The scorer that comes with sdtune. Features are those of `Scorer.features`; `whole`: with its embeddings beside them."""
 
-    def __init__(self, spec: Spec, scorer: Scorer) -> None:
-        super().__init__(spec, "cpu", {"model.safetensors": scorer.fingerprint})
-        self.scorer = scorer
+    def __init__(self, scorer: Scorer, *, whole: bool = False) -> None:
+        spec = spec_of("shipped")
+        super().__init__(
+            dataclasses.replace(spec, name="shipped-whole") if whole else spec,
+            "cpu",
+            {"model.safetensors": scorer.fingerprint},
+        )
+        self.scorer, self.whole = scorer, whole
         self.look = f"to {scorer.side} x {scorer.side}, Pillow box to shrink and bicubic to enlarge; x / 127.5 - 1"
 
     def prepare(self, image: Image.Image) -> Pixels:
-        return np.ascontiguousarray(self.scorer._pixels(image).transpose(2, 0, 1))
+        return self.scorer.prepare(image)
 
     def encode(self, pictures: Sequence[Pixels]) -> Array:
-        import torch
-
-        with torch.inference_mode():
-            out = self.scorer.vision(pixel_values=torch.from_numpy(np.stack(pictures)))
-            features: Tensor = self.scorer.vision.vision_model.post_layernorm(out.last_hidden_state[:, 0])
-        return np.asarray(features.double().numpy())
+        rows_BF = self.scorer.look(np.stack(pictures))
+        return rows_BF if self.whole else rows_BF[:, : self.scorer.dimension]
 
 
 class Perceptual(Known):
@@ -211,7 +213,7 @@ def load(name: str, at: Path | None = None, device: str = "cpu") -> Encoder:
     if spec.kind == "shipped":
         from sdtune.metrics.features import Scorer
 
-        return ShippedEncoder(spec, Scorer.load())
+        return ShippedEncoder(Scorer.load())
     if spec.kind in ("lpips-alex", "lpips-vgg", "aesthetic"):
         raise EvaluationError(
             f"{name}: gives no features; it is loaded by load_{'head' if spec.kind == 'aesthetic' else 'pairs'}"

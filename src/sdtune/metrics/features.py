@@ -22,11 +22,10 @@ from sdtune.errors import EvaluationError
 from sdtune.metrics.vectors import unit
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import CLIPTokenizer
 
 Array = NDArray[np.float64]
-CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Scorer:
     tokenizer: CLIPTokenizer
     side: int
     fingerprint: str
+    folder: Path | None = None
+    """Where what was seen is kept, by content; None keeps nothing."""
     """sha256 of the image encoder's weight file."""
 
     title = "the scorer that comes with sdtune"
@@ -81,17 +82,25 @@ class Scorer:
         return self.see(images)[1]
 
     def see(self, images: Iterable[Image.Image]) -> tuple[Array, Array]:
-        """`features` and `embeds` in one pass."""
+        """`features` and `embeds` in one pass; pictures that were seen before are not looked at again (`folder`)."""
+        from sdtune.metrics import cache, encoders
+
+        rows_NF = cache.features(encoders.ShippedEncoder(self, whole=True), images, folder=self.folder)
+        return rows_NF[:, : self.dimension], rows_NF[:, self.dimension :]
+
+    def look(self, pixels_BCHW: NDArray[np.float32]) -> Array:
+        """`features` and, beside them, `embeds` of prepared pictures, (B, D + E)."""
         import torch
 
-        pixels_NHWC = np.stack([self._pixels(im) for im in images])
-        features, embeds = [], []
         with torch.inference_mode():
-            for chunk in np.array_split(pixels_NHWC, max(1, -(-len(pixels_NHWC) // CHUNK))):
-                out = self.vision(pixel_values=torch.from_numpy(chunk).permute(0, 3, 1, 2).contiguous())
-                features.append(self.vision.vision_model.post_layernorm(out.last_hidden_state[:, 0]).double().numpy())
-                embeds.append(out.image_embeds.double().numpy())
-        return np.concatenate(features), unit(np.concatenate(embeds))
+            out = self.vision(pixel_values=torch.from_numpy(pixels_BCHW))
+            features: Tensor = self.vision.vision_model.post_layernorm(out.last_hidden_state[:, 0])
+        return np.concatenate([features.double().numpy(), unit(out.image_embeds.double().numpy())], axis=1)
+
+    @property
+    def dimension(self) -> int:
+        """D, of `features`."""
+        return int(self.vision.config.hidden_size)
 
     def texts(self, prompts: Sequence[str]) -> Array:
         """Unit-length embeddings of the prompts, (N, E)."""
@@ -101,13 +110,13 @@ class Scorer:
         with torch.inference_mode():
             return unit(self.text(tokens.input_ids).pooler_output.double().numpy())
 
-    def _pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """RGB in [-1, 1], (side, side, 3). Larger pictures are reduced by area, smaller ones enlarged bicubically."""
+    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
+        """RGB in [-1, 1], (3, side, side). Larger pictures are reduced by area, smaller ones enlarged bicubically."""
         rgb = image.convert("RGB")
         if rgb.size != (self.side, self.side):
             shrink = min(rgb.size) >= self.side
             rgb = rgb.resize((self.side, self.side), Image.Resampling.BOX if shrink else Image.Resampling.BICUBIC)
-        return np.asarray(rgb, np.float32) / 127.5 - 1
+        return np.ascontiguousarray((np.asarray(rgb, np.float32) / 127.5 - 1).transpose(2, 0, 1))
 
 
 def _config(folder: Path) -> dict[str, Any]:
