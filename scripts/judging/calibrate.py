@@ -1,6 +1,8 @@
 """How often the judge errs: thousands of simulated evaluations whose truth is known.
 
-    python scripts/judging/calibrate.py --evaluations 2000 --out benchmarks/calibration.json
+    python scripts/judging/calibrate.py --evaluations 2000 --draws 600 --out benchmarks/calibration.json
+
+writes a Markdown table beside it.
 
 Each is judged by the code that judges runs (`sdtune.evaluate.judge`), on pictures that are drawn from a law instead of by a model: features
 with an effect of the prompt that base and tuned share, embeddings of which a share points at the prompt, validation losses that are
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,7 @@ from sdtune.evaluate import judge
 from sdtune.judging.scores import Evidence, Scores, Seen, Unrelated, Validation
 
 Array = NDArray[np.float64]
+COMMAND = "python scripts/judging/calibrate.py --evaluations 2000 --draws 600 --out benchmarks/calibration.json"
 DIMENSIONS = 16
 PAIRED = ("kid_target", "kid_control", "found_first", "prompt_cosine", "diversity", "unrelated", "validation_loss")
 UNRELATED = 24
@@ -140,7 +144,7 @@ def judged(job: tuple[Case, int, int]) -> tuple[dict[str, str], dict[str, bool |
     return {v.key: v.answer for v in scores.verdicts}, held
 
 
-def rates(case: Case, evaluations: int, draws: int, pool: ProcessPoolExecutor | None) -> dict[str, object]:
+def rates(case: Case, evaluations: int, draws: int, pool: ProcessPoolExecutor | None) -> dict[str, Any]:
     jobs = [(case, seed, draws) for seed in range(evaluations)]
     results = list(pool.map(judged, jobs, chunksize=16) if pool else map(judged, jobs))
     answers = {key: Counter(a[key] for a, _ in results) for key in results[0][0]}
@@ -154,6 +158,42 @@ def rates(case: Case, evaluations: int, draws: int, pool: ProcessPoolExecutor | 
     }
 
 
+NAMES = {
+    "kid_target": "KID to target", "kid_control": "KID to control", "found_first": "asked found first", "prompt_cosine": "likeness to prompt",
+    "diversity": "seed difference", "unrelated": "unrelated prompts", "validation_loss": "validation loss",
+}  # fmt: skip
+
+
+def markdown(rows: list[dict[str, Any]], draws: int) -> str:
+    """Two tables: how often each answer was yes, and how often the intervals held the truth."""
+
+    def table(heads: list[str], lines: list[list[str]]) -> str:
+        return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *lines])
+
+    questions = list(rows[0]["answers"])
+    yes = [[r["case"], *(f"{r['answers'][q].get('yes', 0):.1%}" for q in questions)] for r in rows]
+    held = [[r["case"], *(f"{r['coverage'][k]:.1%}" if k in r["coverage"] else "" for k in PAIRED)] for r in rows]
+    return f"""# How often does the judge err?
+
+{rows[0]["evaluations"]:,} simulated evaluations of each case, judged by the code that judges runs, with {draws:,} bootstrap draws each:
+`{COMMAND}`. Features, embeddings and losses are drawn from laws instead of by models, so the truth is known. In cases without an effect base
+and tuned follow the same law.
+
+## How often the answer was "yes"
+
+{table(["case", *questions], yes)}
+
+Without an effect "helped" and "moved" are errors, and must stay below 5%. "Content" is "kept?", and is right to be yes where enough prompts show
+it; the rest of its answers is "cannot tell". "Overfit", "forgot" and "copied" would be errors in every case.
+
+## How often 95% intervals of the difference held the truth
+
+{table(["case", *(NAMES[k] for k in PAIRED)], held)}
+
+To be between 93% and 97%; of {rows[0]["evaluations"]:,} evaluations the last percent is chance.
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=int, default=2000)
@@ -162,7 +202,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
 
-    def all_rates() -> Iterator[dict[str, object]]:
+    def all_rates() -> Iterator[dict[str, Any]]:
         with ProcessPoolExecutor(asked.processes) as pool:
             for case in CASES:
                 row = rates(case, asked.evaluations, asked.draws, pool)
@@ -172,6 +212,7 @@ def main() -> None:
     rows = list(all_rates())
     if asked.out:
         asked.out.write_text(json.dumps({"draws": asked.draws, "cases": rows}, indent=1) + "\n", encoding="utf-8")
+        asked.out.with_suffix(".md").write_text(markdown(rows, asked.draws), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 
 import pytest
 from scripts.judging import calibrate
@@ -17,7 +16,7 @@ MARGIN = 2.58 * math.sqrt(0.05 * 0.95 / EVALUATIONS)
 def test_a_few_evaluations_without_an_effect() -> None:
     """As a guard for every change; the slow test below is the promise."""
     case = calibrate.Case("no effect, 30 prompts", 30)
-    row: dict[str, Any] = calibrate.rates(case, 60, 200, None)
+    row = calibrate.rates(case, 60, 200, None)
     assert row["answers"]["helped"].get("yes", 0) <= 0.06
     assert row["answers"]["moved"].get("yes", 0) <= 0.1
     assert row["coverage"].keys() >= set(calibrate.PAIRED) - {"validation_loss"}
@@ -26,7 +25,7 @@ def test_a_few_evaluations_without_an_effect() -> None:
 
 def test_an_effect_is_seen_and_its_size_held() -> None:
     case = calibrate.Case("moved, 48 prompts", 48, effect=1.0)
-    row: dict[str, Any] = calibrate.rates(case, 30, 200, None)
+    row = calibrate.rates(case, 30, 200, None)
     assert row["answers"]["moved"]["yes"] > 0.9
     assert row["coverage"]["kid_target"] >= 0.8 and row["coverage"]["kid_control"] >= 0.8
 
@@ -50,7 +49,7 @@ def test_true_distances_are_those_of_many_pictures() -> None:
 def test_the_judge_is_calibrated(case: calibrate.Case) -> None:
     """ "Helped" by chance in at most 5% of 2,000 evaluations, and intervals that hold the truth in 93 to 97% of them."""
     with ProcessPoolExecutor(2) as pool:
-        row: dict[str, Any] = calibrate.rates(case, EVALUATIONS, 600, pool)
+        row = calibrate.rates(case, EVALUATIONS, 600, pool)
     if not case.effect:
         assert row["answers"]["helped"].get("yes", 0) <= 0.05
     for key, share in row["coverage"].items():
