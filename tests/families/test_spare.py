@@ -97,7 +97,9 @@ def test_text_encoders_and_vae_leave_while_the_denoiser_works(
     at_work = list[set[str]]()
     (picture,) = sample(model, config, texts=texts, on_step=lambda look: at_work.append(set(here)))
     spared = device == "cuda" and unload
-    assert at_work == [set() if spared else set(others.values())] * 2 and np.array_equal(picture.image, plain[0])
+    assert at_work == [set() if spared else set(others.values())] * 2 and np.array_equal(
+        np.asarray(picture.image), plain[0]
+    )
     encoders = [name for name in others.values() if name != "vae"]
     once = [f"{name} {way}" for way in ("comes", "leaves") for name in encoders]
     away = [f"{name} leaves" for name in ("vae", *encoders)]
