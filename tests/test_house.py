@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -289,3 +290,77 @@ def test_texts_name_only_keys_and_commands_that_exist(text: Path) -> None:
     commands = {name for part in code for name in re.findall(r"(?:`|^|&& )sdtune ([a-z]+)\b", part, re.MULTILINE)}
     shown = subprocess.run([sys.executable, *HELP], capture_output=True, text=True, check=True).stdout
     assert commands <= set(re.findall(r"^\W*([a-z]+)\s{2,}\S", shown, re.MULTILINE))
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=relative)
+def test_texts_name_only_files_that_exist(text: Path) -> None:
+    """Of the repository: benchmarks/..., recipes/... and the like, folders and patterns (`*`) too."""
+    found = re.findall(
+        r"(?<![\w./-])(?:benchmarks|recipes|scripts|examples|docs|licenses|tests|src)/[\w./*-]*",
+        text.read_text(encoding="utf-8"),
+    )
+    missing = [name for name in found if not list(ROOT.glob(name.rstrip("./") or "."))]
+    assert not missing, missing
+
+
+def test_the_first_page_and_the_menu_name_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    start = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", start.partition("## Where to go on")[2])) == pages - {"index.md"}
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    assert set(re.findall(r": ([\w-]+\.md)$", menu, re.MULTILINE)) == pages
+
+
+def test_the_page_of_commands_names_each_with_its_options() -> None:
+    """All commands, and of options only such as there are."""
+    import typer
+
+    from sdtune import cli
+
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `sdtune ([a-z]+(?: [a-z]+)?)\b[^`]*`(?: or `[^`]*`)? \| (.*) \|$", text, re.MULTILINE)
+    options = dict[str, set[str]]()
+    root = typer.main.get_command(cli.app)
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        options |= {f"{name} {k}": flags(c) for k, c in below.items()} if below else {name: flags(command)}
+    assert {name for name, _ in rows} == set(options)
+    for name, words in rows:
+        assert set(re.findall(r"`(-[\w-]+)", words)) <= options[name], name
+
+
+def flags(command: Any) -> set[str]:
+    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=relative)
+def test_configs_that_texts_load_from_python_are_sound(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sdtune
+
+    monkeypatch.chdir(ROOT)
+    for call in re.findall(r"\bsdtune\.load_config\(([^()]*)\)", text.read_text(encoding="utf-8")):
+        arguments = ast.literal_eval(f"({call},)")
+        assert sdtune.load_config(*arguments).name
+
+
+def test_the_page_of_metrics_says_what_the_registry_says() -> None:
+    from sdtune.metrics.registry import LEFT_OUT, METRICS, encoders_of
+
+    page = (
+        (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").partition("## Metrics")[2].partition("\n## ")[0]
+    )
+    told = set[str]()
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            names, _, needs, encoders, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            for name in re.findall(r"`([^`]+)`", names):
+                told.add(name)
+                assert needs == f"{METRICS[name].needs:,} {METRICS[name].unit}", name
+                usual = re.split(r"\+", METRICS[name].encoders[0])
+                assert set(usual) <= set(re.findall(r"`([^`]+)`", encoders)), name
+            shown = set(re.findall(r"`([^`]+)`", encoders))
+            assert shown <= {e for name in re.findall(r"`([^`]+)`", names) for e in encoders_of(METRICS[name])}, names
+    assert told == set(METRICS)
+    words = " ".join(page.split())
+    for name, why in LEFT_OUT.items():
+        assert f"{name} is left out: {why}".lower() in words.lower()

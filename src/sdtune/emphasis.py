@@ -38,6 +38,21 @@ def looks_weighted(prompt: str) -> bool:
     return bool(re.search(r"\([^()]+:\s*\d*\.?\d+\s*\)", _ESCAPED.sub("", prompt)))
 
 
+def weighs(prompt: str) -> bool:
+    """Whether a web UI would read anything but letters: brackets that are not escaped, or BREAK."""
+    return any(sign in "()[]" and not escaped for sign, escaped in _signs(prompt)) or bool(_BREAK.search(prompt))
+
+
+def escape(prompt: str) -> str:
+    """The letters of `prompt` so that a web UI reads them as letters."""
+    return re.sub(r"[\\()\[\]]", r"\\\g<0>", prompt)
+
+
+def unescape(prompt: str) -> str:
+    """The letters that a web UI reads where nothing has a weight: the inverse of `escape`."""
+    return "".join(sign for sign, _ in _signs(prompt))
+
+
 def parse(prompt: str) -> list[list[Piece]]:
     """The pieces of each part of `prompt`, the parts being what BREAK divides. Raises ConfigError for what is not supported."""
     bare = _ESCAPED.sub("", prompt)

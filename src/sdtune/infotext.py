@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from sdtune import emphasis
 from sdtune.errors import ConfigError, DataError
 from sdtune.samplers import SAMPLERS
 
@@ -61,17 +62,10 @@ class Drawn:
         lines = [f"sample.{key}={toml(value)}" for key, value in wanted.items()]
         if self.settings.get("vae_tiling") and "sample.vae_tiling" not in given:
             lines.append("sample.vae_tiling=true")
-        if self._weighted() and "sample.prompt_weights" not in given:
+        if self.settings.get("prompt_weights") and "sample.prompt_weights" not in given:
             lines.insert(0, "sample.prompt_weights=true")
         lines += self._guide(given) if "guide" in self.settings and "sample.guide" not in given else []
         return lines if "sample.seeds" in given else [*lines, f"sample.seeds=[{self.settings['seed']}]"]
-
-    def _weighted(self) -> bool:
-        """Whether brackets are weights: as we say, and in web UIs always."""
-        text = f"{self.settings['prompt']} {self.settings.get('negative', '')}"
-        return bool(self.settings.get("prompt_weights")) or (
-            not self.ours and bool(re.search(r"[()\[\]\\]|\bBREAK\b", text))
-        )
 
     def _guide(self, given: Collection[str]) -> list[str]:
         guide: Mapping[str, str | float] = self.settings["guide"]
@@ -88,14 +82,43 @@ def toml(value: str | float) -> str:
 
 
 def a1111_parameters(record: Mapping[str, Any]) -> str:
-    """AUTOMATIC1111's grammar: the prompt, the negative prompt, a last line of `key: value` pairs."""
+    """AUTOMATIC1111's grammar: the prompt, the negative prompt, a last line of `key: value` pairs.
+
+    Web UIs always read weights: where none were read here, brackets are escaped. No `<lora:name:0.8>` is written into the
+    prompt, which nobody here read; what was on the model is a pair of its own, which web UIs show and do not act on.
+    """
     pairs = {
         "Steps": record["steps"], "Sampler": SAMPLERS[record["scheduler"]].title, "CFG scale": record["guidance"],
         "Seed": record["seed"], "Size": f"{record['width']}x{record['height']}", "Model": record["model"],
     }  # fmt: skip
     pairs |= {"Denoising strength": record["denoising_strength"]} if "denoising_strength" in record else {}
-    lines = [record["prompt"], *([f"{_NEGATIVE} {record['negative']}"] if record["negative"] else [])]
-    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in pairs.items())])
+    pairs |= {"Tuned": tuned} if (tuned := ", ".join(_on_top(record))) else {}
+    prompt, negative = (
+        record[key] if record.get("prompt_weights") else emphasis.escape(record[key]) for key in ("prompt", "negative")
+    )
+    lines = [prompt, *([f"{_NEGATIVE} {negative}"] if negative else [])]
+    return "\n".join([*lines, ", ".join(f"{k}: {_quoted(str(v))}" for k, v in pairs.items())])
+
+
+def _on_top(record: Mapping[str, Any]) -> Iterator[str]:
+    """What was on the model, each with its strength."""
+    if "tuned" in record:
+        yield f"{record['tuned']}: {record['strength']:g}"
+    for row in record.get("adapters", ()):
+        yield f"{row['name']}: {row['strength']:g}"
+
+
+def _quoted(text: str) -> str:
+    """As web UIs write what would be taken for several pairs."""
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    try:
+        return str(json.loads(text)) if text.startswith('"') else text
+    except ValueError:
+        return text.strip('"')
 
 
 def read(path: Path) -> Drawn:
@@ -150,13 +173,20 @@ def _of_json(text: str) -> dict[str, Any]:
 
 
 def _of_a1111(text: str) -> dict[str, Any]:
-    *lines, last = text.strip().splitlines() or [""]
-    pairs = {key: value.strip().strip('"') for key, value in _PAIR.findall(last[:LONGEST_LINE])}
+    *lines, last = text.strip().replace("\r\n", "\n").split("\n")
+    pairs = {key: _unquoted(value) for key, value in _PAIR.findall(last[:LONGEST_LINE])}
     if len(pairs) < 3:  # web UIs read such a line as part of the prompt, too
         raise ValueError("its text ends without the settings (Steps, Sampler, Seed ...) that web UIs write")
     at = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
-    negative = "\n".join(lines[at:]).removeprefix(_NEGATIVE).strip()
-    found: dict[str, Any] = {"prompt": "\n".join(lines[:at]).strip(), "negative": negative}
+    prompts = {
+        "prompt": "\n".join(lines[:at]).strip(),
+        "negative": "\n".join(lines[at:]).removeprefix(_NEGATIVE).strip(),
+    }
+    found: dict[str, Any]
+    if any(map(emphasis.weighs, prompts.values())):
+        found = {**prompts, "prompt_weights": True}
+    else:  # what is escaped and nothing else are letters
+        found = {key: emphasis.unescape(prompt) for key, prompt in prompts.items()}
     for name, key in _NAMES.items():
         if name in pairs:
             value = pairs.pop(name)
@@ -166,7 +196,7 @@ def _of_a1111(text: str) -> dict[str, Any]:
     if "Size" in pairs:
         width, _, height = pairs.pop("Size").partition("x")
         found |= {"width": _number("Size", width), "height": _number("Size", height)}
-    return found | pairs
+    return pairs | found  # a pair named as ours is no setting of theirs
 
 
 def _number(name: str, text: str) -> float:

@@ -178,9 +178,11 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 
 def _value(value: Any) -> str:
-    """A default as TOML would write it; empty if the key is unset."""
+    """A default as TOML would write it, or what stands for it."""
     if value is None:
         return "unset"
+    if value is dataclasses.MISSING:
+        return "required"
     if isinstance(value, tuple):
         return "[" + ", ".join(_value(v) for v in value) + "]"
     if isinstance(value, bool):

@@ -160,7 +160,7 @@ def _view(c: Comparison) -> Json:
     train = [e.image for e in c.plan.train]
     return {
         "css": asset("report.css"),
-        "js": asset("report.js") + asset("zoom.js"),
+        "js": asset("report.js"),
         "name": c.config.name,
         "headline": sentence,
         "tone": tone,

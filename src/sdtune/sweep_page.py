@@ -51,7 +51,6 @@ def html(s: Sweep) -> str:
     return page(
         "sweep",
         css=asset("report.css") + asset("sweep.css"),
-        js=asset("zoom.js"),
         name=s.run.config().name,
         headline=f"Suggested: {s.chosen.name}" if s.chosen else "No point is suggested",
         rule=s.rule[0].upper() + s.rule[1:],

@@ -28,6 +28,7 @@ from sdtune.experiments.page import of_matrix, write
 from sdtune.experiments.run import Clock, Task, experiment, state_of, tasks
 from sdtune.experiments.shared import keep, take
 from sdtune.files import write_text
+from sdtune.pages import asset
 from sdtune.presets import folder
 from sdtune.runs import Run
 from tests import tiny
@@ -73,6 +74,7 @@ def test_the_page_has_the_rows_the_base_and_the_cards(finished: tuple[Matrix, Pa
     assert {row["claims"] for row in rows if row["name"] != "base"} == {False} and found["of"] == "runs"
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "rank-1" in page and "Content-Security-Policy" in page and "http" not in page.replace("http-equiv", "")
+    assert asset("zoom.js") in page
     assert str(out.parent) not in page + (out / "leaderboard.json").read_text(encoding="utf-8")
     card = next(out.glob("rank-1-*")) / "card.md"
     assert [

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sdtune import config as configs
 from sdtune.config import SampleConfig
 from sdtune.families.attention import BmmAttention, processors
 from sdtune.infotext import read
+from sdtune.opened import Opened
 from sdtune.sample import sample, save_png
 from tests.families.common import PROMPTS, drawn, load
 
@@ -69,6 +71,42 @@ def test_tiles_are_near_the_whole_picture(tmp_path: Path) -> None:
     assert "sample.vae_tiling=true" in read(tmp_path / "p.png").overrides(()), "it changes the picture"
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3"])
+@pytest.mark.parametrize(("device", "unload"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_text_encoders_and_vae_leave_while_the_denoiser_works(
+    folder_of: FamilyFolder, monkeypatch: pytest.MonkeyPatch, kind: str, device: str, unload: bool
+) -> None:
+    """`sample.unload` on a CUDA device, which is named here and not used: what is moved lies where it lay."""
+    model: Any = load(folder_of(kind))
+    config = SampleConfig(prompts=PROMPTS[:1], seeds=(1,), steps=2, scheduler="euler", unload=unload)
+    plain = drawn(model, config)
+    others: dict[nn.Module, str] = {part: name for name, part in model.parts.items() if part is not model.denoiser}
+    others[model.vae] = "vae"
+    here, to, moves = set(others.values()), nn.Module.to, list[str]()
+
+    def noted(self: nn.Module, *args: Any) -> nn.Module:
+        leaves = args == ("cpu",)  # what comes is told a torch.device
+        moves.append(f"{others[self]} {'leaves' if leaves else 'comes'}")
+        (here.discard if leaves else here.add)(others[self])
+        return to(self, *args)
+
+    monkeypatch.setattr(nn.Module, "to", noted)
+    with monkeypatch.context() as named:
+        named.setattr(type(model), "device", torch.device(device))
+        texts = Opened(model).suit(config)
+    at_work = list[set[str]]()
+    (picture,) = sample(model, config, texts=texts, on_step=lambda look: at_work.append(set(here)))
+    spared = device == "cuda" and unload
+    assert at_work == [set() if spared else set(others.values())] * 2 and np.array_equal(
+        np.asarray(picture.image), plain[0]
+    )
+    encoders = [name for name in others.values() if name != "vae"]
+    once = [f"{name} {way}" for way in ("comes", "leaves") for name in encoders]
+    away = [f"{name} leaves" for name in ("vae", *encoders)]
+    # the negative prompt and the prompt are read one after the other, then the picture is decoded
+    assert moves == ([*away, *once, *once, "vae comes", "vae leaves"] if spared else [])
+
+
 def test_all_of_it_together_draws_the_same_picture(folder_of: FamilyFolder) -> None:
     model = load(folder_of("sd1"))
     config = SampleConfig(prompts=PROMPTS, seeds=(1, 2), steps=2)
@@ -79,8 +117,6 @@ def test_all_of_it_together_draws_the_same_picture(folder_of: FamilyFolder) -> N
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inside torch itself
 def test_a_compiled_denoiser_draws_the_same_picture(folder_of: FamilyFolder) -> None:
-    from sdtune.opened import Opened
-
     model = load(folder_of("sd1"))
     config = SampleConfig(prompts=PROMPTS[:1], seeds=(1,), steps=2)
     plain = drawn(model, config)

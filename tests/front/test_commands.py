@@ -124,6 +124,8 @@ def test_the_plan_of_every_recipe_can_be_told(recipe: Path) -> None:
 
 def test_every_key_has_help_and_default() -> None:
     listed = presets.keys("")
+    assert not [key for key in listed if "MISSING" in key.default]
+    assert {key.name for key in listed if key.default == "required"} == {"sample.guide.colour", "sample.guide.text"}
     assert not [key.name for key in listed if not key.help or not key.kind]
     names = [key.name for key in listed]
     kinds = [(key.name, kind) for key in listed for kind in key.only.split(", ")]

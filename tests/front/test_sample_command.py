@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdtune import cli, infotext
+from sdtune import cli, emphasis, infotext
 from sdtune.errors import ConfigError, DataError
 from sdtune.samplers import SAMPLERS
 
@@ -74,7 +75,7 @@ def test_the_settings_of_web_uis_are_taken(tmp_path: Path) -> None:
     assert not found.ours and found.notes == ("Lora hashes: a: b, c: d",)
     assert found.settings == {
         "prompt": "a red apple, (best quality:1.2)", "negative": "blue,\nugly", "scheduler": "dpm++2m-karras", "steps": 20,
-        "guidance": 6.5, "seed": 5, "width": 64, "height": 32, "model": "mine",
+        "guidance": 6.5, "seed": 5, "width": 64, "height": 32, "model": "mine", "prompt_weights": True,
     }  # fmt: skip
     assert 'sample.negative="blue,\\nugly"' in found.overrides(()) and "sample.seeds=[5]" in found.overrides(())
     assert found.overrides(("sample.seeds", "sample.steps"))[-1] == "sample.height=32"
@@ -82,6 +83,55 @@ def test_the_settings_of_web_uis_are_taken(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"b.png: .*sampler 'DPM adaptive'.* not known here"):
         other.overrides(())
     assert other.overrides(("sample.scheduler",))
+
+
+RECORD: dict[str, Any] = {
+    "model": "mine", "scheduler": "ddim", "steps": 7, "guidance": 2.5, "width": 48, "height": 32, "strength": 0.7,
+    "precision": "float32",
+}  # fmt: skip
+
+
+def by_their_text(path: Path, prompt: str, negative: str = "", seed: int = 3, **more: object) -> infotext.Drawn:
+    """A picture of ours, read by what it says to web UIs."""
+    from sdtune.sample import Sample, save_png
+
+    save_png(Sample(prompt, negative, seed, Image.new("RGB", (8, 8)), {**RECORD, **more}), path)
+    with Image.open(path) as im:
+        text = im.info["parameters"]
+    return infotext.read(picture(path, foreign=text))
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_our_text_for_web_uis_says_what_was_drawn(tmp_path: Path, scheduler: str) -> None:
+    prompt, negative = "a réd apple, 3: 4\u2028\non a table", "blue,\nugly"
+    more = {"scheduler": scheduler, "model": 'an, odd: "name"', "denoising_strength": 0.5}
+    found = by_their_text(tmp_path / "p.png", prompt, negative, 2**40, **more)
+    said = {key: value for key, value in RECORD.items() if key not in ("strength", "precision")}
+    assert found.settings == {**said, **more, "prompt": prompt, "negative": negative, "seed": 2**40}
+    assert not found.ours and not found.notes
+
+
+@pytest.mark.parametrize("prompt", ["a (red:1.3) [apple]", "((a", "b\\", "\\(a\\)", "a) \\\\ [b|c]", "plain"])
+def test_letters_are_letters_in_web_uis_too(tmp_path: Path, prompt: str) -> None:
+    """Web UIs always read weights: what none was here is escaped, and read again as it was."""
+    found = by_their_text(tmp_path / "p.png", prompt, f"not {prompt}")
+    assert (found.settings["prompt"], found.settings["negative"]) == (prompt, f"not {prompt}")
+    assert "sample.prompt_weights=true" not in found.overrides(())
+    (part,) = emphasis.parse(emphasis.escape(prompt))  # as they parse it
+    assert part == [emphasis.Piece(prompt)]
+
+
+def test_weights_are_weights_in_web_uis_too(tmp_path: Path) -> None:
+    prompt = "a (red:1.3) apple \\(fruit\\)"
+    found = by_their_text(tmp_path / "p.png", prompt, prompt_weights=True)
+    assert found.settings["prompt"] == prompt and "sample.prompt_weights=true" in found.overrides(())
+
+
+def test_what_was_on_the_model_is_no_part_of_the_prompt(tmp_path: Path) -> None:
+    row = {"name": "pip, b.safetensors", "strength": -0.5, "sha256": "0" * 64}
+    found = by_their_text(tmp_path / "p.png", "a", tuned="mine@final", adapters=[row])
+    assert found.settings["prompt"] == "a" and "adapters" not in found.settings
+    assert found.notes == ("Tuned: mine@final: 0.7, pip, b.safetensors: -0.5",)
 
 
 SOUND = {"prompt": "a", "seed": 1}

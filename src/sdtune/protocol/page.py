@@ -26,7 +26,8 @@ from sdtune.stats import Interval, sign_test
 _MARK = "<!-- sdtune protocol -->"
 MARKS = {"report.html": _MARK, "report.md": _MARK, "scores.json": '{\n "made_by": "sdtune protocol"'}
 """How our own files begin: others of these names are not written over."""
-SIDE = 160
+SIDE = 256
+"""Of thumbnails, which enlarge."""
 SHOWN = 200
 """Test pictures with thumbnails; the rest is in the JSON."""
 _TONES = {

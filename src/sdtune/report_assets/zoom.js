@@ -2,14 +2,16 @@
 // A click, or Enter on a picture that has the focus, shows it large.
 {
   const dialog = document.body.appendChild(document.createElement("dialog"));
-  const [picture, words, close] = ["img", "p", "button"].map((tag) => dialog.appendChild(document.createElement(tag)));
+  const [frame, words, close] = ["div", "p", "button"].map((tag) => dialog.appendChild(document.createElement(tag)));
   dialog.className = "zoom";
   dialog.setAttribute("aria-label", "The picture, enlarged");
   close.textContent = "Close";
   const zoom = (image) => {
-    picture.src = image.src;
-    picture.alt = words.textContent = image.alt;
-    dialog.classList.toggle("drawing", image.naturalWidth <= 128);
+    const map = image.closest(".heat"), large = (map ?? image).cloneNode(true); // a map lies over its picture
+    for (const part of [large, ...large.children]) for (const name of ["role", "tabindex", "data-row"]) part.removeAttribute(name);
+    frame.replaceChildren(large);
+    words.textContent = image.alt;
+    dialog.classList.toggle("drawing", !map && image.naturalWidth <= 128);
     dialog.showModal();
   };
   for (const image of document.querySelectorAll("main img")) {
