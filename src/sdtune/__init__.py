@@ -319,12 +319,14 @@ def _opened(
 
 
 def _picture_files(folder: str | Path) -> list[Path]:
-    from sdtune.data.dataset import TEST, resolve
+    from sdtune.data.dataset import held_out_part, resolve
     from sdtune.errors import DataError
 
-    root = resolve(str(folder))
-    inside = next((root / name for name in TEST if (root / name).is_dir()), root)
-    files = sorted(p for p in inside.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    files = sorted(
+        p
+        for p in held_out_part(resolve(str(folder))).iterdir()
+        if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+    )
     if not files:
         raise DataError(f"{folder}: no pictures there (PNG, JPEG, WebP)")
     return files

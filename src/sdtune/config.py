@@ -370,6 +370,10 @@ def json_schema(names: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _override(data: dict[str, Any], item: str) -> None:
+    if not isinstance(item, str):  # from Python
+        raise ConfigError(
+            f"{item!r}: settings are texts, one by one, for example 'optimizer.lr=1e-4', 'train.steps=100'"
+        )
     key, sep, raw = item.partition("=")
     if not sep or not key:
         raise ConfigError(f"{item!r} is not key=value, for example optimizer.lr=1e-4")

@@ -23,6 +23,7 @@ from sdtune.schema import Section, field_help
         (["sample.scheduler=dimm"], "did you mean 'ddim'?"),
         (["method.type=loro"], "did you mean 'lora'?"),
         (["train.steps"], "'train.steps' is not key=value"),
+        ([["train.steps=1"]], "settings are texts, one by one"),
         (["name=a", "name.x=1"], "name.x: 'name' is a value, not a group of keys"),
         (["name=../elsewhere"], "name: string should match pattern"),
         (["trian.steps=1"], "trian: no such key; did you mean 'train'?"),

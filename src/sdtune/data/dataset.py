@@ -329,6 +329,11 @@ def split_folders(
     return train, given or inside, skip, notes
 
 
+def held_out_part(root: Path) -> Path:
+    """The held-out test pictures of a set, where it has such a folder; else the set itself."""
+    return next((root / name for name in TEST if (root / name).is_dir()), root)
+
+
 def _by_row(train: _Collected, folder: Path) -> list[Example]:
     """Take the pictures out of `train` that lie in split folders, as rows of one metadata file can have them."""
     split = {e.image: split_of(e.image, folder) for e in train.examples}

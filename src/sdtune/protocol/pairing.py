@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sdtune.data import readers
-from sdtune.data.dataset import TEST, TRAIN, VALIDATION, resolve
+from sdtune.data.dataset import TEST, TRAIN, VALIDATION, held_out_part, resolve
 from sdtune.data.layouts import AUTO_COLUMN, Entry, called, listed, plural
 from sdtune.errors import DataError, EvaluationError
 
@@ -99,8 +99,7 @@ def training(folder: str | Path) -> list[Path]:
 
 def _real(folder: str | Path) -> dict[str, Entry]:
     """The real pictures by name: those of a set's test part, if it has one."""
-    root = resolve(str(folder))
-    inside = next((root / name for name in TEST if (root / name).is_dir()), root)
+    inside = held_out_part(resolve(str(folder)))
     entries = _entries(inside, str(folder))
     named = {_bare(called(entry.image, inside)): entry for entry in entries}
     if len(named) < len(entries):
