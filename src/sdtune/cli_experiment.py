@@ -78,7 +78,7 @@ def ls(
     """List runs: state, method, steps, verdicts, size and time.
 
     The verdicts are one sign each, in the report's order: helped, moved
-    to the target, content kept, away from the base, forgot, overfit,
+    to the target, content kept, away from the base, overfit, forgot,
     copied. + is the answer that one hopes for, - is not, ? cannot tell.
 
     Example  [cyan]sdtune ls runs[/cyan]

@@ -164,12 +164,12 @@ def judge_without_scorer(
     figures = fig.corrected([*validation_figures(validation, draws, seed), *others], primary)
     moved = next((f for f in figures if f.key == primary), None)
     verdicts = _with_sum(
-        say.moved_verdict(moved) if moved else Verdict("moved", say.MOVED, "cannot tell", "yes", say.UNFIT),
-        Verdict("content", say.CONTENT, "cannot tell", "yes", say.UNFIT),
-        Verdict("away", say.AWAY, "cannot tell", "yes", say.UNFIT),
+        say.moved_verdict(moved) if moved else Verdict.on("moved", "cannot tell", say.UNFIT),
+        Verdict.on("content", "cannot tell", say.UNFIT),
+        Verdict.on("away", "cannot tell", say.UNFIT),
         say.overfit_verdict(validation, draws, seed),
-        Verdict("forgot", say.FORGOT, "cannot tell", "no", say.UNFIT),
-        Verdict("copied", say.COPIED, "cannot tell", "no", say.UNFIT),
+        Verdict.on("forgot", "cannot tell", say.UNFIT),
+        Verdict.on("copied", "cannot tell", say.UNFIT),
         primary=primary,
     )
     return Scores(tuple(figures), verdicts, limits=(why,))

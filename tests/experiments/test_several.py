@@ -105,4 +105,4 @@ def test_marks_of_verdicts(trained: Path) -> None:
         "overfit": "no",
         "copied": "yes",
     }
-    assert listing.Row(**{**vars(row), "verdicts": answers}).marks == "++-??+-"
+    assert listing.Row(**{**vars(row), "verdicts": answers}).marks == "++-?+?-"

@@ -13,14 +13,11 @@ from typing import Any
 from sdtune.errors import RunError
 from sdtune.events import Event, Failed, Finished, Started, Step
 from sdtune.experiments.measure import cost, size_of
+from sdtune.judging.scores import QUESTIONS
 from sdtune.runs import Run
 
 DEPTH = 6
 """Folders are looked through so deep."""
-WISHES = {
-    "helped": "yes", "moved": "yes", "content": "yes", "away": "yes", "forgot": "no", "overfit": "no", "copied": "no",
-}  # fmt: skip
-"""The verdicts in the order of the report, and the answers that one hopes for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Row:
         """The verdicts as one sign each: + as wished, - not, ? cannot tell."""
         return "".join(
             "?" if (a := self.verdicts.get(key, "")) in ("", "cannot tell") else "+" if a == wish else "-"
-            for key, wish in WISHES.items()
+            for key, (_, wish) in QUESTIONS.items()
         )
 
 

@@ -18,11 +18,10 @@ from sdtune.experiments import cards, shown
 from sdtune.experiments.cards import Card
 from sdtune.experiments.evidence import BASE, LABELS, Table, Trained, table
 from sdtune.experiments.leaderboard import Estimate, Line, Pair
-from sdtune.experiments.listing import WISHES
 from sdtune.experiments.matrix import SEEDS_TO_CLAIM, Matrix, settings_text
 from sdtune.experiments.measure import NOT_READABLE, Cost, cost
 from sdtune.files import write_json, write_text
-from sdtune.judging.scores import number
+from sdtune.judging.scores import QUESTIONS, number
 from sdtune.pairs import Plan
 from sdtune.units import duration, megabytes
 
@@ -35,15 +34,6 @@ JSON = "leaderboard.json"
 MARKDOWN = "leaderboard.md"
 SHEET = shown.NAME
 TRAINED = "trained parameters"
-QUESTIONS = {
-    "helped": "did it help?",
-    "moved": "moved to the target?",
-    "content": "content kept?",
-    "away": "moved away from the base's own domain?",
-    "forgot": "forgot other things?",
-    "overfit": "overfit?",
-    "copied": "copied?",
-}
 
 
 @dataclass(frozen=True)
@@ -159,14 +149,14 @@ def _result(entry: Entry, found: Table) -> Iterator[str]:
     else:
         peers = [o.name for o in found.main.lines if o.name != line.name and set(o.letters) & set(line.letters)]
         yield f"- cannot be told from: {', '.join(peers)}" if peers else "- can be told from all others"
-    for key in WISHES:
+    for key, (question, _) in QUESTIONS.items():
         answers = [t.verdict(key) for t in entry.runs]
         if any(answers):
             counts = Counter(filter(None, answers))
             told = [
                 answer if n == len(answers) else f"{answer} ({n} of {len(answers)})" for answer, n in counts.items()
             ]
-            yield f"- {QUESTIONS[key]} {', '.join(told)}"
+            yield f"- {question[0].lower()}{question[1:]} {', '.join(told)}"
 
 
 # ---- costs in words
@@ -229,7 +219,7 @@ def as_json(subject: Subject, found: Table) -> dict[str, Any]:
                         "seed": t.seed,
                         "folder": _inside(t.run.path, subject.out),
                         "headline": t.scores["headline"],
-                        "verdicts": {key: t.verdict(key) for key in WISHES},
+                        "verdicts": {key: t.verdict(key) for key in QUESTIONS},
                         **c.record(),
                     }
                     for t, c in zip(entry.runs, entry.costs, strict=True)

@@ -88,6 +88,18 @@ class Figure:
     """p of the difference, corrected for all secondary figures that have a better side; None for the primary one and those without."""
 
 
+QUESTIONS: dict[str, tuple[str, Answer]] = {
+    "helped": ("Did it help?", "yes"),
+    "moved": ("Moved to the target?", "yes"),
+    "content": ("Content kept?", "yes"),
+    "away": ("Moved away from the base's own domain?", "yes"),
+    "overfit": ("Overfit?", "no"),
+    "forgot": ("Forgot other things?", "no"),
+    "copied": ("Copied from the training pictures?", "no"),
+}
+"""All questions in the order of the report, with the answers that one hopes for."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     key: str
@@ -101,6 +113,12 @@ class Verdict:
     """The numbers behind it."""
     way: float | None = None
     """Of "moved": the share of the way from the base to real target pictures, where that can be said."""
+
+    @staticmethod
+    def on(key: str, answer: Answer, because: str, detail: str = "", way: float | None = None) -> Verdict:
+        """The answer to one of QUESTIONS."""
+        question, wish = QUESTIONS[key]
+        return Verdict(key, question, answer, wish, because, detail, way)
 
     @property
     def good(self) -> bool | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +44,6 @@ COPY_LIMIT = 0.2
 """Copied: more than this share of the prompts gives pictures nearer to a training picture than any held-out real one is."""
 
 DECIDES = {"kid": "the distance to held-out target pictures (KID)", "validation_loss": "the validation loss"}
-HELPED = "Did it help?"
-FORGOT = "Forgot other things?"
-MOVED = "Moved to the target?"
-CONTENT = "Content kept?"
-AWAY = "Moved away from the base's own domain?"
-OVERFIT = "Overfit?"
-COPIED = "Copied from the training pictures?"
 UNFIT = "the scorer that comes with sdtune does not know this base model's pictures; look at them"
 """In place of the whole reason, which is said once, among the limits."""
 
@@ -58,13 +52,8 @@ def helped_verdict(answers: Mapping[str, Verdict], primary: str) -> Verdict:
     """The sum of the others: it moved to the target by the figure that was fixed before the run, and nothing speaks against it."""
 
     def say(answer: Answer, because: str) -> Verdict:
-        return Verdict(
-            "helped",
-            HELPED,
-            answer,
-            "yes",
-            because,
-            f"decided by {DECIDES[primary]}, as evaluate.primary said before the run",
+        return Verdict.on(
+            "helped", answer, because, f"decided by {DECIDES[primary]}, as evaluate.primary said before the run"
         )
 
     moved, content, away = (answers[key].answer for key in ("moved", "content", "away"))
@@ -91,10 +80,7 @@ def helped_verdict(answers: Mapping[str, Verdict], primary: str) -> Verdict:
 
 def forgot_verdict(kept: Figure | None, drift: Figure | None) -> Verdict:
     """Do pictures of unrelated prompts still show them? A loss of FORGET_BOUND must be shown, or excluded."""
-
-    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
-        return Verdict("forgot", FORGOT, answer, "no", because, detail)
-
+    say = partial(Verdict.on, "forgot")
     if kept is None:
         return say("cannot tell", "nothing unrelated was drawn; set evaluate.unrelated to prompts")
     d, base, tuned = kept.difference, kept.base, kept.tuned
@@ -124,10 +110,7 @@ def forgot_verdict(kept: Figure | None, drift: Figure | None) -> Verdict:
 
 def moved_verdict(figure: Figure | None) -> Verdict:
     """no: the interval excludes a tenth of the way to real pictures, or lies on the bad side. yes: it lies on the good one."""
-
-    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
-        return Verdict("moved", MOVED, answer, "yes", because, detail)
-
+    say = partial(Verdict.on, "moved")
     if figure is None:
         return say("cannot tell", "the primary figure could not be computed")
     d, base, tuned = figure.difference, figure.base, figure.tuned
@@ -146,7 +129,7 @@ def moved_verdict(figure: Figure | None) -> Verdict:
         gone = min(1.0, -d.value / way) if way > 0 else None
         far = "" if gone is None else f", {gone:.0%} of the way to real ones"
         came = f"its pictures came nearer to held-out target pictures{far}"
-        return Verdict("moved", MOVED, "yes", "yes", came, detail, gone)
+        return say("yes", came, detail, gone)
     if d.low > 0:
         return say("no", "it is further away from the target than the base is", detail)
     return say("cannot tell", "the change may be chance: its interval includes 0", detail)
@@ -158,10 +141,7 @@ def content_verdict(figure: Figure) -> Verdict:
     The scorer finds some target styles less often than the base's own, real pictures included; what it cannot find in real
     pictures is not held against the model, and where it is blind nothing is said.
     """
-
-    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
-        return Verdict("content", CONTENT, answer, "yes", because, detail)
-
+    say = partial(Verdict.on, "content")
     d, base, tuned, real = figure.difference, figure.base, figure.tuned, figure.real
     if d is None or base is None or tuned is None or not figure.evidence or math.isnan(d.low):
         return say("cannot tell", "there are too few prompts", f"{figure.label}: {figure.note}")
@@ -197,10 +177,7 @@ def content_verdict(figure: Figure) -> Verdict:
 
 def away_verdict(figure: Figure | None) -> Verdict:
     """A check of the first verdict: pictures that only became sharper come nearer to everything."""
-
-    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
-        return Verdict("away", AWAY, answer, "yes", because, detail)
-
+    say = partial(Verdict.on, "away")
     if figure is None:
         return say(
             "cannot tell", "there are no pictures of the base's own domain; set evaluate.control to a folder of them"
@@ -222,10 +199,7 @@ def overfit_verdict(validation: Validation, draws: int = 2000, seed: int = 0) ->
     The best step is chosen on one half of the pictures and the rise measured on the other, and the other way round:
     measured where it was chosen, a best step always looks better than it is.
     """
-
-    def say(answer: Answer, because: str, detail: str = "") -> Verdict:
-        return Verdict("overfit", OVERFIT, answer, "no", because, detail)
-
+    say = partial(Verdict.on, "overfit")
     losses_SN = validation.losses_SN
     if len(validation.steps) < 3 or validation.steps[0] != 0:
         return say(
@@ -264,9 +238,7 @@ def overfit_verdict(validation: Validation, draws: int = 2000, seed: int = 0) ->
 def copying(e: Evidence) -> tuple[tuple[Neighbour, ...], Verdict]:
     """The nearest training picture of each tuned one, and whether more of them are too near than held-out real ones would be."""
     if e.train is None or len(e.train) < 2 or len(e.reference) < 2:
-        return (), Verdict(
-            "copied", COPIED, "cannot tell", "no", "there are no training or held-out pictures to compare with"
-        )
+        return (), Verdict.on("copied", "cannot tell", "there are no training or held-out pictures to compare with")
     index, cosine, real = _nearest(e, e.train)
     limit = max(float(real.max()), SSCD_LIMIT if e.doubles else 0.0)
     rows = [Neighbour(i, int(j), float(c), bool(c > limit)) for i, (j, c) in enumerate(zip(index, cosine, strict=True))]
@@ -300,17 +272,15 @@ def copy_verdict(
     detail += f", 95% interval {s.low:.0%} to {s.high:.0%}; medians {drawn:.2f} drawn, {real:.2f} real"
     if prompts < MIN_PROMPTS or (held_out < MIN_PROMPTS and not published):
         few = f"at least {MIN_PROMPTS} prompts and held-out pictures are needed"
-        return Verdict("copied", COPIED, "cannot tell", "no", few, detail)
+        return Verdict.on("copied", "cannot tell", few, detail)
     if s.low > COPY_LIMIT:
-        return Verdict(
-            "copied", COPIED, "yes", "no", "too many pictures are nearly training pictures; see the pairs below", detail
+        return Verdict.on(
+            "copied", "yes", "too many pictures are nearly training pictures; see the pairs below", detail
         )
     if s.high < COPY_LIMIT:
-        return Verdict(
-            "copied", COPIED, "no", "no", "its pictures are no nearer to training pictures than real ones are", detail
-        )
+        return Verdict.on("copied", "no", "its pictures are no nearer to training pictures than real ones are", detail)
     unclear = f"more than {COPY_LIMIT:.0%} of copies can be neither shown nor excluded; see the pairs below"
-    return Verdict("copied", COPIED, "cannot tell", "no", unclear, detail)
+    return Verdict.on("copied", "cannot tell", unclear, detail)
 
 
 def _training(validation: Validation, best: int) -> str:
