@@ -133,7 +133,11 @@ def test_the_page_says_what_decides_and_where_the_ceiling_is(judged: tuple[Matri
     assert told["primary"] == "kid" and told["figures"]["kid"]["real"] == found(matrix, out).ceilings["kid"]
     html = (out / "index.html").read_text(encoding="utf-8")
     assert "KID to held-out pictures, fixed before the runs" in html and "real pictures against real ones" in html
-    assert "| | real pictures |" in (out / "leaderboard.md").read_text(encoding="utf-8")
+    board = (out / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| | real pictures |" in board and "| did it help? |" in board
+    for name, (trained,) in rows(matrix, out).items():
+        (line,) = [line for line in board.splitlines() if f"| {name} | " in line and line.count("|") == 7]
+        assert line.split(" | ")[4] == trained.verdict("helped")
 
 
 def test_the_page_shows_the_same_prompts_drawn_by_all(judged: tuple[Matrix, Path]) -> None:

@@ -150,13 +150,15 @@ def _result(entry: Entry, found: Table) -> Iterator[str]:
         peers = [o.name for o in found.main.lines if o.name != line.name and set(o.letters) & set(line.letters)]
         yield f"- cannot be told from: {', '.join(peers)}" if peers else "- can be told from all others"
     for key, (question, _) in QUESTIONS.items():
-        answers = [t.verdict(key) for t in entry.runs]
-        if any(answers):
-            counts = Counter(filter(None, answers))
-            told = [
-                answer if n == len(answers) else f"{answer} ({n} of {len(answers)})" for answer, n in counts.items()
-            ]
-            yield f"- {question[0].lower()}{question[1:]} {', '.join(told)}"
+        if told := answers(entry, key):
+            yield f"- {question[0].lower()}{question[1:]} {told}"
+
+
+def answers(entry: Entry, key: str) -> str:
+    """What the comparisons of its trainings answer, the most frequent first: "no (2 of 3), cannot tell (1 of 3)"."""
+    given = [t.verdict(key) for t in entry.runs]
+    counts = Counter(filter(None, given)).most_common()
+    return ", ".join(answer if n == len(given) else f"{answer} ({n} of {len(given)})" for answer, n in counts)
 
 
 # ---- costs in words
@@ -263,15 +265,17 @@ def markdown(subject: Subject, found: Table) -> str:
     words = best(found)
     lines = [f"# {subject.name}", "", *([f"{words[0].upper()}{words[1:]}.", ""] if words else [])]
     lines += [
-        f"| group | cell | {label} ({better} is better) | change from the base | trainings |",
-        "|---|---|---|---|---|",
+        f"| group | cell | {label} ({better} is better) | change from the base | did it help? | trainings |",
+        "|---|---|---|---|---|---|",
     ]
+    helped = {entry.name: answers(entry, "helped") for entry in subject.entries}
     for line in found.main.lines:
         change = interval(line.change, found.primary, signed=True) if line.change else ""
-        cells = [line.letters, line.name, interval(line.estimate, found.primary), change, trainings(line)]
+        value = interval(line.estimate, found.primary)
+        cells = [line.letters, line.name, value, change, helped.get(line.name, ""), trainings(line)]
         lines.append(f"| {' | '.join(cells)} |")
     if (real := found.ceilings.get(found.primary)) is not None:
-        lines.append(f"| | real pictures | {_number(real, found.primary)} | | |")
+        lines.append(f"| | real pictures | {_number(real, found.primary)} | | | |")
     lines += ["", *[f"- {text}" for text in explained(found)], ""]
     heads = list(dict.fromkeys(key for entry in subject.entries for key in costs_text(entry.costs)))
     lines += [f"| cell | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]

@@ -38,6 +38,7 @@ def _view(subject: page.Subject, found: Table, cards: Sequence[Card]) -> Json:
     label, better = LABELS[found.primary]
     words = page.best(found) or "one row, and nothing to compare it with"
     settings = {entry.name: _short(entry.settings) for entry in subject.entries}
+    helped = {entry.name: page.answers(entry, "helped") for entry in subject.entries}
     return {
         "css": pages.asset("report.css"),
         "own_css": pages.asset("experiments.css"),
@@ -48,7 +49,7 @@ def _view(subject: page.Subject, found: Table, cards: Sequence[Card]) -> Json:
         "facts": list(_facts(subject, found)),
         "figure": label,
         "better": better,
-        "board": _board(found.main, found.primary, found.ceilings.get(found.primary), settings),
+        "board": _board(found.main, found.primary, found.ceilings.get(found.primary), settings, helped),
         "explained": page.explained(found),
         "pairs": _pairs(found.main, found.primary),
         "others": list(_others(found)),
@@ -85,7 +86,9 @@ def _facts(subject: page.Subject, found: Table) -> Iterator[tuple[str, str]]:
 # ---- the leaderboard
 
 
-def _board(ranking: Ranking, key: str, real: float | None, settings: Mapping[str, str]) -> Json:
+def _board(
+    ranking: Ranking, key: str, real: float | None, settings: Mapping[str, str], helped: Mapping[str, str]
+) -> Json:
     """Rows with their intervals on one scale; the base's value as a line through all, and that of real pictures."""
     ends = [v for line in ranking.lines for v in _ends(line.estimate)]
     ends += [v for line in ranking.lines for v in line.seeds]
@@ -109,6 +112,8 @@ def _board(ranking: Ranking, key: str, real: float | None, settings: Mapping[str
                 "change": page._number(line.change.value, key, signed=True) if line.change else "",
                 "change_interval": _span(line.change, key, signed=True) if line.change else "",
                 "tone": {1: "good", -1: "bad", 0: ""}[side],
+                "helped": helped.get(line.name, "").split(", ") if helped.get(line.name) else [],
+                "helped_tone": {"yes": "good", "no": "bad"}.get(helped.get(line.name, ""), ""),
                 "trainings": page.trainings(line),
             }
         )
