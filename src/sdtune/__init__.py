@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from sdtune.events import Event
     from sdtune.experiments.events import Event as ExperimentEvent
     from sdtune.experiments.matrix import Matrix
+    from sdtune.judging import Looker
     from sdtune.judging.scores import Scores
-    from sdtune.metrics.registry import Looker
     from sdtune.model import Model
     from sdtune.opened import Opened
     from sdtune.runs import Run

@@ -13,7 +13,7 @@ import sdtune
 from sdtune import console
 from sdtune.cli_shared import Overrides, options_of, run_at, tell
 from sdtune.errors import ConfigError
-from sdtune.metrics.registry import Looker
+from sdtune.judging import Looker
 
 if TYPE_CHECKING:
     from sdtune.compare import Comparison

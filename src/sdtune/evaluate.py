@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from sdtune.errors import EvaluationError
+from sdtune.judging import Looker
 from sdtune.judging import figures as fig
 from sdtune.judging import verdicts as say
 from sdtune.judging.figures import validation_figures
 from sdtune.judging.scores import Evidence, Figure, Scores, Seen, Validation, Verdict
 from sdtune.metrics import content, kid
-from sdtune.metrics.registry import Looker
 
 if TYPE_CHECKING:
     from sdtune.metrics.features import Scorer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
@@ -11,21 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from sdtune import cli, console
+from sdtune import console
+from tests import command
 from tests.captioners import tiny_captioners as tiny
 
 COMMAND = [sys.executable, "-m", "sdtune", "data", "caption"]
 NAMES = [f"{i:02d} ü.png" for i in range(6)]
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
@@ -38,15 +36,7 @@ def popen(*arguments: object) -> subprocess.Popen[str]:
 
 
 def run(*arguments: object) -> Done:
-    out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-            cli.main(["data", "caption", *map(str, arguments)])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert isinstance(end.value.code, int)
-    return Done(end.value.code, out.getvalue(), err.getvalue())
+    return Done(*command.run("data", "caption", *arguments))
 
 
 @pytest.fixture

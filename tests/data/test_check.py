@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdtune import cli, pictures
 from sdtune import config as configs
+from sdtune import pictures
 from sdtune.config import RunConfig
 from sdtune.data import dataset, images, likeness
 from sdtune.data.check import findings, kinds, page, report
@@ -32,7 +30,7 @@ from sdtune.data.dataset import Example, Splits
 from sdtune.errors import ConfigError, DataError
 from sdtune.families import settings
 from sdtune.families.sd1 import Sd1
-from tests import tiny
+from tests import command, tiny
 
 SIDE = 64
 """Of the embedded base, and of the sound pictures here."""
@@ -468,23 +466,7 @@ def test_training_goes_by_the_model_of_the_recipe(folder: Path) -> None:
 # ---- the command
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Done:
-    out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-            cli.main(["data", "check", *map(str, arguments)])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert isinstance(end.value.code, int)
-    return Done(end.value.code, out.getvalue(), err.getvalue())
+run = partial(command.run, "data", "check")
 
 
 def test_the_table(folder: Path) -> None:

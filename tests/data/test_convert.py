@@ -12,42 +12,24 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sdtune import cli
 from sdtune.data import archives, write
 from sdtune.data.config import DataConfig
 from sdtune.data.convert import read_source
 from sdtune.data.layouts import Entry
 from sdtune.data.write import MARK, named, plain_name
-from tests import tiny
+from tests import command, tiny
 from tests.data import sets
 from tests.data.test_dataset import jsonl, pair, put
 from tests.data.test_readers import TOML
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: object, command: str = "convert") -> Done:
-    out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-            cli.main(["data", command, *map(str, arguments)])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert isinstance(end.value.code, int)
-    return Done(end.value.code, out.getvalue(), err.getvalue())
+def run(*arguments: object, name: str = "convert") -> command.Done:
+    return command.run("data", name, *arguments)
 
 
 def content(path: Path, **options: Any) -> list[tuple[str, bytes, tuple[str, ...], bytes | None]]:
@@ -79,7 +61,7 @@ def test_a_download_is_seen(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         if command == "encode":
             (tmp_path / "recipe.toml").touch()
             arguments = [tmp_path / "recipe.toml", "data.path=hf:nobody/nothing", f"data.download={download}".lower()]
-        assert "nobody/nothing: " in run(*arguments, command=command).err
+        assert "nobody/nothing: " in run(*arguments, name=command).err
         hidden.append("HF_HUB_DISABLE_PROGRESS_BARS" in os.environ)
     assert hidden == [True, False]
 

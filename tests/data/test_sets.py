@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ from sdtune.data.sets import KnownSet
 from sdtune.encode import encode
 from sdtune.errors import ConfigError, DataError
 from sdtune.events import Encoded, Encoding, Noted, Warned
+from tests import command as cli_command
 from tests import tiny
-from tests.data.test_convert import Done
-from tests.data.test_convert import run as run_command
 
 
 def age(folder: Path, seconds: float = 3600) -> None:
@@ -486,8 +486,7 @@ def test_a_damaged_entry_of_a_large_table_is_found_when_it_is_read(
 # ---- the command
 
 
-def command(*arguments: object) -> Done:
-    return run_command(*arguments, command="encode")
+command = partial(cli_command.run, "data", "encode")
 
 
 def test_the_command_encodes_and_says_what(folder: Path, tmp_path: Path) -> None:

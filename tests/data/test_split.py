@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,14 @@ from sdtune.data.layouts import Entry
 from sdtune.data.split import Divided, Rule, Seen, place_of, split
 from sdtune.data.write import Wish
 from sdtune.errors import ConfigError, DataError
+from tests import command as cli_command
 from tests import tiny
-from tests.data.test_convert import Done
-from tests.data.test_convert import run as run_command
 from tests.data.test_dataset import has, jsonl, pair, put
 
 NEVER = Wish(Path("never-written"))
 
 
-def run(*arguments: object) -> Done:
-    return run_command(*arguments, command="split")
+run = partial(cli_command.run, "data", "split")
 
 
 def pictures(folder: Path, count: int, first: int = 0) -> Path:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import signal
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from sdtune import cli
 from sdtune.experiments.matrix import Matrix
 from sdtune.experiments.run import tasks
+from tests import command
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -24,18 +21,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run `sdtune ARGUMENTS` in an empty folder; returns exit code, stdout and stderr."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def called(*arguments: object) -> tuple[int, str, str]:
-        out, err, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
-        try:
-            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-                cli.main([*map(str, arguments)])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        assert isinstance(end.value.code, int)
-        return end.value.code, out.getvalue(), err.getvalue()
-
-    return called
+    return command.run
 
 
 def lines(text: str) -> list[str]:

@@ -24,7 +24,7 @@ from sdtune.methods.lora import Lora
 from sdtune.methods.targets import TARGETS, TEXT_TARGETS
 from sdtune.runs import Run
 from sdtune.schema import field_help
-from tests import tiny
+from tests import command, tiny
 from tests.front.conftest import COMMAND, Place
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,13 @@ def output(*arguments: str, folder: Path | None = None, **environment: str) -> s
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
+
+
+def inside(*arguments: str, folder: Path | None = None) -> str:
+    """The same of a command that loads torch."""
+    done = command.run(*arguments, folder=folder)
+    assert (done.code, done.err) == (0, "")
+    return done.out
 
 
 # ---- help
@@ -267,7 +274,7 @@ def test_inspect_counts_what_attach_trains(place: Place) -> None:
         both = Lora(rank=3, text_encoders=True, text_targets=target.name).attach(inspection.load(report.source), seed=0)
         assert target.parameters == sum(p.numel() for p in both.values()) - denoiser
     assert [(t.part, t.name) for t in report.text_targets] == [("text_encoder", n) for n in TEXT_TARGETS]
-    assert "method.text_targets at rank 16" in output("inspect", str(place.folder / "model"))
+    assert "method.text_targets at rank 16" in inside("inspect", str(place.folder / "model"))
 
 
 def test_inspect_tells_what_a_recipe_would_train() -> None:
@@ -279,16 +286,16 @@ def test_inspect_tells_what_a_recipe_would_train() -> None:
     assert {g.part for g in report.groups} == {"unet", "text_encoder"} and report.total == 10_934_404
     places = {(g.part, g.name): g.tensors for g in report.groups}
     assert places["unet", "ff.net.0.proj"] == 2 * sum(".ff.net.0.proj.lora_A" in n for n in parameters)
-    shown = output("inspect", str(recipe))
+    shown = inside("inspect", str(recipe))
     assert f"trains  {report.trainable:,}, 14.54 %" in shown and "self_attn.q_proj" in shown
 
 
 def test_inspect_reads_embeddings_and_recipes_stand_for_their_model(tmp_path: Path) -> None:
     file = tmp_path / "sks.safetensors"
     save_file({"<sks>": torch.zeros(3, 160)}, file)
-    assert "<sks> 3 x 160" in output("inspect", str(file))
+    assert "<sks> 3 x 160" in inside("inspect", str(file))
     (tmp_path / "base.toml").write_text("[sample]\nsteps = 1\nseeds = [3]\n")
-    output("sample", "base.toml", "-p", "dog", "--out", "out", folder=tmp_path)
+    inside("sample", "base.toml", "-p", "dog", "--out", "out", folder=tmp_path)
     assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["000-dog-3.png"]
 
 
@@ -429,7 +436,7 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     assert (tmp_path / "runs/quickstart/comparison/report.html").is_file()
-    compared = json.loads(output("compare", "runs/quickstart", "--json", folder=tmp_path))
+    compared = json.loads(inside("compare", "runs/quickstart", "--json", folder=tmp_path))
     assert compared["report"] == "runs/quickstart/comparison/report.html"
     _vote_and_sweep(tmp_path)
 
@@ -445,22 +452,16 @@ def _vote_and_sweep(folder: Path) -> None:
         "votes": [{"pair": 0, "choice": "left"}],
     }
     (folder / "votes.json").write_text(json.dumps(votes), encoding="utf-8")
-    found = json.loads(output("compare", "runs/quickstart", "--votes", "votes.json", "--json", folder=folder))
+    found = json.loads(inside("compare", "runs/quickstart", "--votes", "votes.json", "--json", folder=folder))
     row = next(f for f in found["scores"]["figures"] if f["key"] == "votes")
     assert "1 blind choice on 1 prompt by 1 voter" in row["note"]
     assert (folder / "runs/quickstart/comparison/votes/ann.json").is_file()
     (folder / "votes.json").write_text("{}", encoding="utf-8")
-    refused = subprocess.run(
-        [*COMMAND, "compare", "runs/quickstart", "--votes", "votes.json"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (refused.returncode, refused.stdout) == (7, "")
-    assert refused.stderr.startswith("error: votes.json: no votes of sdtune")
+    refused = command.run("compare", "runs/quickstart", "--votes", "votes.json", folder=folder)
+    assert (refused.code, refused.out) == (7, "")
+    assert refused.err.startswith("error: votes.json: no votes of sdtune")
     swept = json.loads(
-        output(
+        inside(
             "sweep", "runs/quickstart", "--strength", "1", "evaluate.max_prompts=2", "--json", folder=folder
         ).splitlines()[-1]
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdtune import cli, protocol
+from sdtune import protocol
 from sdtune.errors import ConfigError, DataError, EvaluationError
 from sdtune.judging.figures import corrected
 from sdtune.judging.scores import Figure
@@ -31,6 +28,7 @@ from sdtune.pages import asset
 from sdtune.protocol import measures, pairing
 from sdtune.protocol.measures import told
 from sdtune.stats import Interval
+from tests import command
 from tests.metrics import tiny_encoders as tiny
 
 N = 24
@@ -323,17 +321,7 @@ def test_the_report_is_whole_escaped_and_names_no_home(folders: Path, home: Path
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.setenv("SDTUNE_CACHE", str(tmp_path / "cache"))
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        out, err, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
-        try:
-            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-                cli.main([*map(str, arguments)])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        assert isinstance(end.value.code, int)
-        return end.value.code, out.getvalue(), err.getvalue()
-
-    return call
+    return command.run
 
 
 def test_protocol_command(folders: Path, run: Callable[..., tuple[int, str, str]]) -> None:

@@ -13,8 +13,6 @@ from typing import Literal
 from sdtune.metrics.looks import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Look
 
 Kind = Literal["shipped", "inception", "clip", "dinov2", "vit", "sscd", "lpips-alex", "lpips-vgg", "hpsv2", "aesthetic"]
-Looker = Literal["auto", "shipped", "published"]
-"""What looks at pictures: the encoder that comes with sdtune, published ones, or what fits the pictures' size."""
 VOCABULARY = ("vocab.json", "merges.txt")
 CLIP_L14, CLIP_L14_REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"
 
