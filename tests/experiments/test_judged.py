@@ -140,6 +140,23 @@ def test_the_page_says_what_decides_and_where_the_ceiling_is(judged: tuple[Matri
         assert line.split(" | ")[4] == trained.verdict("helped")
 
 
+def test_the_board_counts_what_the_trainings_answer(judged: tuple[Matrix, Path]) -> None:
+    matrix, out = judged
+    subject = page.of_matrix(matrix, out, tasks(matrix, out))
+    entry = subject.entries[0]
+
+    def saying(**given: str) -> Trained:
+        verdicts = [{"key": key, "answer": answer} for key, answer in given.items()]
+        return dataclasses.replace(entry.runs[0], scores={**entry.runs[0].scores, "verdicts": verdicts})
+
+    runs = (saying(helped="no", moved="yes"), saying(helped="yes", moved="yes"), saying(helped="no", moved="yes"))
+    entry = dataclasses.replace(entry, runs=runs)
+    assert page.answers(entry, "helped") == "no (2 of 3), yes (1 of 3)"
+    assert page.answers(entry, "moved") == "yes" and page.answers(entry, "forgot") == ""
+    board = page.markdown(dataclasses.replace(subject, entries=(entry, *subject.entries[1:])), found(matrix, out))
+    assert "| no (2 of 3), yes (1 of 3) | " in board
+
+
 def test_the_page_shows_the_same_prompts_drawn_by_all(judged: tuple[Matrix, Path]) -> None:
     """Real, base, and each cell's: the very pixels, under the right words."""
     matrix, out = judged
