@@ -14,7 +14,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sdtune import cli_data, cli_experiment, cli_judge, cli_look, cli_metrics, cli_sample, cli_show, cli_train
+from sdtune import (
+    cli_data,
+    cli_experiment,
+    cli_judge,
+    cli_look,
+    cli_metrics,
+    cli_sample,
+    cli_serve,
+    cli_show,
+    cli_train,
+)
 from sdtune.cli_shared import Options, tell
 from sdtune.errors import ConfigError, SdtuneError
 
@@ -82,6 +92,7 @@ for _command in (
     cli_train.train,
     cli_sample.sample,
     cli_show.show,
+    cli_serve.serve,
     cli_judge.compare,
     cli_judge.evaluate,
     cli_judge.sweep,

@@ -43,12 +43,21 @@ class Opened:
             self._texts[config.prompt_weights] = Texts(self.model, weights=config.prompt_weights)
         return self._texts[config.prompt_weights]
 
+    def close(self) -> None:
+        """Take off what was put on; the model is the base's again."""
+        self._take_off_added()
+        if self._own:
+            self._own.close()
+
+    def _take_off_added(self) -> None:
+        while self._added:  # the last first: each put on what was there
+            self._added.pop().close()
+
     def _change(self, config: SampleConfig) -> None:
         adapters = [Named.read(text) for text in config.adapters]
         records = [named.record for named in adapters]
         self._strength = None  # until all is as asked: what fails halfway is no state to go back to
-        while self._added:  # the last first: each put on what was there
-            self._added.pop().close()
+        self._take_off_added()
         if self._own:
             self._own.set_strength(config.strength)
         for named in adapters:

@@ -70,10 +70,12 @@ def sample(
     *,
     prompts: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    pairs: Sequence[tuple[str, int]] | None = None,
     texts: Texts | None = None,
     on_step: Callable[[Look], None] | None = None,
 ) -> Iterator[Sample]:
-    """Draw one picture per prompt and seed, prompt by prompt. `prompts` and `seeds` replace those of `config`.
+    """Draw one picture per prompt and seed, prompt by prompt. `prompts` and `seeds` replace those of `config`; `pairs` of (prompt, seed)
+    both of them.
 
     A picture depends on its own prompt and seed, not on those beside it. The model's adapter acts as it is set (`Tuned`).
     A prompt that is too long for the model's text encoder is read in as many chunks as it or the negative prompt needs, where
@@ -88,7 +90,8 @@ def sample(
     with spared():
         start = Start.of(model, original) if original else None
     prompts = config.prompts if prompts is None else prompts
-    jobs = [(p, s) for p in prompts for s in (config.seeds if seeds is None else seeds)]
+    crossed = [(p, s) for p in prompts for s in (config.seeds if seeds is None else seeds)]
+    jobs = crossed if pairs is None else list(pairs)
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
     precision = str(model.dtype).removeprefix("torch.")
     settings = {
@@ -102,7 +105,7 @@ def sample(
     steering = Steering.of(model, config.guide)
     # Only prompts of equally many chunks go together: empty ones that a longer neighbour asks for would change a picture.
     texts = texts or Texts(model, weights=config.prompt_weights)
-    needed = {prompt: texts.chunks([prompt, config.negative]) for prompt in prompts}
+    needed = {prompt: texts.chunks([prompt, config.negative]) for prompt, _ in jobs}
     for chunks, group in groupby(jobs, lambda job: needed[job[0]]):
         empty = texts.encode([config.negative], chunks)
         while batch := list(islice(group, config.batch_size)):

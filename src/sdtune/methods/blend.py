@@ -17,17 +17,21 @@ class Blend:
         self._live = {name: own[name] for name in tuned}
         if strange := [name for name, value in tuned.items() if own[name].shape != value.shape]:
             raise KeyError(strange[0])
-        self._tuned = dict(tuned)
-        self._base = {name: p.detach().clone() for name, p in self._live.items()}
+        self._base = {name: p.data for name, p in self._live.items()}
+        self._tuned = {name: torch.empty_like(p.data).copy_(tuned[name]) for name, p in self._live.items()}
+        # what was rounded for the model, and is needed exactly between the two
+        self._exact = {name: value for name, value in tuned.items() if value.dtype != self._live[name].dtype}
 
     @torch.no_grad()
     def set_strength(self, strength: float) -> None:
+        """Base and tuned weights both stay in memory, and the parameters point to one or the other: nothing is copied to switch."""
         for name, p in self._live.items():
-            base, tuned = self._base[name], self._tuned[name].to(p.device, torch.float32)
+            base, tuned = self._base[name], self._tuned[name]
             if strength in (0, 1):
-                p.copy_(base if strength == 0 else tuned)
+                p.data = base if strength == 0 else tuned
             else:
-                p.copy_(base.float() + strength * (tuned - base.float()))
+                exact = self._exact.get(name, tuned).to(p.device, torch.float32)
+                p.data = torch.empty_like(base).copy_(base.float() + strength * (exact - base.float()))
 
     def close(self) -> None:
         self.set_strength(0.0)

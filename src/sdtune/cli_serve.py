@@ -1,0 +1,106 @@
+"""`sdtune serve`: draw for others, over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdtune.cli_shared import options_of, tell
+from sdtune.errors import ConfigError
+
+
+def serve(
+    ctx: typer.Context,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|FOLDER|FILE|MODEL]...",
+            help="Runs, folders of runs, adapter files, models. Unset: the runs below runs/, and --base.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address. Any other than this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the token; or set SDTUNE_TOKEN.", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name that clients call this server by; several.", show_default=False),
+    ] = None,
+    base: Annotated[str, typer.Option(metavar="MODEL", help="What adapter files lie on.")] = "embedded",
+    folder: Annotated[Path, typer.Option(help="Queue, pictures and uploads.")] = Path("served"),
+    queue: Annotated[int, typer.Option(min=1, max=10_000, help="Jobs that may wait.")] = 64,
+    per_client: Annotated[
+        int | None, typer.Option(min=1, help="Of them, jobs of one client.  [dim]all[/dim]", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto: CUDA, else MPS, else CPU.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Pictures drawn at once.  [dim]1 on CPUs, else 8[/dim]", show_default=False),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU.", show_default=False)] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Original models that stay in memory.")] = 1,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that a drawing may end in after SIGTERM.")] = 30.0,
+) -> None:
+    """Draw over HTTP: a queue that outlives crashes, originals and tuned models, live progress.
+
+    Ready at once; models load in the background. Requests name models by
+    the ids that GET /api/models lists, never by a path. /openapi.json
+    describes everything.
+
+    Example  [cyan]sdtune serve runs[/cyan]
+             [cyan]curl -s localhost:7860/api/jobs -H 'content-type: application/json' \\
+               -d '{"prompt": "a red apple", "seeds": \\[1]}'[/cyan]
+             [cyan]sdtune serve runs/a b.safetensors --host 0.0.0.0 --token-file token[/cyan]
+    Writes   served/: the queue, the pictures (PNG with settings inside, JSON
+             beside), uploads.
+
+    Again    The same command goes on with what waits in the folder. Ctrl-C
+             lets the drawing at work end first; a second one does not.
+    """
+    options = options_of(ctx)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        from sdtune.serve import run
+        from sdtune.serve.app import create_app
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"sdtune serve: needs {error.name}; install the web packages: pip install 'sdtune[serve]'"
+        ) from None
+    from sdtune.serve import registry as registries
+    from sdtune.serve.guard import Rules
+    from sdtune.serve.limits import Limits
+    from sdtune.serve.setup import Setup
+    from sdtune.serve.store import Store, held
+
+    token = run.token_of(token_file)
+    run.check_address(host, token)
+    for key, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ConfigError(f"--{key}: {value!r}; known: {', '.join(known)}")
+    registry, notes = registries.build(sources or (), base)
+    screen = options.screen()
+    for note in notes:
+        tell(f"note: {note}")
+    for entry in registry.entries.values():
+        screen.say(f"{entry.id}: {entry.kind}{f' on {entry.base}' if entry.base != entry.id else ''}")
+    store = Store(folder.expanduser())
+    setup = Setup(registry.dumped(), str(store.folder), device, precision, threads, batch or 0, keep)
+    rules = Rules(run.hosts(host, allow_host or ()), token, Limits(queue=queue, client=per_client or queue))
+    with held(store.folder):
+        server = run.Served(create_app(registry, setup, rules, store), host, port, drain=drain, say=tell)
+        server.run()
+    if not server.signal:
+        raise ConfigError(f"--port {port}: cannot be used on {host}; another program has it, or it is not allowed")
+    raise typer.Exit(run.exit_code(server.signal))
+
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")

@@ -1,0 +1,180 @@
+"""The models that clients may name: an id for each that the command line named. Imports no torch.
+
+A request only ever names ids; what is opened for an id was said by whoever started the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sdtune import config as configs
+from sdtune.config import RunConfig
+from sdtune.errors import ConfigError, ModelError, SdtuneError
+from sdtune.experiments.listing import runs_below
+from sdtune.families import recognise, settings
+from sdtune.runs import Run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that can be drawn with: an original, a run on one, or the file of an adapter on one."""
+
+    id: str
+    kind: Literal["original", "run", "adapter"]
+    base: str
+    """The id of its original; its own if it is one."""
+    method: str = ""
+    """Of a run: lora, full, ..."""
+    family: str = ""
+    resolution: int | None = None
+    grid: int = 1
+    """Sides are multiples of this."""
+    place: str = ""
+    """Where it is opened; never told to clients."""
+    model: str = ""
+    """Of an original: the recipe's [model], as JSON; never told to clients."""
+    chunks: int = 1
+
+    @property
+    def tuned(self) -> str:
+        """What pictures' records call it."""
+        if self.kind == "original":
+            return ""
+        name = Path(self.place).resolve().name
+        return f"{name}@final" if self.kind == "run" else name
+
+    @property
+    def stackable(self) -> bool:
+        """Whether it can lie on a model beside others."""
+        return self.kind == "adapter" or (self.kind == "run" and self.method not in ("full", "student"))
+
+    def told(self) -> dict[str, Any]:
+        """For clients."""
+        return {
+            "id": self.id, "kind": self.kind, "base": self.base, "method": self.method, "family": self.family,
+            "resolution": self.resolution, "multiple_of": self.grid, "adapter": self.stackable,
+        }  # fmt: skip
+
+
+class Registry:
+    """Entries by id, in the order in which they were named; what is tuned comes before the originals."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = {entry.id: entry for entry in entries}
+
+    def get(self, name: str) -> Entry | None:
+        return self.entries.get(name)
+
+    @property
+    def first(self) -> Entry:
+        return next(iter(self.entries.values()))
+
+    def dumped(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(entry) for entry in self.entries.values()]
+
+    @classmethod
+    def loaded(cls, rows: Sequence[dict[str, Any]]) -> Registry:
+        return cls([Entry(**row) for row in rows])
+
+
+def build(sources: Sequence[str], base: str = "embedded") -> tuple[Registry, list[str]]:
+    """The registry of what `sources` name: runs, folders of runs, adapter files, models; and notes on what was left out.
+
+    `base` is the model that adapter files lie on. Without sources it is the runs below ./runs, and `base`. Raises ConfigError and
+    ModelError.
+    """
+    made, notes = _Maker(), list[str]()
+    named = list(sources) or ([*(["runs"] if Path("runs").is_dir() else []), base])
+    for source in named:
+        place = Path(source).expanduser()
+        if Run(place).exists():
+            _check_finished(Run(place))
+            made.run(Run(place))
+        elif place.suffix == ".safetensors" and place.is_file() and recognise(str(place)) is None:
+            made.adapter(place, base)
+        elif place.is_dir() and not (place / "model_index.json").exists():
+            notes += _runs_of(made, place, asked=bool(sources))
+        else:
+            made.original(_model_of(source))
+    return Registry([*made.tuned, *made.originals.values()]), notes
+
+
+def _runs_of(made: _Maker, folder: Path, *, asked: bool) -> Iterator[str]:
+    found = 0
+    for path in runs_below(folder):
+        try:
+            _check_finished(Run(path))
+            made.run(Run(path))
+            found += 1
+        except SdtuneError as error:  # one of many: the others are served
+            yield f"left out: {str(error).splitlines()[0]}"
+    if asked and not found:
+        raise ConfigError(f"{folder}: holds no finished run; `sdtune ls {folder}` says what is there")
+
+
+def _check_finished(run: Run) -> None:
+    if not run.final.is_dir():
+        raise ConfigError(f"{run.path}: not finished, there is no final/; finish it with `sdtune train`")
+
+
+def _model_of(source: str) -> RunConfig:
+    family = recognise(source)
+    if family is None:
+        raise ModelError(f"{source}: no run, no folder of runs, no adapter file, and no model that is here")
+    return configs.load(None, [f"model.path={json.dumps(source)}", f"model.type={family}"])
+
+
+class _Maker:
+    """Gives each thing an id of its own, and each original one entry, however many runs lie on it."""
+
+    def __init__(self) -> None:
+        self.tuned: list[Entry] = []
+        self.originals: dict[str, Entry] = {}
+        self._ids = set[str]()
+        self._places = set[Path]()
+
+    def original(self, config: RunConfig) -> Entry:
+        model = configs.to_dict(config)["model"]
+        key = json.dumps(model, sort_keys=True)
+        if key not in self.originals:
+            name = self._id(Path(config.model.path).name)
+            folder = settings.folder_of(config.model)
+            side, grid = settings.resolution(folder), settings.grid(folder)
+            self.originals[key] = Entry(
+                name, "original", name, family=config.model.type, resolution=side, grid=grid, model=json.dumps(model)
+            )
+        return self.originals[key]
+
+    def run(self, run: Run) -> None:
+        config = run.config()
+        if config.plugins:
+            raise ConfigError(f"{run.path}: needs plugins; runs with code of their own are not served")
+        base, chunks = self.original(config), config.data.caption_chunks
+        self._add(
+            run.path,
+            Entry("", "run", base.id, str(config.method.type), base.family, base.resolution, base.grid, chunks=chunks),
+        )
+
+    def adapter(self, file: Path, base: str) -> None:
+        on = self.original(_model_of(base))
+        self._add(file, Entry("", "adapter", on.id, "", on.family, on.resolution, on.grid))
+
+    def _add(self, path: Path, entry: Entry) -> None:
+        place = path.resolve()
+        if place not in self._places:
+            self._places.add(place)
+            name = place.stem if place.suffix == ".safetensors" else place.name
+            self.tuned.append(dataclasses.replace(entry, id=self._id(name), place=str(place)))
+
+    def _id(self, name: str) -> str:
+        slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60] or "model"
+        taken = (slug, *(f"{slug}-{i}" for i in range(2, len(self._ids) + 3)))
+        chosen = next(s for s in taken if s not in self._ids)
+        self._ids.add(chosen)
+        return chosen

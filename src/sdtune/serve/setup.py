@@ -1,0 +1,21 @@
+"""What the server tells its worker at the start. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the server tells its worker at the start."""
+
+    entries: list[dict[str, Any]]
+    folder: str
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    batch: int = 0
+    """Pictures drawn at once; 0: one on a CPU, where each is then the same to the bit as alone, and 8 elsewhere."""
+    keep: int = 1
+    """Originals that stay in memory."""
