@@ -91,7 +91,7 @@ class Served(uvicorn.Server):
         await super().startup(sockets)  # type: ignore[arg-type]
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._say(f"ready on http://{f'[{host}]' if ':' in host else host}:{port} (loading the model)")
+            self._say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}; the model is being loaded")
 
 
 def exit_code(number: int) -> int:
