@@ -85,6 +85,7 @@ def serve(
     for key, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
         if value not in known:
             raise ConfigError(f"--{key}: {value!r}; known: {', '.join(known)}")
+    address = run.listening(host, port)
     registry, notes = registries.build(sources or (), base)
     screen = options.screen()
     for note in notes:
@@ -96,9 +97,7 @@ def serve(
     rules = Rules(run.hosts(host, allow_host or ()), token, Limits(queue=queue, client=per_client or queue))
     with held(store.folder):
         server = run.Served(create_app(registry, setup, rules, store), host, port, drain=drain, say=tell)
-        server.run()
-    if not server.signal:
-        raise ConfigError(f"--port {port}: cannot be used on {host}; another program has it, or it is not allowed")
+        server.run([address])
     raise typer.Exit(run.exit_code(server.signal))
 
 

@@ -1,4 +1,4 @@
-"""Takes jobs from the queue to the worker, and what the worker says to those who listen. One worker process; it is started anew if it dies."""
+"""Takes jobs from the queue to the worker, and what the worker says to those who listen. The worker is started anew if it dies."""
 
 from __future__ import annotations
 

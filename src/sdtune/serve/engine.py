@@ -113,7 +113,7 @@ class Engine:
     # ---- drawing
 
     def draw(self, jobs: Sequence[dict[str, Any]]) -> None:
-        """Draw jobs that agree (`dispatch.together`), and say of each how far it is and how it ended. Raises nothing that concerns a job."""
+        """Draw jobs that agree (`dispatch.together`); say of each how far it is and how it ended. Raises nothing that concerns a job."""
         todo = [_Todo.of(job) for job in jobs]
         try:
             self._draw(todo)
@@ -135,7 +135,7 @@ class Engine:
         for half, (name, strength, stacked) in enumerate(_passes(entry, wish)):
             config = self._config(loaded.config, wish, strength, stacked=stacked)
             texts = loaded.opened.suit(config)
-            more = {"adapters": loaded.opened.records} if loaded.opened.records else {}
+            more: dict[str, Any] = {"adapters": loaded.opened.records} if loaded.opened.records else {}
             more |= {"tuned": entry.tuned} if strength and entry.tuned else {}
             more |= {"strength": wish["strength"]} if entry.kind == "original" else {}  # as `sdtune sample` records it
             rows = [row for one in todo for row in one.rows(half * len(wish["seeds"]), name)]
@@ -154,11 +154,10 @@ class Engine:
         same = ("negative", "prompt_weights", "steps", "guidance", "scheduler", "width", "height", "denoising_strength")
         more = wish["adapters"] if stacked else ()
         adapters = tuple(f"{self.registry.entries[row['id']].place}:{row['strength']}" for row in more)
-        files = {key: str(self.store.path(*wish["files"][key])) for key in wish["files"]}
-        return dataclasses.replace(
-            usual, **{key: wish[key] for key in same}, **files, prompts=(), strength=strength, adapters=adapters,
-            batch_size=self.batch,
-        )  # fmt: skip
+        changed: dict[str, Any] = {key: wish[key] for key in same}
+        changed |= {key: str(self.store.path(*where)) for key, where in wish["files"].items()}
+        changed |= {"prompts": (), "strength": strength, "adapters": adapters, "batch_size": self.batch}
+        return dataclasses.replace(usual, **changed)
 
     def _keep(self, row: _Row, picture: Sample) -> None:
         """Write the file whole, then say so."""
@@ -237,7 +236,7 @@ class _Drawing:
         self._next = 0.0
 
     def looked(self, look: Look) -> None:
-        now = [row for row in self._rows[self.done : self.done + len(look.x_BCHW)]]
+        now = self._rows[self.done : self.done + len(look.x_BCHW)]
         if all(self._engine._cancelled(row.todo.name) for row in self._rows[self.done :]):
             raise Stopped
         for name, row in {row.todo.name: row for row in reversed(now)}.items():

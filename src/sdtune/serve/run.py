@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -56,6 +57,20 @@ def hosts(host: str, allowed: Sequence[str]) -> set[str]:
     return {name.lower().strip("[]") for name in (*LOOPBACK, *own, *allowed)}
 
 
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at the address, so that a port in use is told before anything is loaded. Raises ConfigError."""
+    try:
+        kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(kind)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: {(error.strerror or 'cannot be used').lower()}; choose another"
+        ) from None
+    return found
+
+
 class Served(uvicorn.Server):
     """Ends by SIGINT or SIGTERM when what is being drawn is done, or after `drain` seconds; at once by the second."""
 
@@ -87,10 +102,10 @@ class Served(uvicorn.Server):
         await self._dispatcher.drain(self._drain)
         self.should_exit = True
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
             self._say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}; the model is being loaded")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
@@ -89,8 +89,8 @@ def limited(limits: Limits) -> type[Wish]:
     helps = {name: Wish.model_fields[name].description for name in some}
     for name, (annotation, default) in some.items():
         some[name] = (Annotated[annotation, Field(description=helps[name])] if helps[name] else annotation, default)
-    made = create_model("Job", __base__=Wish, __doc__=Wish.__doc__, **some)
-    return cast("type[Wish]", made)
+    made: type[Wish] = create_model("Job", __base__=Wish, __doc__=Wish.__doc__, **some)
+    return made
 
 
 def read(body: bytes, kind: type[Wish], limits: Limits) -> Wish:
