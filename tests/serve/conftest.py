@@ -111,7 +111,7 @@ class Live:
             self.process = subprocess.Popen(
                 [*command, "--threads", "1", "--device", "cpu", *arguments], stderr=log, stdout=log
             )
-        self.http = httpx.Client(base_url=self._address(), timeout=30)
+        self.http = httpx.Client(base_url=self._address(), timeout=60, limits=httpx.Limits(max_connections=None))
 
     def _address(self) -> str:
         found: str = self.until(
@@ -143,8 +143,9 @@ class Live:
 
     def over(self, name: str) -> dict[str, Any]:
         """The job when it has ended."""
-        job: dict[str, Any] = self.until(lambda: (j := self.job(name))["finished"] and j)
-        return job
+        for _ in self.events(name):
+            pass
+        return self.job(name)
 
     def draw(self, **wish: Any) -> list[bytes]:
         """The PNG files of a job."""

@@ -43,7 +43,9 @@ class Dispatcher:
         self.counts = Counter[str]()
         self._logs = OrderedDict[str, Log]()
         self._running = dict[str, Job]()
-        self._wake, self._idle = asyncio.Event(), asyncio.Event()
+        self._busy = False
+        """Until the worker says that it is idle, which is after the last of its jobs is over."""
+        self._wake = asyncio.Event()
         self._tasks = set[asyncio.Task[None]]()
         self._began = 0.0
         self._mean = 10.0
@@ -97,7 +99,7 @@ class Dispatcher:
                 self.broken = "the worker cannot work; the server's log says why"
                 log.exception("worker")
             wait = 0.5 if time.monotonic() - began > 60 or self.about.get("drew") else min(2 * wait, SLOWEST)
-            self.ready, self.about = False, {}
+            self.ready, self._busy, self.about = False, False, {}
             self.counts["restarts"] += 1
             await asyncio.sleep(wait)
 
@@ -150,12 +152,12 @@ class Dispatcher:
 
     async def _feed(self) -> None:
         while True:
-            while not self.ready or self._running or self.draining or not (jobs := self._next()):
+            while not self.ready or self._busy or self.draining or not (jobs := self._next()):
                 self._wake.clear()
                 await self._wake.wait()
             self.queue.start([job.id for job in jobs])
             self._running = {job.id: job for job in jobs}
-            self._began = time.monotonic()
+            self._busy, self._began = True, time.monotonic()
             for job in jobs:
                 self.log_of(job).say("state", {"state": "running"})
             self._tell({"draw": [self._order(job) for job in jobs]})
@@ -205,7 +207,8 @@ class Dispatcher:
                 log.info("worker: ready on %s", self.about["device"])
             case {"idle": True, "memory": memory}:
                 self.about |= {"memory": memory, "drew": True}
-                for name in list(self._running):
+                self._busy = False
+                for name in list(self._running):  # that the worker has not said the end of
                     self._over(
                         name, "failed", {"code": "internal", "message": "a fault of the server; its log says more"}
                     )
