@@ -396,7 +396,7 @@ def test_a_fault_of_ours_tells_no_details(
     app = make_app()
 
     def broken(name: str) -> None:
-        raise RuntimeError("/home/somebody/secret")
+        raise RuntimeError("/srv/secret")
 
     monkeypatch.setattr(app.server.queue, "get", broken)
     answer = run(app.client.get(f"/api/jobs/{'0' * 32}"))

@@ -18,6 +18,7 @@ from sdtune.config import RunConfig
 from sdtune.errors import ConfigError, ModelError, SdtuneError
 from sdtune.experiments.listing import runs_below
 from sdtune.families import recognise, settings
+from sdtune.families.places import Source, locate
 from sdtune.runs import Run
 
 
@@ -124,6 +125,7 @@ def _check_finished(run: Run) -> None:
 
 
 def _model_of(source: str) -> RunConfig:
+    locate(Source(path=source))  # says what is wrong with a pickled file, or one that is not there
     family = recognise(source)
     if family is None:
         raise ModelError(f"{source}: no run, no folder of runs, no adapter file, and no model that is here")
