@@ -18,7 +18,7 @@ def serve(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN|FOLDER|FILE|MODEL]...",
+            metavar="RUN|FOLDER|FILE|MODEL",
             help="Runs, folders of runs, adapter files, models. Unset: the runs below runs/, and --base.",
             show_default=False,
         ),

@@ -1,0 +1,68 @@
+"""Requests that a machine makes up from our own OpenAPI, good and bad: none breaks the server, none gets more than the one form of error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase
+
+from tests.serve.conftest import App, run
+
+MINE = hypothesis.settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+STATUSES = {200, 201, 202, 204, 400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 503}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_that_openapi_allows_or_forbids_breaks_it(make_app: Callable[..., App]) -> None:
+    app = make_app()
+    schema = schemathesis.openapi.from_dict(run(app.client.get("/openapi.json")).json())
+    tried = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path.endswith("/events"):
+            continue  # of a known job it does not end
+        for mode in schemathesis.GenerationMode:
+
+            @MINE
+            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: Any) -> None:
+                nonlocal tried
+                tried += 1
+                _check(app, case)
+
+            with suppress(hypothesis.errors.Unsatisfiable):  # a route without fields has no wrong ones
+                ask()
+    assert tried > 100
+
+
+def _check(app: App, case: Any) -> None:
+    sent = case.as_transport_kwargs(base_url="http://127.0.0.1:7860")
+    sent = {k: v for k, v in sent.items() if k in ("method", "url", "params", "json", "data", "headers")}
+    headers = {k: v for k, v in (sent.pop("headers", None) or {}).items() if _plain(k) and _plain(str(v))}
+    data = sent.pop("data", None)
+    content = {"content": data if isinstance(data, bytes) else str(data).encode("utf-8", "replace")} if data is not None else {}
+    try:
+        request = app.client.build_request(**sent, **content, headers=headers)
+    except (UnicodeError, ValueError, TypeError):
+        return  # no client can send that
+    answer = run(app.client.send(request))
+    assert answer.status_code in STATUSES, (case, answer.text)
+    if answer.status_code >= 400 and case.path != "/readyz":
+        assert set(answer.json()["error"]) - {"field"} == {"code", "message", "request_id"}
+
+
+def _plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
