@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,13 @@ import pytest
 from fastapi import FastAPI
 
 import sdtune
+from sdtune.runs import Run
 from sdtune.serve import registry
 from sdtune.serve.app import Server, create_app
 from sdtune.serve.guard import Rules
 from sdtune.serve.limits import Limits
 from sdtune.serve.setup import Setup
 from sdtune.serve.store import Store
-from tests import tiny
 
 METHODS = {"lora": ("method.targets=attention", "method.rank=2"), "full": ("method.type=full",)}
 
@@ -33,6 +35,8 @@ METHODS = {"lora": ("method.targets=attention", "method.rank=2"), "full": ("meth
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs `lora` and `full` on one tiny model, each trained for two steps that show."""
+    from tests import tiny
+
     folder = tmp_path_factory.mktemp("served")
     model = tiny.sd1_folder(folder / "model")
     data = tiny.imagefolder(folder / "data", ["a red apple", "a blue dog"])
@@ -48,6 +52,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---- the app alone: nothing draws, jobs wait
+
+
+@pytest.fixture(scope="session")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs as far as names go, without weights and without torch."""
+    folder = tmp_path_factory.mktemp("named")
+    shutil.copytree(
+        str(resources.files("sdtune") / "demo" / "base"),
+        folder / "model",
+        ignore=shutil.ignore_patterns("*.safetensors"),
+    )
+    for name, method in METHODS.items():
+        run = Run(folder / "runs" / name)
+        run.write_config(sdtune.load_config(None, f"model.path={folder / 'model'}", f"name={name}", *method))
+        run.final.mkdir()
+    return folder / "runs"
 
 
 @dataclass
@@ -68,11 +88,11 @@ class App:
 
 
 @pytest.fixture
-def make_app(runs: Path, tmp_path: Path) -> Callable[..., App]:
+def make_app(named: Path, tmp_path: Path) -> Callable[..., App]:
     """The app for limits and a token of one's own."""
 
     def make(limits: Limits | None = None, token: str = "", **headers: str) -> App:
-        known, _ = registry.build([str(runs)])
+        known, _ = registry.build([str(named)])
         store, rules = Store(tmp_path / "folder"), Rules(token=token, limits=limits or Limits())
         app = create_app(known, Setup(known.dumped(), str(store.folder)), rules, store)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

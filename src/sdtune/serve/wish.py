@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -66,6 +67,7 @@ class Wish(BaseModel):
         return self.model_dump(mode="json")
 
 
+@cache
 def limited(limits: Limits) -> type[Wish]:
     """The same with maxima, which its JSON schema then says, too."""
     side = Annotated[int | None, Field(ge=16, le=limits.side)]
