@@ -153,7 +153,7 @@ def _get(names: list[str], screen: Screen) -> None:
 def _listed() -> dict[str, Any]:
     """All metrics and encoders as plain values."""
     from sdtune.metrics import places
-    from sdtune.metrics.registry import ENCODERS, LEFT_OUT, METRICS
+    from sdtune.metrics.registry import ENCODERS, METRICS
 
     here = {name: places.is_here(name) for name in ENCODERS}
     encoders = [
@@ -171,13 +171,12 @@ def _listed() -> dict[str, Any]:
         }
         for m in METRICS.values()
     ]
-    out = [{"name": name, "why": why} for name, why in LEFT_OUT.items()]
-    return {"home": str(places.home()), "metrics": listed, "left_out": out, "encoders": encoders}
+    return {"home": str(places.home()), "metrics": listed, "encoders": encoders}
 
 
 def _show_metrics() -> None:
     from sdtune.metrics import places
-    from sdtune.metrics.registry import ENCODERS, LEFT_OUT, METRICS
+    from sdtune.metrics.registry import ENCODERS, METRICS
 
     here = {name: places.is_here(name) for name in ENCODERS}
     rows = []
@@ -187,8 +186,6 @@ def _show_metrics() -> None:
         rows.append((m.name, m.answers, f"{m.needs:,}" + "!" * m.refused, m.unit, state))
     console.table(("metric", "answers", "needs", "", "here"), rows, numbers=(2,))
     print("\n!  not shown below that number, unless an indicative one is asked for")
-    for name, why in LEFT_OUT.items():
-        print(f"left out: {name}, {why}")
     print()
     cells = [
         (s.name, s.title, "" if not s.size_mb else f"{s.size_mb:,} MB", "yes" if here[s.name] else "no", s.licence)

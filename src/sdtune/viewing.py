@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 
 PUBLISHED = (
-    "Published metrics (CLIP score, DINO, CMMD, LPIPS, FID, PickScore, HPS v2.1, aesthetic score) were left out: they were made "
-    "for photographs, not for drawings of 64 pixels. `sdtune metrics` lists them with what each downloads; `sdtune protocol` takes them."
+    "Published metrics (CLIP score, DINO, CMMD, LPIPS, FID, PickScore, HPS v2.1, ImageReward, aesthetic score) were left out: they "
+    "were made for photographs, not for drawings of 64 pixels. `sdtune metrics` lists them with what each downloads; `sdtune protocol` "
+    "takes them."
 )
 
 

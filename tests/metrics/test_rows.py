@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdtune import protocol, stats
+from sdtune.data.images import load_image
 from sdtune.errors import ConfigError, DataError, EvaluationError
 from sdtune.judging.figures import corrected
 from sdtune.judging.scores import Figure
-from sdtune.metrics import cmmd, copying, diversity, frechet, kid, prdc
+from sdtune.metrics import cmmd, copying, diversity, frechet, image_reward, kid, prdc
 from sdtune.metrics.nets import trunks
-from sdtune.metrics.registry import LEFT_OUT, METRICS
+from sdtune.metrics.registry import METRICS
 from sdtune.protocol import choosing, measures, pairing
 from sdtune.protocol.choosing import choice_of
 from sdtune.protocol.measures import Sides, told
@@ -94,7 +95,7 @@ def test_every_metric_of_the_registry_can_be_asked_for() -> None:
     parts = [
         c.of(p) for c in found for p in {"prdc": ("precision", "recall", "density", "coverage")}.get(c.metric, ("",))
     ]
-    assert all(c.label and c.short for c in parts) and not set(LEFT_OUT) & set(METRICS)
+    assert all(c.label and c.short for c in parts)
     assert choice_of("prdc.recall:shipped") == protocol.Choice("prdc", "shipped", "recall")
     assert choice_of("prdc.recall").key == "prdc.recall" and choice_of("pickscore.wins").encoder == "pickscore"
 
@@ -387,13 +388,14 @@ def test_by_networks_lpips_between_seeds_and_a_judge_of_preference(
     home = folders / "home"
     monkeypatch.setattr("sdtune.metrics.places.expected_sha256", lambda spec, file: None)
     tiny.clip(home, "pickscore")
+    tiny.image_reward(home, monkeypatch)
     torch.manual_seed(0)
     tiny.torch_saved(dict(trunks.alexnet().state_dict()), home / "lpips-alex/alexnet-owt-7be5be79.pth")
     heads = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))}
     tiny.torch_saved(heads, home / "lpips-alex/alex.pth")
-    found = judged(folders, "diversity,pickscore")
+    found = judged(folders, "diversity,pickscore,imagereward")
     by = {f.key: f for f in found.figures}
-    assert list(by) == ["diversity", "pickscore", "pickscore.wins"]
+    assert list(by) == ["diversity", "pickscore", "pickscore.wins", "imagereward", "imagereward.wins"]
     from sdtune.metrics import encoders
 
     measure = encoders.load_pairs("lpips-alex", home)
@@ -410,6 +412,13 @@ def test_by_networks_lpips_between_seeds_and_a_judge_of_preference(
     a, b = found.values["pickscore"]
     assert (wins.wins, wins.losses) == (int((b > a).sum()), int((b < a).sum())) == (figure.wins, figure.losses)
     assert wins.note.startswith("not evidence: 20 prompts, needs 100")
+    a, b = found.values["imagereward"]
+    assert (by["imagereward.wins"].wins, by["imagereward.wins"].losses) == (int((b > a).sum()), int((b < a).sum()))
+    reward, (item, *_) = image_reward.load(at=home), found.pairs.items
+    drawn = [reward.prepare(load_image(path), item.caption) for path in item.tuned]
+    assert b[0] == pytest.approx(reward.scores(drawn).mean(), abs=1e-4), (
+        "the mean of a caption's pictures, each with its caption"
+    )
     table = (protocol.write(found, folders / "out").parent / "report.md").read_text()
     assert re.search(rf"Win rate by PickScore: .*higher in {wins.wins} of {N}, p [<=] [01]\.\d+ \(sign test\)", table)
 

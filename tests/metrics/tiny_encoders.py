@@ -104,3 +104,54 @@ def shaken(make: Callable[[], nn.Module]) -> nn.Module:
         else:
             module.register_buffer(last, value)
     return net.eval().requires_grad_(False)
+
+
+def image_reward_weights() -> dict[str, Tensor]:
+    """Of an ImageReward with two layers on each side, in the names of its own code: 3 heads look and 2 heads read."""
+    torch.manual_seed(4)
+    seen, read, inner, words = 192, 128, 40, len(wordpieces()) + 2
+    shapes: dict[str, tuple[int, ...]] = {
+        "blip.visual_encoder.cls_token": (1, 1, seen), "blip.visual_encoder.pos_embed": (1, 5, seen),
+        "blip.visual_encoder.patch_embed.proj": (seen, 3, 112, 112), "blip.visual_encoder.norm": (seen,),
+        "blip.text_encoder.embeddings.word_embeddings.weight": (words, read),
+        "blip.text_encoder.embeddings.position_embeddings.weight": (64, read), "blip.text_encoder.embeddings.LayerNorm": (read,),
+        "blip.vision_proj": (8, seen), "blip.text_proj": (8, read),
+    }  # fmt: skip
+    for layer in range(2):
+        block, text = f"blip.visual_encoder.blocks.{layer}", f"blip.text_encoder.encoder.layer.{layer}"
+        shapes |= {
+            f"{block}.norm1": (seen,), f"{block}.attn.qkv": (3 * seen, seen), f"{block}.attn.proj": (seen, seen),
+            f"{block}.norm2": (seen,), f"{block}.mlp.fc1": (inner, seen), f"{block}.mlp.fc2": (seen, inner),
+            f"{text}.intermediate.dense": (inner, read), f"{text}.output.dense": (read, inner), f"{text}.output.LayerNorm": (read,),
+        }  # fmt: skip
+        for kind, source in (("attention", read), ("crossattention", seen)):
+            shapes |= {
+                f"{text}.{kind}.self.query": (read, read), f"{text}.{kind}.self.key": (read, source),
+                f"{text}.{kind}.self.value": (read, source), f"{text}.{kind}.output.dense": (read, read),
+                f"{text}.{kind}.output.LayerNorm": (read,),
+            }  # fmt: skip
+    widths = (read, 1024, 128, 64, 16, 1)
+    shapes |= {f"mlp.layers.{n}": (widths[i + 1], widths[i]) for i, n in enumerate((0, 2, 4, 6, 7))}
+    found: dict[str, Tensor] = {"blip.text_encoder.embeddings.position_ids": torch.arange(64)[None]}
+    for name, shape in shapes.items():
+        spread = 1.2 / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+        if name.endswith((".weight", "cls_token", "pos_embed")):
+            found[name] = torch.randn(shape) * 0.5
+        else:
+            found[f"{name}.weight"] = torch.randn(shape) * spread if len(shape) > 1 else 1 + 0.2 * torch.randn(shape)
+            found[f"{name}.bias"] = 0.2 * torch.randn(shape[0])
+    return found
+
+
+def wordpieces() -> list[str]:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *letters, *(f"##{x}" for x in letters)]
+
+
+def image_reward(home: Path, patch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """In `home/imagereward`, under the published names."""
+    weights = image_reward_weights()
+    torch_saved(weights, home / "imagereward/ImageReward.pt")
+    (home / "imagereward/vocab.txt").write_text("\n".join(wordpieces()) + "\n", encoding="utf-8")
+    patch.setattr("sdtune.metrics.places.expected_sha256", lambda spec, file: None)
+    return weights

@@ -7,8 +7,10 @@ What looks (registry.py says what there is; only these hold networks):
     encoders.load(name, at=None, device="cpu") -> Encoder        .texts(prompts) where there is a text side, .logit_scale of CLIPs
     encoders.load_pairs("lpips-alex" | "lpips-vgg", ...)         distances of pairs
     encoders.load_head("aesthetic")                              (weight, bias, sha256) for aesthetic.aesthetic
+    image_reward.load("imagereward")                             scores of pictures with their prompts
     cache.features(encoder, images, total=, folder=, progress=)  (N, D) float64, each picture looked at once
     cache.distances(perceptual, pairs, ...)                      (N,) float64, the same for pairs
+    cache.scores(rewarding, (picture, prompt) pairs, ...)        (N,) float64, the same for ImageReward
     features.Scorer                                              the scorer that comes along, with its own texts
 
 `load` raises places.NotHere, whose `missing` says what to leave out, why, and how to get it; places.missing_for(metric) asks without

@@ -24,6 +24,7 @@ from sdtune.errors import EvaluationError
 
 if TYPE_CHECKING:
     from sdtune.metrics.encoders import Encoder, Perceptual
+    from sdtune.metrics.image_reward import Rewarding
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -164,6 +165,33 @@ def distances(
             for i, value in zip(places, values, strict=True):
                 found[i] = np.array([value])
         return found
+
+    try:
+        rows = list(_known_or_new(pairs, key, look, store, total, batch, progress))
+    finally:
+        store.close()
+    return np.concatenate(rows) if rows else np.zeros(0)
+
+
+def scores(
+    judge: Rewarding,
+    pairs: Iterable[tuple[Image.Image, str]],
+    *,
+    total: int = 0,
+    folder: Path | None = None,
+    batch: int = BATCH,
+    progress: Progress | None = None,
+) -> Array:
+    """Scores of pictures for their prompts in order, (N,); kept, halved and reported like `features`."""
+    store = Store(folder, judge.name, judge.fingerprint)
+
+    def key(pair: tuple[Image.Image, str]) -> str:
+        return hashlib.sha256(f"{key_of(pair[0])}:{pair[1]}".encode("utf-8", "surrogatepass")).hexdigest()
+
+    def look(some: Sequence[tuple[Image.Image, str]]) -> list[Array]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            prepared = list(pool.map(lambda pair: judge.prepare(*pair), some))
+        return [np.array([value]) for values in _halving(judge.scores, prepared, judge.name) for value in values]
 
     try:
         rows = list(_known_or_new(pairs, key, look, store, total, batch, progress))

@@ -214,10 +214,9 @@ def load(name: str, at: Path | None = None, device: str = "cpu") -> Encoder:
         from sdtune.metrics.features import Scorer
 
         return ShippedEncoder(Scorer.load())
-    if spec.kind in ("lpips-alex", "lpips-vgg", "aesthetic"):
-        raise EvaluationError(
-            f"{name}: gives no features; it is loaded by load_{'head' if spec.kind == 'aesthetic' else 'pairs'}"
-        )
+    if not spec.dimension:
+        by = {"aesthetic": "load_head", "imagereward": "image_reward.load"}.get(spec.kind, "load_pairs")
+        raise EvaluationError(f"{name}: gives no features; it is loaded by {by}")
     files = locate(name, at)
     return build(spec, files, check(name, files), device)
 

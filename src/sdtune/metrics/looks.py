@@ -14,7 +14,7 @@ from PIL import Image
 
 Pixels = NDArray[np.float32]
 """(3, H, W)."""
-Fit = Literal["squash", "crop", "square", "pad"]
+Fit = Literal["squash", "crop", "crop-torchvision", "square", "pad"]
 Filter = Literal["bilinear", "bicubic", "tf1-bilinear", "float-bicubic"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -22,6 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FITS = {
     "squash": "to {side} x {side}, proportions changed",
     "crop": "shorter side to {shorter}, then the middle {side} x {side}",
+    "crop-torchvision": "shorter side to {shorter}, then the middle {side} x {side} where torchvision finds it",
     "square": "the middle square, then to {side} x {side}",
     "pad": "longer side to {side}, then black around to {side} x {side}",
 }
@@ -69,6 +70,9 @@ class Look:
             case "crop":
                 wide = image.resize(_by_shorter(image.size, self.shorter or self.side), _pillow(self.filter))
                 return np.asarray(_middle(wide, side), np.float64)
+            case "crop-torchvision":
+                wide = image.resize(_by_shorter(image.size, self.shorter or self.side), _pillow(self.filter))
+                return np.asarray(_middle_rounded(wide, side), np.float64)
             case "pad":
                 return _padded(image, self.side, self.filter)
 
@@ -117,6 +121,12 @@ def _by_shorter(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 def _middle(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _middle_rounded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """As torchvision.transforms.CenterCrop: an odd pixel goes to where an even number of them is cut off."""
+    left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)
     return image.crop((left, top, left + size[0], top + size[1]))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdtune.metrics import aesthetic, cache, encoders, preference
+from sdtune.metrics import aesthetic, cache, encoders, image_reward, preference
 from sdtune.metrics.places import Missing, NotHere, is_here, locate, missing_for
 from sdtune.metrics.registry import METRICS, encoders_of
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 WORDS, PICTURES = ("clip-l14", "clip-b32"), ("dinov2-b14", "dinov2-l14")
-EXTRAS = ("pickscore", "hpsv2", "aesthetic")
+EXTRAS = ("pickscore", "hpsv2", "imagereward", "aesthetic")
 """Metrics beyond what the panel itself sees."""
+TASTE = "people's general taste, learnt from their choices"
 
 
 class Opinion(NamedTuple):
@@ -138,8 +139,11 @@ def opinions(
                 if name == "pickscore"
                 else preference.hps_score(embeds, texts)
             )
-            taste = "people's general taste, learnt from their choices"
-            yield Opinion(name, label, taste, METRICS[name].needs, judge.record(), score)
+            yield Opinion(name, label, TASTE, METRICS[name].needs, judge.record(), score)
+    if is_here("imagereward", at):
+        together = image_reward.load(at=at, device=device)
+        score = cache.scores(together, zip(images, prompts, strict=True), total=len(images), folder=folder)
+        yield Opinion("imagereward", "ImageReward", TASTE, METRICS["imagereward"].needs, together.record(), score)
     if all(is_here(part, at) for part in encoders_of(METRICS["aesthetic"])):
         clip, metric = encoders.load("clip-l14", at, device), METRICS["aesthetic"]
         weight, bias, sha256 = encoders.load_head("aesthetic", at)

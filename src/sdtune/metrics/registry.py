@@ -12,8 +12,21 @@ from typing import Literal
 
 from sdtune.metrics.looks import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Look
 
-Kind = Literal["shipped", "inception", "clip", "dinov2", "vit", "sscd", "lpips-alex", "lpips-vgg", "hpsv2", "aesthetic"]
+Kind = Literal[
+    "shipped",
+    "inception",
+    "clip",
+    "dinov2",
+    "vit",
+    "sscd",
+    "lpips-alex",
+    "lpips-vgg",
+    "hpsv2",
+    "imagereward",
+    "aesthetic",
+]
 VOCABULARY = ("vocab.json", "merges.txt")
+WORDPIECES = "vocab.txt"
 CLIP_L14, CLIP_L14_REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"
 
 
@@ -126,6 +139,11 @@ _ALL = (
          (Hub("xswu/HPSv2", (("HPS_v2.1_compressed.pt",),)),
           Hub(CLIP_L14, ((VOCABULARY[0],), (VOCABULARY[1],)), CLIP_L14_REVISION)),
          1970, "Apache-2.0", Look(224, "pad", "float-bicubic", CLIP_MEAN, CLIP_STD), 1024, "arXiv:2306.09341"),
+    Spec("imagereward", "ImageReward v1.0, BLIP ViT-L/16 on people's choices", "imagereward",
+         (Hub("THUDM/ImageReward", (("ImageReward.pt",),)),
+          Hub("google-bert/bert-base-uncased", ((WORDPIECES,),), "86b5e0934494bd15c9632b12f734a8a67f723594",
+              {WORDPIECES: "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"})),
+         1790, "Apache-2.0", Look(224, "crop-torchvision", "bicubic", CLIP_MEAN, CLIP_STD), 0, "arXiv:2304.05977"),
     Spec("aesthetic", "LAION aesthetic predictor V2 on CLIP ViT-L/14", "aesthetic",
          (Web("https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
               "sac+logos+ava1-l14-linearMSE.pth", "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"),), 4,
@@ -179,6 +197,8 @@ METRICS: Mapping[str, Metric] = {
                "arXiv:2208.12242, of pairs"),
         Metric("pickscore", "Which would people choose?", ("pickscore",), 100, "prompts", "higher", "arXiv:2305.01569"),
         Metric("hpsv2", "Which would people choose, by another judge?", ("hpsv2",), 100, "prompts", "higher", "arXiv:2306.09341"),
+        Metric("imagereward", "Which would people choose, by a judge that reads the prompt with the picture?", ("imagereward",), 100,
+               "prompts", "higher", "arXiv:2304.05977"),
         Metric("aesthetic", "Is it pretty, to the taste of LAION's raters?", ("clip-l14+aesthetic",), 100, "prompts", "higher",
                "the LAION aesthetic predictor V2", note="general taste: unfit for a style that is meant to be rough"),
         Metric("diversity", "Do the seeds of a prompt differ?", ("lpips-alex", "dinov2-b14", "shipped"), 20, "prompts", "",
@@ -191,12 +211,6 @@ METRICS: Mapping[str, Metric] = {
                "paired distance to the base's own picture of the same seed"),
     )
 }  # fmt: skip
-
-LEFT_OUT: Mapping[str, str] = {
-    "imagereward": "its network (a BLIP with a head of its own) could not be checked against its own code; "
-    "PickScore and HPS v2.1 answer the same question",
-}
-"""Metrics that one may look for in vain, and why."""
 
 
 def encoders_of(metric: Metric) -> list[str]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdtune.errors import ConfigError
-from sdtune.metrics.registry import ENCODERS, LEFT_OUT, METRICS, Metric
+from sdtune.metrics.registry import ENCODERS, METRICS, Metric
 
 DEFAULT = "lpips,fid,kid,clip"
 FRECHET = ("fid", "fd-dinov2")
-TO_CAPTIONS = ("clip", "pickscore", "hpsv2")
-PREFERENCE = ("pickscore", "hpsv2")
+TO_CAPTIONS = ("clip", "pickscore", "hpsv2", "imagereward")
+PREFERENCE = ("pickscore", "hpsv2", "imagereward")
 LABELS = {
     "lpips": "LPIPS to the real picture", "clip": "CLIP score of picture and caption", "clip-i": "CLIP likeness to all real pictures",
     "dino": "DINO likeness to all real pictures", "clip-i-own": "CLIP likeness to the real picture",
     "dino-own": "DINO likeness to the real picture", "pickscore": "PickScore", "pickscore.wins": "Win rate by PickScore",
-    "hpsv2": "HPS v2.1", "hpsv2.wins": "Win rate by HPS v2.1", "aesthetic": "Aesthetic rating", "kid": "KID to the test folder",
+    "hpsv2": "HPS v2.1", "hpsv2.wins": "Win rate by HPS v2.1", "imagereward": "ImageReward",
+    "imagereward.wins": "Win rate by ImageReward", "aesthetic": "Aesthetic rating", "kid": "KID to the test folder",
     "cmmd": "CMMD to the test folder", "fid": "FID to the test folder", "fd-dinov2": "Frechet distance by DINOv2",
     "prdc.precision": "Precision: drawn pictures that look real", "prdc.recall": "Recall: real pictures that could be drawn",
     "prdc.density": "Density: how real drawn pictures look", "prdc.coverage": "Coverage: real pictures that a drawn one is near",
@@ -25,7 +26,8 @@ LABELS = {
 SHORT = {
     "lpips": "LPIPS", "clip": "CLIP score", "clip-i": "CLIP likeness", "dino": "DINO likeness", "clip-i-own": "CLIP likeness by pairs",
     "dino-own": "DINO likeness by pairs", "pickscore": "PickScore", "pickscore.wins": "PickScore's win rate", "hpsv2": "HPS v2.1",
-    "hpsv2.wins": "HPS v2.1's win rate", "aesthetic": "aesthetic rating", "kid": "KID", "cmmd": "CMMD", "fid": "FID",
+    "hpsv2.wins": "HPS v2.1's win rate", "imagereward": "ImageReward",
+    "imagereward.wins": "ImageReward's win rate", "aesthetic": "aesthetic rating", "kid": "KID", "cmmd": "CMMD", "fid": "FID",
     "fd-dinov2": "FD-DINOv2", "prdc.precision": "precision", "prdc.recall": "recall", "prdc.density": "density",
     "prdc.coverage": "coverage", "diversity": "seed difference", "vendi": "Vendi score", "copies": "copies", "drift": "drift",
 }  # fmt: skip
@@ -95,8 +97,7 @@ def choices(metrics: str) -> list[Choice]:
     found = []
     for text in filter(None, (part.strip() for part in metrics.split(","))):
         if (metric := text.partition(":")[0]) not in METRICS:
-            why = f"left out, {LEFT_OUT[metric]}" if metric in LEFT_OUT else "no such figure here"
-            raise ConfigError(f"--metrics: {metric}: {why}; possible: {', '.join(METRICS)}")
+            raise ConfigError(f"--metrics: {metric}: no such figure here; possible: {', '.join(METRICS)}")
         choice = choice_of(text)
         if choice.encoder not in (fitting := _fitting(metric)):
             raise ConfigError(f"--metrics: {text}: {metric} is taken with {', '.join(fitting)}")
@@ -117,7 +118,7 @@ def _fitting(metric: str) -> list[str]:
             return perceptual + with_features
         case "clip" | "clip-i" | "clip-i-own":
             return ["clip-l14", "clip-b32", "clip-l14-336"]
-        case "pickscore" | "hpsv2":
+        case "pickscore" | "hpsv2" | "imagereward":
             return [metric]
         case "aesthetic":
             return ["clip-l14"]

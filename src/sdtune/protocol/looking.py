@@ -51,6 +51,9 @@ class Looking:
         if name.startswith("lpips"):
             self._perceptual(name, mine)
             return
+        if name == "imagereward":
+            self._together(name, mine)
+            return
         head = None
         if rating := [choice for choice in mine if choice.metric == "aesthetic"]:
             try:
@@ -189,6 +192,30 @@ class Looking:
                 found.append(by_item(distances(both, f"{side} pictures"), self._own(side), n))
             others = [(items[(i + 1) % n].real, items[i].real) for i in range(n)]
             self._keep(choice, "lower", found[0], found[1], distances(others, "real pictures among themselves"))
+
+    def _together(self, name: str, mine: Sequence[Choice]) -> None:
+        """Pictures seen together with their captions."""
+        from sdtune.metrics import cache, image_reward
+
+        self.progress(f"loading {name}", 0, 1)
+        judge = image_reward.load(name, self.at, self.device)
+        self.result.encoders.append(judge.record())
+        captions = [item.caption for item in self._items]
+
+        def scores(paths: Sequence[Path], own: NDArray[np.int64], what: str) -> Array:
+            shown = ((load_image(path), captions[i]) for path, i in zip(paths, own, strict=True))
+            said = f"{name}: {what} pictures"
+            return cache.scores(
+                judge, shown, total=len(paths), folder=self.cache, progress=lambda d, t: self.progress(said, d, t)
+            )
+
+        n, found = len(captions), []
+        for side in SIDES:
+            own, paths = self._own(side), [path for item in self._items for path in getattr(item, side)]
+            found.append(by_item(scores(paths, own, "original's" if side == "original" else "tuned"), own, n))
+        real = scores([item.real for item in self._items], np.arange(n), "real")
+        for choice in mine:
+            self._keep(choice, "higher", found[0], found[1], real)
 
     def _between_seeds(self, distances: Callable[[Sequence[tuple[Path, Path]], str], Array], side: Side) -> Array:
         """The mean distance of all pairs of a caption's pictures, (n,); nan where there is one."""
