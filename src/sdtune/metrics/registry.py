@@ -197,7 +197,7 @@ METRICS: Mapping[str, Metric] = {
                "arXiv:2208.12242, of pairs"),
         Metric("pickscore", "Which would people choose?", ("pickscore",), 100, "prompts", "higher", "arXiv:2305.01569"),
         Metric("hpsv2", "Which would people choose, by another judge?", ("hpsv2",), 100, "prompts", "higher", "arXiv:2306.09341"),
-        Metric("imagereward", "Which would people choose, by a judge that reads the prompt with the picture?", ("imagereward",), 100,
+        Metric("imagereward", "The same, by a judge that reads the prompt with the picture?", ("imagereward",), 100,
                "prompts", "higher", "arXiv:2304.05977"),
         Metric("aesthetic", "Is it pretty, to the taste of LAION's raters?", ("clip-l14+aesthetic",), 100, "prompts", "higher",
                "the LAION aesthetic predictor V2", note="general taste: unfit for a style that is meant to be rough"),
