@@ -230,13 +230,13 @@ def evaluate(
     for drawings of 64 pixels; "published" are DINOv2 and CLIP (`sdtune metrics`), "auto" takes the one that fits the pictures' size.
     Raises EvaluationError where nothing can be measured, also where published encoders are needed and are not here.
     """
-    from sdtune.evaluate import evaluate, viewer_for
+    from sdtune.evaluate import evaluate
     from sdtune.files import cache_home
 
     files, real = _picture_files(pictures), _picture_files(reference)
-    drawn = [_square(f) for f in files]
-    viewer = viewer_for(sorted(im.width for im in drawn)[len(drawn) // 2], scorer, cache_home() / "seen")
-    return evaluate(drawn, [_square(f) for f in real], prompts=prompts or _prompts_beside(files), scorer=viewer)
+    drawn, held_out = ([_square(f) for f in some] for some in (files, real))
+    asked = prompts or _prompts_beside(files)
+    return evaluate(drawn, held_out, prompts=asked, scorer=scorer, folder=cache_home() / "seen")
 
 
 def experiment(

@@ -12,6 +12,9 @@ import typer
 from sdtune.cli_shared import options_of, tell
 from sdtune.errors import ConfigError
 
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
 
 def serve(
     ctx: typer.Context,
@@ -99,7 +102,3 @@ def serve(
         server = run.Served(create_app(registry, setup, rules, store), host, port, drain=drain, say=tell)
         server.run([address])
     raise typer.Exit(run.exit_code(server.signal))
-
-
-DEVICES = ("auto", "cuda", "mps", "cpu")
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")

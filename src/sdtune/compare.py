@@ -54,6 +54,8 @@ class Comparison:
     """The name of these pictures in votes on them."""
     encoders: tuple[dict[str, Any], ...] = ()
     """What a result must say of the encoders that looked."""
+    looked: str = "the scorer that comes with sdtune"
+    """What looked, in words."""
 
     @property
     def report(self) -> Path:
@@ -115,6 +117,7 @@ def comparing(
     ballot = votes.ballot_of([(p.prompt, p.seed, p.base, p.tuned) for p in pairs])
     voted, stale = _voted(run, config, ballot, pairs)
     encoders: tuple[dict[str, Any], ...]
+    looked = Comparison.looked
     if why := scorer_gap(config):
         scores, digest, encoders = _judge_loss(config, validation, why, voted), None, ()
     else:
@@ -124,12 +127,12 @@ def comparing(
         evidence = dataclasses.replace(evidence, doubles=doubles)
         others, asked = opinions(config, scorer, plan, pairs)
         scores, digest = _judge(config, evidence, validation, [*voted, *others]), scorer.fingerprint
-        encoders = (*scorer.records(), *finder, *asked)
+        encoders, looked = (*scorer.records(), *finder, *asked), scorer.title
         stale += not_asked(scorer)
     scores = dataclasses.replace(scores, limits=(*scores.limits, *plan.notes, *_selection(judged, plan), *stale))
     seconds = {"drawing": drawn - began, "judging": time.perf_counter() - drawn}
     result = Comparison(
-        run, config, checkpoint, plan, pairs, scores, validation, digest, seconds, apart, ballot, encoders
+        run, config, checkpoint, plan, pairs, scores, validation, digest, seconds, apart, ballot, encoders, looked
     )
     write_json(run.scores_file, report.as_json(result))
     write_text(run.comparison / "report.md", report.markdown(result))

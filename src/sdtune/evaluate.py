@@ -32,7 +32,7 @@ SMALL = 128
 """Pixels: up to here pictures may be of the shipped scorer's domain, drawings of 64 pixels."""
 
 
-def viewer_for(side: int, which: Looker = "auto", folder: Path | None = None) -> Viewer:
+def viewer_for(side: int, which: Looker = "auto", folder: Path | None = None, device: str = "cpu") -> Viewer:
     """What looks at pictures of this side, in pixels; `folder` keeps what was seen. Raises EvaluationError where published
     encoders are needed and are not here."""
     if which == "shipped" or (which == "auto" and side <= SMALL):
@@ -41,7 +41,7 @@ def viewer_for(side: int, which: Looker = "auto", folder: Path | None = None) ->
         return dataclasses.replace(Scorer.load(), folder=folder)
     from sdtune.metrics import panel
 
-    if found := panel.Panel.here(side, folder=folder):
+    if found := panel.Panel.here(side, device=device, folder=folder):
         return found
     remedies = " and ".join(m.remedy for m in panel.missing())
     raise EvaluationError(
@@ -65,13 +65,14 @@ def evaluate(
     reference: Sequence[Image.Image],
     *,
     prompts: Sequence[str] | None = None,
-    scorer: Viewer | None = None,
+    scorer: Viewer | Looker = "auto",
+    folder: Path | None = None,
     draws: int = 2000,
     seed: int = 0,
 ) -> Scores:
     """Figures of one set of pictures against real ones; with `prompts`, one a picture, content as well.
 
-    `scorer`: unset, what fits the pictures' size (viewer_for). Real pictures are reduced to the size of the drawn ones.
+    `scorer`: what looks, or its name (`viewer_for`, as is `folder`). Real pictures are reduced to the size of the drawn ones.
     Raises EvaluationError where nothing can be measured.
     """
     if len(images) < 2 or len(reference) < 2:
@@ -80,7 +81,7 @@ def evaluate(
     if prompts is not None and len(prompts) != len(images):
         raise EvaluationError(f"prompts: {len(prompts)} for {len(images)} pictures; give one a picture")
     side = int(np.median([min(im.size) for im in images]))
-    scorer = scorer or viewer_for(side)
+    scorer = viewer_for(side, scorer, folder) if isinstance(scorer, str) else scorer
     reference = [_reduced(im, side) for im in reference]
     asked = list(prompts) if prompts else [f"picture {i}" for i in range(len(images))]
     distinct = tuple(dict.fromkeys(asked))

@@ -35,6 +35,8 @@ LARGE = 512
 SMALL = 128
 TIMELINE_STEPS = 8
 EXTREMES = 5
+SWEEP = "sdtune sweep 1"
+"""The format of sweep.json."""
 HALF_WAY = 0.5
 """A shorter way to the target is named in the headline."""
 
@@ -190,7 +192,7 @@ def _view(c: Comparison) -> Json:
         "commands": _commands(c),
         "statistics": f"{c.config.evaluate.draws:,}",
         "scorer": c.scorer,
-        "scorer_title": " and ".join(str(e["title"]) for e in c.encoders[:2]) or "the scorer that comes with sdtune",
+        "looked": c.looked,
     }
 
 
@@ -198,21 +200,23 @@ def _sweep(c: Comparison) -> Json | None:
     """The table of the run's sweep over checkpoints and strengths, if there was one."""
     try:
         found: Json = json.loads((c.run.sweep / "sweep.json").read_text(encoding="utf-8"))
-        own, chosen = (c.checkpoint, c.config.sample.strength), found["suggested"]
-        points = [(p, (p["checkpoint"], p["strength"])) for p in found["points"] if p["kid"]]
-        rows = [
-            {
-                "name": f"{at[0]} at {at[1]:g}" if at[1] else "base",
-                "judged": at == own,
-                "chosen": bool(chosen) and at == (chosen["checkpoint"], chosen["strength"]),
-                **{key: _kept(p[key]) for key in ("kid", "content")},
-                "lost": f"{p['lost']['value']:.0%}" if p["lost"] and at[1] else "",
-            }
-            for p, at in points
-        ]
-        return {"rule": found["rule"], "rows": rows, "prompts": len(found["prompts"]), "seeds": len(found["seeds"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
+    if found.get("format") != SWEEP:  # of another version
+        return None
+    own, chosen = (c.checkpoint, c.config.sample.strength), found["suggested"]
+    points = [(p, (p["checkpoint"], p["strength"])) for p in found["points"] if p["kid"]]
+    rows = [
+        {
+            "name": f"{at[0]} at {at[1]:g}" if at[1] else "base",
+            "judged": at == own,
+            "chosen": bool(chosen) and at == (chosen["checkpoint"], chosen["strength"]),
+            **{key: _kept(p[key]) for key in ("kid", "content")},
+            "lost": f"{p['lost']['value']:.0%}" if p["lost"] and at[1] else "",
+        }
+        for p, at in points
+    ]
+    return {"rule": found["rule"], "rows": rows, "prompts": len(found["prompts"]), "seeds": len(found["seeds"])}
 
 
 def _kept(interval: Mapping[str, float]) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from sdtune.files import write_json, write_text
 from sdtune.judging.scores import number
 from sdtune.judging.verdicts import CONTENT_BOUND
 from sdtune.pages import asset, page
-from sdtune.report import LARGE, SMALL, shown_path, thumb
+from sdtune.report import LARGE, SMALL, SWEEP, shown_path, thumb
 from sdtune.stats import Interval
 from sdtune.sweep import Point, Sweep
 
@@ -35,7 +35,7 @@ def write(s: Sweep) -> None:
 def as_json(s: Sweep) -> Json:
     """What sweep.json holds."""
     return {
-        "format": "sdtune sweep 1",
+        "format": SWEEP,
         "run": s.run.config().name,
         "prompts": list(s.prompts),
         "seeds": list(s.seeds),

@@ -17,8 +17,8 @@ from sdtune.data import images
 from sdtune.data.config import DataConfig
 from sdtune.data.dataset import Example
 from sdtune.drawing import Progress
-from sdtune.errors import EvaluationError
-from sdtune.evaluate import see
+from sdtune.evaluate import see, viewer_for
+from sdtune.judging import Looker
 from sdtune.judging.figures import paired_figure
 from sdtune.judging.scores import Doubles, Evidence, Figure, Seen, Unrelated
 from sdtune.metrics import content
@@ -51,19 +51,15 @@ def scorer_gap(config: RunConfig) -> str:
 
 def viewer_of(config: RunConfig, drawn: Path) -> Viewer:
     """What looks at pictures of this base, `drawn` being one of them. Raises EvaluationError; see `scorer_gap`."""
-    folder = config.data.cache_folder() / "seen"
-    if embedded(config):
-        from sdtune.metrics.features import Scorer
-
-        return dataclasses.replace(Scorer.load(), folder=folder)
-    from sdtune.metrics.panel import Panel
-
     with Image.open(drawn) as im:
         side = min(im.size)
-    found = Panel.here(side, device=_device(config), folder=folder)
-    if found is None:
-        raise EvaluationError(scorer_gap(config))
-    return found
+    which: Looker = "shipped" if embedded(config) else "published"
+    return viewer_for(side, which, _seen(config), _device(config))
+
+
+def _seen(config: RunConfig) -> Path:
+    """Where what was seen is kept."""
+    return config.data.cache_folder() / "seen"
 
 
 def embedded(config: RunConfig) -> bool:
@@ -123,10 +119,8 @@ def find_copies(
     if sscd is None:
         return None, []
 
-    folder = config.data.cache_folder() / "seen"
-
     def see(images: Iterable[Image.Image]) -> NDArray[np.float64]:
-        return cache.features(sscd, images, folder=folder)
+        return cache.features(sscd, images, folder=_seen(config))
 
     train, real = ((square(e, config.data, scorer.side) for e in some) for some in (plan.train, plan.reference))
     return Doubles(see(open_rgb(p.tuned) for p in pairs), see(train), see(real)), [sscd.record()]

@@ -278,7 +278,8 @@ def test_published_encoders_judge_another_base(
     assert "hpsv2 (sdtune metrics --get hpsv2 " in left
     assert "pickscore" not in left and "copies by SSCD (sdtune metrics --get sscd " in left
     assert json.loads(run.scores_file.read_text())["encoders"][1]["encoder"] == "clip-b32"
-    assert f"taken on {result.encoders[0]['title']} and {result.encoders[1]['title']}" in run.report_file.read_text()
+    looked = f"taken on {result.encoders[0]['title']} (distances) and {result.encoders[1]['title']} (what is shown)."
+    assert looked in run.report_file.read_text()
     again = compare(run, config_of(world, "evaluate.max_unrelated=3", unrelated=True))
     assert again.scores == result.scores
 
@@ -303,7 +304,9 @@ def test_sscd_looks_for_copies_where_it_is_here(
         assert n.cosine == pytest.approx(cosine.cosine_N[n.picture], abs=1e-5)
     verdict = result.scores.verdict("copied")
     assert verdict and "SSCD" in verdict.detail
-    assert "SSCD's limit for copies" in run.report_file.read_text()
+    page = run.report_file.read_text()
+    assert "SSCD's limit for copies" in page
+    assert f"All distances are taken on {result.encoders[0]['title']}." in page, "and not on SSCD"
     assert not [limit for limit in result.scores.limits if "copies by SSCD" in limit]
 
 

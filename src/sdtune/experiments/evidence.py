@@ -159,7 +159,8 @@ def _means(name: str, values: Sequence[Array], weights_WC: Array, *, trained: bo
 
 
 class Eyes:
-    """Shows pictures to the scorer, and remembers what it saw by the pictures' bytes."""
+    """Shows pictures to the scorer, and remembers what it saw of a whole set by its files' bytes: a leaderboard of thousands of pictures,
+    made again after each run, decodes none of them twice (the scorers themselves remember pixels)."""
 
     def __init__(self, folder: Path, scorer: Viewer) -> None:
         self._folder, self.scorer = folder, scorer
