@@ -1,0 +1,2 @@
+// Small things that the pages do without asking the server.
+"use strict";
