@@ -107,13 +107,18 @@ def gather(tensor: Tensor) -> list[Tensor]:
 
 def any_of(flag: bool) -> bool:
     """Whether `flag` is set in any process. All have to ask."""
+    return bool(sum_of(int(flag)))
+
+
+def sum_of(number: int) -> int:
+    """What the processes' numbers add up to. All have to ask, or to ask `any_of`: the two meet."""
     if size() == 1:
-        return flag
+        return number
     import torch
 
-    votes = torch.tensor(int(flag))
-    add_up(votes)
-    return bool(votes)
+    total = torch.tensor(number)
+    add_up(total)
+    return int(total)
 
 
 def wait() -> None:

@@ -4,6 +4,7 @@ config.toml        resolved, written first        events.jsonl   the only log
 environment.json   versions, device, commit       checkpoints/   step-000250/ ..., final/ the finished adapter or model
 data.json          hashes of pictures, captions   comparison/    pictures, scores.json, report.html
 samples/           previews                       timeline.png   all of them on one sheet
+ask/               `save` and `sample`: files that let a training save, or draw its previews, after the step at hand
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -25,6 +26,10 @@ from sdtune.config import RunConfig
 from sdtune.errors import RunError
 from sdtune.events import Event, Sampled, Validated, from_line, to_line
 from sdtune.files import write_text
+
+
+Ask = Literal["save", "sample"]
+ASKS: tuple[Ask, ...] = ("save", "sample")
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,27 @@ class Run:
             ]
             write_text(self.events_file, "".join(to_line(e) + "\n" for e in kept))
 
+    @property
+    def asks(self) -> Path:
+        """Where other processes put what they ask of a training: an empty file for each of ASKS."""
+        return self.path / "ask"
+
+    def ask(self, what: Ask) -> None:
+        """Let the process that trains save a checkpoint, or draw its previews, after the step at hand."""
+        self.asks.mkdir(exist_ok=True)
+        (self.asks / what).touch()
+
+    def take_asks(self) -> tuple[Ask, ...]:
+        """What was asked since the last time. Where nothing was, this costs one look for the folder."""
+        if self.muted or not self.asks.is_dir():
+            return ()
+        found = tuple(what for what in ASKS if (self.asks / what).exists())
+        for what in found:
+            (self.asks / what).unlink(missing_ok=True)
+        with suppress(OSError):  # something was asked meanwhile
+            self.asks.rmdir()
+        return found
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process. Raises RunError if a living process holds it; a dead one's lock is taken over."""
@@ -187,7 +213,8 @@ class Run:
         if holder.get("host") != socket.gethostname():
             return holder
         try:
-            alive = abs(psutil.Process(int(holder["pid"])).create_time() - holder["started"]) < 1
+            process = psutil.Process(int(holder["pid"]))
+            alive = abs(process.create_time() - holder["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             alive = False
         return holder if alive else None

@@ -26,10 +26,11 @@ from sdtune.memory import activations_elsewhere
 from sdtune.objective import Loss
 from sdtune.optim.kinds import Leanable
 from sdtune.prepare import Ready, build, credit_page, finished_run, prepare_folder
-from sdtune.runs import Run
+from sdtune.runs import ASKS, Ask, Run
 from sdtune.sample import sample, save_png
 from sdtune.state import State, keep_best, save, write_final
 
+STOPS = 2**20  # more than there are processes
 CHECK_STEP = 3  # by then each part of an adapter has had a gradient: B at the first step, A at the second
 
 
@@ -134,13 +135,16 @@ class _Stop(Exception):
     """Another process of this run was told to stop."""
 
 
-def _agree_to_go_on() -> None:
+def _agree_to_go_on(asked: Sequence[Ask] = ()) -> tuple[Ask, ...]:
     """Asked before each work that processes may share, with no event on the way to its end; last before the result is written.
 
     A process that was stopped at an event answers instead of what it would have asked next: so all leave at the same place.
+    On the way all hear what the first of them was `asked`.
     """
-    if distributed.any_of(False):
+    said = distributed.sum_of(sum(STOPS << ASKS.index(what) for what in asked))
+    if said % STOPS:
         raise _Stop
+    return tuple(what for i, what in enumerate(ASKS) if said & STOPS << i)
 
 
 def _save_unsaved(state: State, saved: int, together: bool, config: RunConfig, run: Run) -> None:
@@ -180,6 +184,7 @@ def _loop(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
     if text := validation.verdict([e for e in run.events() if isinstance(e, Validated)]):
         yield Noted(text, state.step)
     _agree_to_go_on()
+    run.take_asks()  # too late: all is drawn and saved
     result = write_final(state, config, run, (yield from credit_page(config, run)))
     yield Finished(
         state.step, time.time() - start, str(result.relative_to(run.path)), state.best_step,
@@ -198,7 +203,9 @@ def _steps(
     """Step after step, with what is due after each. `initial` and `mean` are what `_did_it_train` compares with."""
     state, options = ready.state, config.train
     while not _at_end(state, options):
-        _agree_to_go_on()
+        if asked := _agree_to_go_on(run.take_asks()):
+            yield from _obey(asked, ready, config, run)
+            continue
         began = time.time()
         lr = config.optimizer.lr_at(state.step, options.steps)
         state.train_mode(True)
@@ -231,6 +238,18 @@ def _pictures(parts: Sequence[Batch], cache: Cache) -> str:
     """The pictures of a step by name, each once."""
     names = dict.fromkeys(cache.name(item) for part in parts for item in part.indices_B.tolist())
     return listed([shown(Path(name)) for name in names], 16)
+
+
+def _obey(asked: Sequence[Ask], ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
+    """Between two steps: what was asked from outside and is not done yet. It changes nothing of the steps to come."""
+    state, options = ready.state, config.train
+    if "save" in asked and not (state.step and _due(state, options, options.save_every)):
+        path = save(state, config, run)
+        yield Saved(state.step, str(path.relative_to(run.path)), best=state.best_step == state.step)
+    if "sample" in asked and not (options.sample_every and _due(state, options, options.sample_every)):
+        state.train_mode(False)
+        with state.shown():
+            yield from _previews(ready, config, run)
 
 
 def _look(ready: Ready, config: RunConfig, run: Run) -> Iterator[Event]:
