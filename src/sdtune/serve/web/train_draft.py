@@ -49,7 +49,9 @@ class Draft:
         if not kind:
             self._drop(group)
         else:
-            configs.put(self.config, group, {"type": kind, **{k: v for k, v in old.items() if k in known and k != "type"}})
+            configs.put(
+                self.config, group, {"type": kind, **{k: v for k, v in old.items() if k in known and k != "type"}}
+            )
 
     def _drop(self, key: str) -> None:
         *parents, leaf = key.split(".")
@@ -62,7 +64,11 @@ class Draft:
     def recipe(self) -> str:
         """The config as the text of a recipe: what was chosen, and no more."""
         tables = {name: value for name, value in self.config.items() if isinstance(value, dict) and value}
-        top = [f"{name} = {configs.toml_value(v)}" for name, v in self.config.items() if name not in tables and v not in (None, {})]
+        top = [
+            f"{name} = {configs.toml_value(v)}"
+            for name, v in self.config.items()
+            if name not in tables and v not in (None, {})
+        ]
         parts = ["\n".join(top)] if top else []
         for name, table in tables.items():
             rows = [f"{key} = {configs.toml_value(value)}" for key, value in table.items() if value is not None]

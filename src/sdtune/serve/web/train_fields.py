@@ -121,7 +121,9 @@ def _walk(
         if options := _tagged(parts, rule):
             chosen = str((config.get(name) or {}).get("type") or _usual_kind(rule, name, options))
             texts = tuple(" ".join(str(o.get("description", "")).split()) for o in options.values())
-            inner += _walk(parts, options.get(chosen, {}), at, help_text, config.get(name), tuple(options), chosen, texts)
+            inner += _walk(
+                parts, options.get(chosen, {}), at, help_text, config.get(name), tuple(options), chosen, texts
+            )
         elif "properties" in rule:
             inner += _walk(parts, rule, at, help_text, config.get(name), (), "", ())
         elif name != "type":
