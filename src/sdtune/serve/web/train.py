@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from nicegui import ui
 
 from sdtune.serve.app import Server
@@ -10,12 +9,20 @@ from sdtune.serve.errors import ApiError
 from sdtune.serve.web import train_data, train_new, train_run
 from sdtune.serve.web.frame import frame, section, tag
 from sdtune.serve.web.train_words import AT_WORK, STATES, client, progress, since, style
-from sdtune.serve.work import PresetView, RunView, SetView
+from sdtune.serve.work import PresetView, Preview, RunView, SetView
 
 EVERY = 2.0
 """Seconds between looks at the runs."""
 FIRST = "demo-lora"
 """What somebody new is offered."""
+WELCOME = (
+    "A training changes a model a little, step by step, until it draws like your pictures. Nothing is here yet; begin with what "
+    "comes along: a small model, a set of pictures in comic style, and settings that work."
+)
+MANY = 40
+"""Runs of the list that have their previews beside them."""
+SHOWN = 3
+"""Previews beside a run in the list."""
 
 
 def add(server: Server) -> None:
@@ -50,8 +57,7 @@ def _welcome(server: Server) -> None:
     preset = next((p for p in server.work.presets() if p.name == FIRST and p.fits), None)
     with tag("div", classes="welcome card"):
         tag("h2", "Teach a model something")
-        tag("p", "A training changes a model a little, step by step, until it draws like your pictures. Nothing is here yet; begin with what comes "
-                 "along: a small model, a set of pictures in comic style, and settings that work.", "lead")  # fmt: skip
+        tag("p", WELCOME, "lead")
         with tag("div", classes="buttons"):
             if preset:
                 _demo_button(server, preset)
@@ -88,10 +94,19 @@ class Runs:
 
     async def start(self, runs: list[RunView]) -> None:
         self.show(runs)
+        await self._show_previews(runs)
         ui.timer(EVERY, self.look, immediate=False)
 
     async def look(self) -> None:
-        self.show(await self.work.runs())
+        runs = await self.work.runs()
+        self.show(runs)
+        await self._show_previews(runs)
+
+    async def _show_previews(self, runs: list[RunView]) -> None:
+        for view in runs[:MANY]:
+            row = self._rows.get(view.id)
+            if row and row.stale(view):
+                row.show_previews((await self.work.samples(view.id))[-SHOWN:])
 
     def show(self, runs: list[RunView]) -> None:
         runs = sorted(runs, key=lambda view: view.state not in AT_WORK)  # else as they came: the newest first
@@ -108,7 +123,8 @@ class Row:
     """One run of the list."""
 
     def __init__(self, view: RunView) -> None:
-        with tag("li", classes="run card"):
+        self._step, self._hrefs = -1, list[str]()
+        with tag("li", classes="run card") as place, tag("div", classes="run-body"):
             with tag("div", classes="run-line"):
                 ui.link(view.name, f"/train/run/{view.id}").classes("run-name")
                 self.chip = tag("span", "", "chip")
@@ -118,6 +134,22 @@ class Row:
             with tag("div", classes="run-line"):
                 self.where = tag("span", "", "number")
                 self.figures = tag("span", "", "number note")
+        with place:
+            self.previews = tag("div", classes="run-previews").props("aria-hidden=true")
+
+    def stale(self, view: RunView) -> bool:
+        """Whether there may be other previews than those shown; asked once for each step."""
+        moved, self._step = self._step != view.step, view.step
+        return moved
+
+    def show_previews(self, previews: list[Preview]) -> None:
+        hrefs = [preview.href for preview in previews]
+        if hrefs != self._hrefs:
+            self._hrefs = hrefs
+            self.previews.clear()
+            with self.previews:
+                for href in hrefs:
+                    ui.element("img").props('alt="" loading=lazy').props["src"] = href
 
     def show(self, view: RunView) -> None:
         word, colour = STATES[view.state]

@@ -12,29 +12,51 @@ POINTS = 500
 """Of a curve on the page; more would not be seen, and be sent again and again."""
 _TEXT = {"color": "var(--soft)", "fontSize": 12}
 _LINE = {"lineStyle": {"color": "var(--line)"}}
+_LEGEND = {
+    "top": 0, "left": 0, "textStyle": {"color": "var(--ink)", "fontSize": 13}, "itemGap": 16, "itemWidth": 16, "icon": "roundRect",
+}  # fmt: skip
+_AXIS = {"axisLabel": _TEXT, "axisLine": _LINE, "splitLine": _LINE}
 
 
 def options(curves: Curves, *, log: bool = False, raw: bool = True) -> dict[str, Any]:
-    """Loss smoothed, on wish as it was logged, and validation with its lowest point. Colours are the page's, in both modes."""
+    """Above, the loss, smoothed and on wish as it was logged; below, of its own measure, validation with its lowest point.
+
+    Colours are the page's, in both modes.
+    """
     steps, loss = thinned(curves.step, POINTS), thinned(curves.loss, POINTS)
     smooth = thinned(smoothed(curves.loss), POINTS)
-    axis = {"axisLabel": _TEXT, "axisLine": _LINE, "splitLine": _LINE, "nameTextStyle": _TEXT}
+    has = bool(curves.validation)
     return {
         "animation": False,
-        "grid": {"left": 8, "right": 16, "top": 40, "bottom": 8, "containLabel": True},
-        "legend": {"top": 0, "left": 0, "textStyle": {"color": "var(--ink)", "fontSize": 13}, "itemGap": 18},
+        "grid": [_place(34, "46%" if has else 26), _place("62%" if has else "100%", 26)],
+        "legend": _LEGEND,
         "tooltip": {
             "trigger": "axis", "backgroundColor": "var(--card)", "borderColor": "var(--line)", "textStyle": {"color": "var(--ink)"},
             "axisPointer": {"lineStyle": {"color": "var(--soft)"}},
         },
-        "xAxis": {"type": "value", "min": 0, "max": max([*curves.step, *curves.validation_step, 1]), **axis, "splitLine": {"show": False}},
-        "yAxis": {"type": "log" if log else "value", "scale": True, **axis},
+        "axisPointer": {"link": [{"xAxisIndex": "all"}]},
+        "xAxis": [_steps(curves, 0, labelled=not has), _steps(curves, 1, labelled=True)],
+        "yAxis": [_losses(0, log=log), {**_losses(1, log=log), "show": has, "splitNumber": 3}],
         "series": [
             _line("loss", _pairs(steps, smooth), "var(--accent)", width=2.5),
-            _line("loss, each step", _pairs(steps, loss) if raw else [], "var(--soft)", width=1, opacity=0.45),
-            _validation(curves),
+            _line("each step", _pairs(steps, loss) if raw else [], "var(--soft)", width=1, opacity=0.45),
+            {**_validation(curves), "xAxisIndex": 1, "yAxisIndex": 1},
         ],
     }  # fmt: skip
+
+
+def _place(top: Any, bottom: Any) -> dict[str, Any]:
+    return {"left": 50, "right": 18, "top": top, "bottom": bottom}
+
+
+def _steps(curves: Curves, at: int, *, labelled: bool) -> dict[str, Any]:
+    most = max([*curves.step, *curves.validation_step, 1])
+    axis = {"type": "value", "min": 0, "max": most, "gridIndex": at, "splitLine": {"show": False}}
+    return {**_AXIS, **axis, "axisLabel": {**_TEXT, "show": labelled}}
+
+
+def _losses(at: int, *, log: bool) -> dict[str, Any]:
+    return {**_AXIS, "type": "log" if log else "value", "scale": True, "gridIndex": at}
 
 
 def _line(name: str, data: list[list[float]], colour: str, *, width: float, opacity: float = 1.0) -> dict[str, Any]:
@@ -47,7 +69,7 @@ def _line(name: str, data: list[list[float]], colour: str, *, width: float, opac
 
 def _validation(curves: Curves) -> dict[str, Any]:
     data = _pairs(curves.validation_step, curves.validation)
-    line = _line("validation loss", data, "var(--good)", width=2)
+    line = _line("validation", data, "var(--good)", width=2)
     if data:
         step, value = min(data, key=lambda pair: pair[1])
         best = {"coord": [step, value], "symbol": "circle", "symbolSize": 11, "label": {"show": False}}

@@ -19,7 +19,7 @@ PART = 200
 """Pictures asked for at once."""
 MOST = 20_000
 """Pictures that the filter looks through."""
-WRITERS = {"nobody": "", "human": "written by a person", "sdtune": "written by a captioner"}
+WRITERS = {"nobody": "", "human": "by a person", "sdtune": "by a captioner"}
 POLICY = {
     "fail": ("stops a training", "bad"),
     "skip": ("left out", "open"),
@@ -36,7 +36,12 @@ def add(server: Server) -> None:
             found = server.work.set(name)
         except ApiError:
             with frame("No such dataset", "/train"):
-                empty("There is no such dataset here", "This server was started without its folder, or under another name.", "/train", "Runs and datasets")  # fmt: skip
+                empty(
+                    "There is no such dataset here",
+                    "This server was started without its folder.",
+                    "/train",
+                    "Runs and datasets",
+                )
             return
         with frame(found.title, "/train"):
             await DataPage(server, found).start()
@@ -71,6 +76,7 @@ class DataPage:
         self._words, self._page = "", 0
         if not found.writable:
             tag("p", f"Captions can be read here, not changed: {found.why or 'this set is read-only.'}", "note notice")
+        ui.link("Train with it", f"/train/new?data={found.id}").classes("go")
         with section("What the check says"):
             self.report = tag("div")
             with self.report:
@@ -145,7 +151,12 @@ class Card:
         with tag("li", classes="picture card"):
             image = ui.element("img").props("loading=lazy decoding=async width=256 height=256")
             image.props["src"], image.props["alt"] = picture.href, picture.name
-            tag("code", picture.name)
+            with tag("div", classes="picture-name"):
+                tag("code", picture.name)
+                if page.set.writable:
+                    self.said = tag("span", WRITERS[picture.by], "note").props("role=status")
+                    self.undo = icon_button("undo", "Undo", self._back)
+                    self.undo.set_visibility(False)
             if page.set.writable:
                 self._editor()
             else:
@@ -158,10 +169,6 @@ class Card:
         area.on("blur", lambda: self._save(area.value or ""))
         area.on("keydown.ctrl.enter", lambda: self._save(area.value or ""))
         self.area = area
-        with tag("div", classes="field-foot"):
-            self.said = tag("span", WRITERS[self.picture.by]).props("role=status")
-            self.undo = icon_button("undo", "Undo", self._back)
-            self.undo.set_visibility(False)
 
     async def _save(self, text: str) -> None:
         captions = [line.strip() for line in text.splitlines() if line.strip()]
@@ -220,7 +227,7 @@ def told(report: SetReport) -> None:
             for finding in rows:
                 _finding(finding)
     if report.notes:
-        with ui.expansion(f"{len(report.notes)} notes").classes("group"), tag("ul", classes="notes"):
+        with ui.expansion("Notes").classes("group"), tag("ul", classes="notes"):
             for note in report.notes:
                 tag("li", note)
 

@@ -1,4 +1,7 @@
-"""What a form of the config asks for, read from its JSON schema: groups of fields with help, range and usual value. No list of fields is written here."""
+"""What a form of the config asks for, read from its JSON schema: groups of fields with help, range and usual value.
+
+No list of fields is written here.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,11 @@ class Group:
 def groups(schema: Mapping[str, Any], config: Mapping[str, Any]) -> list[Group]:
     """The sections that `config` has by its types, in the order of the schema, those inside a section behind it."""
     parts = schema.get("$defs", {})
-    return list(_walk(parts, _whole(parts, schema), "", schema.get("description", ""), config, ("",), "", ()))
+    return list(
+        _walk(
+            parts, _whole(parts, schema), "", "Name of the run, and what belongs to no section.", config, ("",), "", ()
+        )
+    )
 
 
 def _walk(
@@ -117,10 +124,10 @@ def _walk(
     fields, inner = list[Field](), list[Group]()
     for name, raw in section.get("properties", {}).items():
         at, rule = f"{key}.{name}" if key else name, _whole(parts, raw)
-        help_text = " ".join(str(raw.get("description", rule.get("description", ""))).split())
+        help_text = _plain(raw.get("description", rule.get("description")))
         if options := _tagged(parts, rule):
             chosen = str((config.get(name) or {}).get("type") or _usual_kind(rule, name, options))
-            texts = tuple(" ".join(str(o.get("description", "")).split()) for o in options.values())
+            texts = tuple(_plain(option.get("description")) for option in options.values())
             inner += _walk(
                 parts, options.get(chosen, {}), at, help_text, config.get(name), tuple(options), chosen, texts
             )
@@ -131,6 +138,11 @@ def _walk(
     if fields or len(kinds) > 1:
         yield Group(key, text, tuple(fields), kinds if len(kinds) > 1 else (), kind, helps)
     yield from inner
+
+
+def _plain(text: Any) -> str:
+    """A help text in one line, without marks of code."""
+    return " ".join(str(text or "").replace("`", "").split())
 
 
 def _tagged(parts: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

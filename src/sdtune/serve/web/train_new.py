@@ -26,6 +26,8 @@ FEW = {
 }  # fmt: skip
 """The settings that nearly everybody changes, and what they are called here. Everything else about them comes from the schema."""
 FIRST = "demo-lora"
+SHOWN = 5
+"""Presets that are seen at once."""
 PAUSE = 0.8
 """Seconds without a change before an estimate is asked for."""
 
@@ -70,29 +72,43 @@ class New:
 
     def _presets(self, presets: list[PresetView]) -> None:
         self.cards: dict[str, Any] = {}
+        self.presets: dict[str, PresetView] = {}
+        fits = sorted((p for p in presets if p.fits), key=lambda p: p.name != FIRST)
+        chosen = next((p for p in presets if p.name == self.draft.preset), None)
+        first = (
+            fits[:SHOWN]
+            if chosen is None or chosen in fits[:SHOWN]
+            else [chosen, *(p for p in fits if p != chosen)][:SHOWN]
+        )
         with tag("div", classes="cards presets"):
-            for preset in presets:
-                if preset.fits:
-                    self._card(preset)
-        others = [preset for preset in presets if not preset.fits]
-        if others:
-            text = f"{len(others)} more, which need a model or pictures that this server does not have"
-            with ui.expansion(text).classes("group"), tag("div", classes="cards"):
-                for preset in others:
-                    self._card(preset)
+            for preset in first:
+                self._card(preset)
+        more = [p for p in fits if p not in first]
+        others = [p for p in presets if not p.fits and p not in first]
+        self._folded(more, f"{len(more)} more that run here as they are")
+        self._folded(others, f"{len(others)} more for models or pictures that this server was not started with")
+        self.about = tag("p", "", "note about")
         self._mark()
+
+    def _folded(self, presets: list[PresetView], title: str) -> None:
+        if presets:
+            with ui.expansion(title).classes("group"), tag("div", classes="cards"):
+                for preset in presets:
+                    self._card(preset)
 
     def _card(self, preset: PresetView) -> None:
         with tag("button", classes="choice").props("type=button") as card:
             tag("strong", preset.name)
-            tag("span", preset.purpose.removeprefix("the demo: "))
-            tag("span", f"{preset.hardware} {preset.time}".strip(), "note")
+            tag("span", _sentence(preset.purpose), "purpose")
         card.on("click", lambda: self._choose(preset))
         self.cards[preset.name] = card
+        self.presets[preset.name] = preset
 
     def _mark(self) -> None:
         for name, card in self.cards.items():
             card.props["aria-pressed"] = "true" if name == self.draft.preset else "false"
+        chosen = self.presets.get(self.draft.preset)
+        self.about.text = f"Made for: {chosen.hardware} Takes: {chosen.time}" if chosen else ""
 
     def _choose(self, preset: PresetView) -> None:
         self.draft = Draft(preset.config, preset.name)
@@ -106,12 +122,11 @@ class New:
         self.form = Form(self.schema, self.draft, self._heard)
         self._asked, self._due = False, time.monotonic()
         with self.place:
-            with tag("div", classes="new-form"):
-                with section("What matters most"):
-                    with tag("div", classes="fields"):
-                        self.form.row("name", FEW["name"])
-                    Sets(self.work, self.draft, lambda: self.form.heard("data.path", anew=True))
-                    self._few()
+            with tag("div", classes="new-form"), section("What matters most"):
+                with tag("div", classes="fields"):
+                    self.form.row("name", FEW["name"])
+                Sets(self.work, self.draft, lambda: self.form.heard("data.path", anew=True))
+                self._few()
             with tag("aside", classes="new-side").props('aria-label="Before it starts"'), tag("div", classes="card"):
                 self._side()
             with tag("div", classes="new-all"), section("All settings"):
@@ -261,6 +276,11 @@ def needs(found: Estimate) -> None:
         tag("p", note, "note")
 
 
+def _sentence(text: str) -> str:
+    text = text.removeprefix("the demo: ")
+    return text[:1].upper() + text[1:]
+
+
 def _memory(found: Estimate) -> str:
     known = [mb for mb in (found.weights_mb, found.state_mb) if mb is not None]
-    return f"{megabytes(sum(known))}, and what the pictures of a batch take" if known else "not known"
+    return f"{megabytes(sum(known))}, and more for a batch" if known else "not known"

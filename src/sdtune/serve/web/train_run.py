@@ -14,10 +14,13 @@ from sdtune.serve.errors import ApiError
 from sdtune.serve.web.frame import alarm, empty, frame, section, tag
 from sdtune.serve.web.train_charts import options, words
 from sdtune.serve.web.train_timeline import Timeline
-from sdtune.serve.web.train_words import AT_WORK, STATES, client, progress, since, speed, style, tried
+from sdtune.serve.web.train_words import AT_WORK, STATES, client, progress, since, style, tried
 from sdtune.serve.work import Curves, RunView
-from sdtune.units import duration
 
+MEASURES = (
+    "Compare each curve with itself: the loss is of a few pictures and random times, weighted as the objective says; the validation "
+    "loss is of all held-out pictures at fixed times."
+)
 EVERY = 1.0
 """Seconds between looks at a run that is at work."""
 
@@ -62,6 +65,7 @@ class RunPage:
                 with chart_box:
                     self.chart = ui.echart({}, renderer="svg").classes("curves")
                 self.said = tag("p", "", "note")
+                tag("p", MEASURES, "note")
             self.chart_box = chart_box
         with section("Previews", "The same prompts and seeds, as the training goes on. Step 0 is the base model."):
             self.timeline = Timeline()
@@ -158,8 +162,7 @@ class Head:
                 self.where = tag("span", "", "number run-where")
             self.bar = ui.linear_progress(0, show_value=False, size="8px").props('aria-label="Progress"')
             self.figures = {
-                name: self._figure(name)
-                for name in ("Speed", "Left", "Loss", "Validation", "Lowest", "Method", "Base", "Begun")
+                name: self._figure(name) for name in ("Loss", "Validation", "Lowest", "Method", "Base", "Begun")
             }
             with tag("div", classes="buttons"):
                 self.buttons = [self._button(a) for a in self._actions(work)]
@@ -177,7 +180,7 @@ class Head:
     def _actions(self, work: Any) -> list[Action]:
         run = self.page.view.id
         return [
-            Action("Go on", "play_arrow", ("stopped", "failed"), lambda: work.go_on(run, client()), "It goes on from its last checkpoint.", True),
+            Action("Go on", "play_arrow", ("stopped", "failed"), lambda: work.go_on(run, client()), "It goes on where it was saved.", True),
             Action("Stop", "pause", ("running",), lambda: work.stop_run(run), "It ends its step, saves, and stops.", True),
             Action("Cancel", "close", ("queued",), self._cancel, "It does not wait any more."),
             Action("Save now", "save", ("running",), lambda: work.save_now(run), "A checkpoint is saved after this step."),
@@ -220,8 +223,6 @@ class Head:
 
     def _show_figures(self, view: RunView) -> None:
         told = {
-            "Speed": speed(view.rate) if view.rate else "–",
-            "Left": duration(view.seconds) if view.seconds is not None and view.state == "running" else "–",
             "Loss": _figure(view.loss), "Validation": _figure(view.validation),
             "Lowest": f"{_figure(view.best)} at step {view.best_step}" if view.best is not None else "–",
             "Method": view.method, "Base": view.base, "Begun": since(view.began),
