@@ -91,12 +91,24 @@ class Draft:
         try:
             wanted = configs.from_dict(self.config)
             overrides = configs.changes(configs.load(path), wanted)
+            overrides = [_plain(override) for override in overrides]
             return overrides if configs.load(path, overrides) == wanted else None
         except ConfigError:
             return None
 
 
 _NOTHING = object()
+
+
+def _plain(override: str) -> str:
+    """Without quotes around a text that is read as one without them, too."""
+    key, _, raw = override.partition("=")
+    value = configs.value_of(raw)
+    return (
+        f"{key}={value}"
+        if isinstance(value, str) and value.strip() == value and configs.value_of(value) == value
+        else override
+    )
 
 
 def _at(table: Any, key: str, usual: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nicegui import ui
+from nicegui.elements.mixins.validation_element import ValidationElement
 from nicegui.elements.mixins.value_element import ValueElement
 
 from sdtune.serve.web.frame import tag
@@ -140,11 +141,14 @@ class Row:
                     tag("span", "changed")
                     back = ui.button("Undo", on_click=lambda: form.reset(field)).props("flat dense no-caps size=sm")
                     back.props["aria-label"] = f"Undo the change of {field.key}"
+            self.fault = tag("p", "", "bad note")
             if field.help:
                 tag("p", field.help, "note")
+        if isinstance(self.widget, ValidationElement):
+            self.widget.without_auto_validation()
 
     def _hint(self) -> str:
-        usual = UNSET if self.field.usual is None else self.field.shown(self.field.usual)
+        usual = UNSET if self.field.usual in (None, {}, []) else self.field.shown(self.field.usual)
         words = [self.field.bounds, f"usually {usual}" if self.field.kind != "flag" and usual else ""]
         return " · ".join(word for word in words if word)
 
@@ -187,10 +191,10 @@ class Row:
         """Marks as they are now."""
         self.mark.set_visibility(self.form.draft.changed(self.field.key, self.field.usual))
         fault = self.form.faults.get(self.field.key)
-        if fault:
-            self.widget.props("error").props["error-message"] = fault
-        elif self.widget.props.get("error"):
-            self.widget.props(remove="error error-message")
+        if isinstance(self.widget, ValidationElement):
+            self.widget.error = fault
+        self.fault.text = fault or ""
+        self.fault.set_visibility(bool(fault) and not isinstance(self.widget, ValidationElement))
 
 
 class Turn:
@@ -259,6 +263,7 @@ def _section(form: Form, group: Group) -> Any:
     inside = "." in group.key
     title = f"{group.key.rpartition('.')[0].capitalize()}: {group.title.lower()}" if inside else group.title
     with ui.expansion().classes("group") as opened:
+        opened.props["toggle-aria-label"] = title
         with opened.add_slot("header"), tag("div", classes="group-head"):
             tag("strong", title)
             tag("span", group.help, "note")

@@ -83,11 +83,11 @@ class New:
         with tag("div", classes="cards presets"):
             for preset in first:
                 self._card(preset)
+        self.about = tag("p", "", "note about")
         more = [p for p in fits if p not in first]
         others = [p for p in presets if not p.fits and p not in first]
         self._folded(more, f"{len(more)} more that run here as they are")
         self._folded(others, f"{len(others)} more for models or pictures that this server was not started with")
-        self.about = tag("p", "", "note about")
         self._mark()
 
     def _folded(self, presets: list[PresetView], title: str) -> None:
@@ -154,9 +154,11 @@ class New:
         self._due = time.monotonic() + PAUSE
         self._asked = False
         self._show_faults()
-        command = self.draft.command()
-        self.command.text = command
-        self.needs_file.set_visibility(not command.startswith("sdtune init"))
+        mended = not self.form.faults
+        self.command.text = self.draft.command() if mended else "Shown when nothing is to be mended."
+        self.needs_file.set_visibility(mended and not self.command.text.startswith("sdtune init"))
+        for button in self.exports:
+            button.set_enabled(mended)
 
     # ---- beside it
 
@@ -171,8 +173,12 @@ class New:
             self.command = tag("pre", "", "command").props('tabindex=0 aria-label="Command" role=region')
             self.needs_file = tag("p", "With the recipe, which you download here.", "note")
             with tag("div", classes="buttons"):
-                ui.button("Copy as command", icon="content_copy", on_click=self._copy).props("outline no-caps size=sm")
-                ui.button("Download recipe", icon="download", on_click=self._download).props("outline no-caps size=sm")
+                self.exports = [
+                    ui.button("Copy as command", icon="content_copy", on_click=self._copy),
+                    ui.button("Download recipe", icon="download", on_click=self._download),
+                ]
+                for button in self.exports:
+                    button.props("outline no-caps size=sm")
 
     def _copy(self) -> None:
         ui.clipboard.write(self.draft.command())
