@@ -37,6 +37,14 @@ def serve(
         typer.Option(metavar="NAME", help="A name that clients call this server by; several.", show_default=False),
     ] = None,
     base: Annotated[str, typer.Option(metavar="MODEL", help="What adapter files lie on.")] = "embedded",
+    runs: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where trainings write; what lies below is listed.")
+    ] = Path("runs"),
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Pictures that trainings may use; several.", show_default=False),
+    ] = None,
+    trainings: Annotated[int, typer.Option(min=1, help="Trainings and evaluations at the same time.")] = 1,
     folder: Annotated[Path, typer.Option(help="Queue, pictures and uploads.")] = Path("served"),
     queue: Annotated[int, typer.Option(min=1, max=10_000, help="Jobs that may wait.")] = 64,
     per_client: Annotated[
@@ -53,7 +61,7 @@ def serve(
     pages: Annotated[bool, typer.Option("--pages/--no-pages", help="The web app, or the APIs alone.")] = True,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that a drawing may end in after SIGTERM.")] = 30.0,
 ) -> None:
-    """Draw over HTTP: a queue that outlives crashes, originals and tuned models, live progress.
+    """Draw and train over HTTP: a queue that outlives crashes, originals and tuned models, live progress.
 
     Ready at once; models load in the background. Requests name models by
     the ids that GET /api/models lists, never by a path. /openapi.json
@@ -63,8 +71,12 @@ def serve(
              [cyan]curl -s localhost:7860/api/jobs -H 'content-type: application/json' \\
                -d '{"prompt": "a red apple", "seeds": \\[1]}'[/cyan]
              [cyan]sdtune serve runs/a b.safetensors --host 0.0.0.0 --token-file token[/cyan]
+             [cyan]sdtune serve --data pictures[/cyan]
+    Trains   what POST /api/jobs asks for, on --data and the sets that come
+             along; a training goes on when the server ends, and the next
+             one finds it.
     Writes   served/: the queue, the pictures (PNG with settings inside, JSON
-             beside), uploads.
+             beside), uploads, recipes and logs of trainings; --runs: the runs.
 
     Again    The same command goes on with what waits in the folder. Ctrl-C
              lets the drawing at work end first; a second one does not.
@@ -83,6 +95,7 @@ def serve(
     from sdtune.serve.limits import Limits
     from sdtune.serve.setup import Setup
     from sdtune.serve.store import Store, held
+    from sdtune.serve.work import Shop
 
     token = run.token_of(token_file)
     run.check_address(host, token)
@@ -90,7 +103,8 @@ def serve(
         if value not in known:
             raise ConfigError(f"--{key}: {value!r}; known: {', '.join(known)}")
     address = run.listening(host, port)
-    registry, notes = registries.build(sources or (), base)
+    shop = Shop(runs.expanduser(), tuple(data or ()), trainings)
+    registry, notes = registries.build(sources or (), base, shop.runs)
     screen = options.screen()
     for note in notes:
         tell(f"note: {note}")
@@ -100,7 +114,7 @@ def serve(
     setup = Setup(registry.dumped(), str(store.folder), device, precision, threads, batch or 0, keep)
     rules = Rules(run.hosts(host, allow_host or ()), token, Limits(queue=queue, client=per_client or queue))
     with held(store.folder):
-        app = create_app(registry, setup, rules, store)
+        app = create_app(registry, setup, rules, store, shop)
         if pages:
             from sdtune.serve import web
 

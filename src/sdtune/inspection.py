@@ -166,7 +166,7 @@ def inspect_model(source: str, rank: int = 16) -> ModelReport:
         latent=(model.latent_channels, side, side),
         tokens=model.max_tokens,
         timesteps=len(model.alphas_T),
-        parts=tuple(_parts(model)),
+        parts=tuple(parts_of(model)),
         targets=tuple(_target_sets(model.denoiser, rank)),
         text_targets=tuple(_text_target_sets(model, rank)),
     )
@@ -196,7 +196,8 @@ def _text_target_sets(model: Model, rank: int) -> Iterator[TargetSet]:
             )
 
 
-def _parts(model: Model) -> list[Part]:
+def parts_of(model: Model) -> list[Part]:
+    """Its modules with their sizes."""
     from torch import nn
 
     modules = {name: value for name, value in vars(model).items() if isinstance(value, nn.Module)}

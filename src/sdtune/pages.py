@@ -45,6 +45,12 @@ def asset(name: str) -> str:
 
 def data_uri(image: Image.Image, most: int | None = None) -> str:
     """The picture as it stands in a page, reduced to at most `most` pixels a side; without its metadata."""
+    data, kind = encoded(image, most)
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def encoded(image: Image.Image, most: int | None = None) -> tuple[bytes, str]:
+    """The same as bytes, and their media type."""
     from PIL import Image
 
     if most is not None and max(image.size) > most:
@@ -54,4 +60,4 @@ def data_uri(image: Image.Image, most: int | None = None) -> str:
     kind, options = ("jpeg", dict[str, Any](quality=88)) if large else ("png", dict[str, Any]())
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue(), f"image/{kind}"

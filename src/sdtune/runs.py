@@ -27,7 +27,6 @@ from sdtune.errors import RunError
 from sdtune.events import Event, Sampled, Validated, from_line, to_line
 from sdtune.files import write_text
 
-
 Ask = Literal["save", "sample"]
 ASKS: tuple[Ask, ...] = ("save", "sample")
 

@@ -1,4 +1,4 @@
-"""What other processes ask of a training, RUN/ask/save and RUN/ask/sample: done once, between two steps, and without a trace in the rest."""
+"""What other processes ask of a training (RUN/ask/): done once, between two steps, and without a trace in the rest."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ data = {{ path = "{folder}/data", cache = "{folder}/cache", validation_share = 0
 method = {{ rank = 2, dropout = 0.3 }}
 optimizer.lr = 1e-2
 sample = {{ steps = 2, seeds = [0], prompts = ["a red dog"] }}
-train = {{ steps = 7, batch_size = 2, ema = 0.9, save_every = 4, validate_every = 3, sample_every = 4, threads = 1, device = "cpu", precision = "fp32" }}
+[train]
+steps = 7
+batch_size = 2
+ema = 0.9
+save_every = 4
+validate_every = 3
+sample_every = 4
+threads = 1
+device = "cpu"
+precision = "fp32"
 """,
         encoding="utf-8",
     )

@@ -28,6 +28,7 @@ from sdtune.serve.guard import Rules
 from sdtune.serve.limits import Limits
 from sdtune.serve.setup import Setup
 from sdtune.serve.store import Store
+from sdtune.serve.work import Shop
 
 METHODS = {"lora": ("method.targets=attention", "method.rank=2"), "full": ("method.type=full",)}
 
@@ -91,10 +92,10 @@ class App:
 def make_app(named: Path, tmp_path: Path) -> Callable[..., App]:
     """The app for limits and a token of one's own."""
 
-    def make(limits: Limits | None = None, token: str = "", **headers: str) -> App:
+    def make(limits: Limits | None = None, token: str = "", data: tuple[Path, ...] = (), **headers: str) -> App:
         known, _ = registry.build([str(named)])
         store, rules = Store(tmp_path / "folder"), Rules(token=token, limits=limits or Limits())
-        app = create_app(known, Setup(known.dumped(), str(store.folder)), rules, store)
+        app = create_app(known, Setup(known.dumped(), str(store.folder)), rules, store, Shop(tmp_path / "runs", data))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         return App(app, httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860", headers=headers))
 

@@ -133,6 +133,23 @@ def read(path: str | Path, config: CaptionConfig) -> Folder:
     return folder
 
 
+def check_layout(path: Path, config: CaptionConfig) -> None:
+    """Refuse a folder whose layout does not read what is written here. Captions are not looked at. Raises DataError."""
+    _form(path, list(walk(path, (), Found())), config)
+
+
+def put(folder: Folder, picture: Picture, captions: Captions) -> None:
+    """Write a person's captions of one picture, in place of whatever it has; they are one line each. Raises DataError and OSError.
+
+    Nothing is remembered of them: they count as written by people.
+    """
+    if folder.write == "sidecar":
+        write_text(sidecar_of(picture.path)[0], "".join(f"{caption}\n" for caption in captions))
+        return
+    _captions_in(folder, _lines(folder) or ())  # the error for a file that cannot be written to as it is
+    _write_rows(folder, {picture.name: captions})
+
+
 def wanted(folder: Folder, config: CaptionConfig, since: float = 0.0) -> list[Picture]:
     """The pictures to be captioned; of those by sdtune only what is older than `since`."""
     kinds = {"nobody": True, "human": config.overwrite or config.append, "sdtune": config.again}

@@ -85,12 +85,12 @@ def row(path: Path) -> Row | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     events = _events(run)
-    spent, scores = cost(run, events), _scores(run)
+    spent, scores = cost(run, events), scores_of(run)
     state, message = _state(run, events)
     steps = [e.step for e in events if isinstance(e, Step | Finished)]
     return Row(
         run=str(path), state=state, method=method_text(method), step=steps[-1] if steps else 0, steps=int(train.get("steps", 0)),
-        compared=bool(scores), verdicts={v["key"]: v["answer"] for v in scores.get("verdicts", [])}, primary=_primary(scores),
+        compared=bool(scores), verdicts={v["key"]: v["answer"] for v in scores.get("verdicts", [])}, primary=primary_of(scores),
         size_mb=spent.size_mb, seconds=spent.seconds, folder_mb=size_of(path) / 1e6,
         began=next((e.time for e in events if isinstance(e, Started)), path.stat().st_mtime), message=message,
     )  # fmt: skip
@@ -117,7 +117,8 @@ def _state(run: Run, events: list[Event]) -> tuple[str, str]:
         return ("stopped" if any(isinstance(e, Step) for e in events) else "empty"), ""
 
 
-def _scores(run: Run) -> dict[str, Any]:
+def scores_of(run: Run) -> dict[str, Any]:
+    """Its scores.json; empty before it is compared."""
     try:
         found: dict[str, Any] = json.loads(run.scores_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -125,7 +126,8 @@ def _scores(run: Run) -> dict[str, Any]:
     return found
 
 
-def _primary(scores: dict[str, Any]) -> str:
+def primary_of(scores: dict[str, Any]) -> str:
+    """The change of the primary figure in words, with its interval."""
     from sdtune.judging.scores import number
 
     primary = scores.get("statistics", {}).get("primary", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import sqlite3
 from collections import Counter
@@ -18,17 +17,18 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from sdtune.errors import DataError
-from sdtune.serve import metrics
+from sdtune.runs import Run
+from sdtune.serve import metrics, registry, work_api
 from sdtune.serve.dispatch import Dispatcher, told_picture
 from sdtune.serve.errors import SCHEMA, ApiError, not_found
 from sdtune.serve.guard import Guard, Rules
-from sdtune.serve.log import Said
 from sdtune.serve.queue import Job, Picture, Queue
 from sdtune.serve.registry import Registry
 from sdtune.serve.setup import Setup
 from sdtune.serve.store import Store, is_id
 from sdtune.serve.thumbs import thumb
 from sdtune.serve.wish import Wish, limited, read, with_seeds
+from sdtune.serve.work import Shop, Work, WorkJob
 
 UPLOADS = ("image/png", "image/jpeg", "image/webp")
 FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
@@ -45,6 +45,7 @@ EXAMPLES: dict[str, Any] = {
             "prompt": "a green apple",
         }
     },
+    **work_api.EXAMPLES,
 }  # fmt: skip
 
 
@@ -56,6 +57,7 @@ class Server:
     queue: Queue
     store: Store
     dispatcher: Dispatcher
+    work: Work
     rules: Rules
     wish: type[Wish]
     answers: Counter[int] = field(default_factory=Counter)
@@ -67,6 +69,10 @@ class Server:
         if not is_id(name) or (job := self.queue.get(name)) is None:
             raise not_found("job")
         return job
+
+    def drawing_or_work(self, name: str) -> Job | WorkJob:
+        """They share the ids."""
+        return (self.work.job(name) if is_id(name) else None) or self.job(name)
 
     def picture(self, name: str) -> Picture:
         if not is_id(name) or (picture := self.queue.picture(name)) is None:
@@ -184,19 +190,28 @@ def _size(picture: Picture) -> tuple[int, int]:
     return picture.record["width"], picture.record["height"]
 
 
-def create_app(registry: Registry, setup: Setup, rules: Rules, store: Store) -> FastAPI:
+def create_app(known: Registry, setup: Setup, rules: Rules, store: Store, shop: Shop | None = None) -> FastAPI:
     """The app; its lifespan starts and ends the worker. `app.state.server` is the `Server`."""
     queue = Queue(store.folder / "queue.sqlite")
-    dispatcher = Dispatcher(queue, store, registry, setup, rules.limits)
-    server = Server(registry, queue, store, dispatcher, rules, limited(rules.limits))
+    dispatcher = Dispatcher(queue, store, known, setup, rules.limits)
+
+    def trained(run: Run) -> str:
+        entries = registry.trained(known, run)
+        dispatcher.grow(entries)
+        return entries[-1].id
+
+    work = Work(shop or Shop(), store.folder, known, rules.limits, trained)
+    server = Server(known, queue, store, dispatcher, work, rules, limited(rules.limits))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         dispatcher.start()
+        await work.start()
         try:
             yield
         finally:
             await dispatcher.stop()
+            await work.stop()
             queue.close()
 
     app = FastAPI(
@@ -210,6 +225,7 @@ def create_app(registry: Registry, setup: Setup, rules: Rules, store: Store) -> 
     _add_pictures(app, server)
     _add_models(app, server)
     _add_health(app, server)
+    work_api.add_work(app, work)
     return app
 
 
@@ -262,15 +278,17 @@ def _add_jobs(app: FastAPI, server: Server) -> None:
         "/api/jobs",
         status_code=202,
         tags=["jobs"],
-        summary="Draw",
+        summary="Draw, train or evaluate",
         openapi_extra={"requestBody": body, "parameters": [key_parameter]},
     )
     async def take(request: Request) -> JSONResponse:
         _needs_type(request, ("application/json",))
-        wish = read(await request.body(), server.wish, server.rules.limits)
-        key = request.headers.get("idempotency-key")
+        key, body = request.headers.get("idempotency-key"), await request.body()
         if key is not None and not 0 < len(key) <= 200:
             raise ApiError(422, "invalid", "Idempotency-Key: 1 to 200 characters", field="Idempotency-Key")
+        if work_api.is_work(body):
+            return work_api.take(server.work, body, request.state.client, key)
+        wish = read(body, server.wish, server.rules.limits)
         job, new = server.take(wish, request.state.client, key)
         return JSONResponse(server.told(job), 202 if new else 200, headers={"location": f"/api/jobs/{job.id}"})
 
@@ -282,13 +300,17 @@ def _add_jobs(app: FastAPI, server: Server) -> None:
 
     @app.get("/api/jobs/{job}", tags=["jobs"], summary="One job")
     async def job(job: str) -> JSONResponse:
-        return JSONResponse(server.told(server.job(job)))
+        return JSONResponse(_any_told(server, server.drawing_or_work(job)))
 
     @app.delete("/api/jobs/{job}", tags=["jobs"], summary="Cancel")
     async def cancel(job: str) -> JSONResponse:
-        """A waiting job is cancelled at once, a running one at its next step. What is drawn stays."""
-        server.dispatcher.cancel(server.job(job))
-        return JSONResponse(server.told(server.job(job)))
+        """A waiting job is cancelled at once, a running one at its next step. What is drawn stays, and what is trained is saved."""
+        found = server.drawing_or_work(job)
+        if isinstance(found, WorkJob):
+            server.work.cancel(found)
+        else:
+            server.dispatcher.cancel(found)
+        return JSONResponse(_any_told(server, server.drawing_or_work(job)))
 
     @app.get(
         "/api/jobs/{job}/events", tags=["jobs"], summary="What happens to a job",
@@ -300,8 +322,10 @@ def _add_jobs(app: FastAPI, server: Server) -> None:
         Last-Event-ID goes on behind that event. `attached`: the job is cancelled when this connection ends, unless another such one
         comes within five seconds.
         """
-        found = server.job(job)
-        stream = _events(server, found, request.headers.get("last-event-id", ""), attached=attached)
+        found, last_id = server.drawing_or_work(job), request.headers.get("last-event-id", "")
+        if isinstance(found, WorkJob):
+            return work_api.stream(server.work.log_of(found), last_id)
+        stream = _events(server, found, last_id, attached=attached)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
@@ -311,14 +335,14 @@ async def _events(server: Server, job: Job, last_id: str, *, attached: bool) -> 
     try:
         yield "retry: 1000\n\n"
         async for said in journal.listen(last_id):
-            yield _line(said) if said else ": still here\n\n"
+            yield work_api.line(said) if said else ": still here\n\n"
     finally:
         if attached:
             dispatcher.left(job)
 
 
-def _line(said: Said) -> str:
-    return f"id: {said.id}\nevent: {said.event}\ndata: {json.dumps(said.data)}\n\n"
+def _any_told(server: Server, job: Job | WorkJob) -> dict[str, Any]:
+    return server.work.told(job) if isinstance(job, WorkJob) else server.told(job)
 
 
 def _flat(schema: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from sdtune.serve.limits import Limits
 from sdtune.serve.log import Log
 from sdtune.serve.queue import Job, Queue
-from sdtune.serve.registry import Registry
+from sdtune.serve.registry import Entry, Registry
 from sdtune.serve.setup import Setup
 from sdtune.serve.store import Store
 
@@ -112,7 +112,7 @@ class Dispatcher:
             stdout=asyncio.subprocess.PIPE,
             limit=LINE,
         )
-        self._tell(dataclasses.asdict(self.setup))
+        self._tell({**dataclasses.asdict(self.setup), "entries": self.registry.dumped()})
         assert self.worker.stdout
         feeding = asyncio.create_task(self._feed())
         try:
@@ -189,6 +189,11 @@ class Dispatcher:
     def _order(self, job: Job) -> dict[str, Any]:
         have = [picture.number for picture in self.queue.pictures_of(job.id)]
         return {"id": job.id, "wish": {**job.wish, "files": self._files(job)}, "have": have}
+
+    def grow(self, entries: Sequence[Entry]) -> None:
+        """Let more models be drawn with."""
+        self.registry.add(entries)
+        self._tell({"entries": [dataclasses.asdict(entry) for entry in entries]})
 
     def _tell(self, told: dict[str, Any]) -> None:
         if self.worker and self.worker.stdin and self.worker.returncode is None:

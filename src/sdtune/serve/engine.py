@@ -67,6 +67,10 @@ class Engine:
 
     # ---- models
 
+    def grow(self, entries: Sequence[dict[str, Any]]) -> None:
+        """More models, or others under known ids: those are read anew when they are next drawn with."""
+        self.registry.add([Entry(**row) for row in entries])
+
     def suit(self, entry: Entry) -> _Loaded:
         """The original of `entry` in memory, with `entry` on it; of an original whatever lies there, to be drawn at strength 0."""
         loaded = self._original(entry.base)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-LATEST = ("step", "preview")
+LATEST = ("step", "preview", "busy")
 """Of these only the last is kept: older ones say nothing more."""
 BOOT = secrets.token_hex(4)
 """Of this process: ids of an earlier one are not compared with its own."""

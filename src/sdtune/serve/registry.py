@@ -45,6 +45,8 @@ class Entry:
     chunks: int = 1
     which: str = "final"
     """Of a run: its result, or the name of a checkpoint."""
+    made: float = 0.0
+    """Of a run that was trained while the server ran: when. Trained further, it is another entry under the same id."""
 
     @property
     def tuned(self) -> str:
@@ -90,6 +92,10 @@ class Registry:
             return entry
         return dataclasses.replace(entry, id=name, which=which) if name in entry.checkpoints else None
 
+    def add(self, entries: Sequence[Entry]) -> None:
+        """At the end, or in the place of what has the same id."""
+        self.entries |= {entry.id: entry for entry in entries}
+
     @property
     def first(self) -> Entry:
         return next(iter(self.entries.values()))
@@ -102,14 +108,14 @@ class Registry:
         return cls([Entry(**row) for row in rows])
 
 
-def build(sources: Sequence[str], base: str = "embedded") -> tuple[Registry, list[str]]:
+def build(sources: Sequence[str], base: str = "embedded", runs: Path = Path("runs")) -> tuple[Registry, list[str]]:
     """The registry of what `sources` name: runs, folders of runs, adapter files, models; and notes on what was left out.
 
-    `base` is the model that adapter files lie on. Without sources it is the runs below ./runs, and `base`. Raises ConfigError and
+    `base` is the model that adapter files lie on. Without sources it is the runs below `runs`, and `base`. Raises ConfigError and
     ModelError.
     """
     made, notes = _Maker(), list[str]()
-    named = list(sources) or ([*(["runs"] if Path("runs").is_dir() else []), base])
+    named = list(sources) or ([*([str(runs)] if runs.is_dir() else []), base])
     for source in named:
         place = Path(source).expanduser()
         if Run(place).exists():
@@ -122,6 +128,18 @@ def build(sources: Sequence[str], base: str = "embedded") -> tuple[Registry, lis
         else:
             made.original(_model_of(source))
     return Registry([*made.tuned, *made.originals.values()]), notes
+
+
+def trained(known: Registry, run: Run) -> list[Entry]:
+    """The entry of a run that has just been trained, and before it that of its original if that is new. Raises ConfigError, ModelError."""
+    _check_finished(run)
+    made, place = _Maker(known), str(run.path.resolve())
+    now = run.final.stat().st_mtime
+    if (same := next((e for e in known.entries.values() if e.place == place), None)) is not None:
+        return [dataclasses.replace(same, made=now)]
+    made.run(run)
+    originals = [entry for entry in made.originals.values() if entry.id not in known.entries]
+    return [*originals, *(dataclasses.replace(entry, made=now) for entry in made.tuned)]
 
 
 def _runs_of(made: _Maker, folder: Path, *, asked: bool) -> Iterator[str]:
@@ -153,15 +171,17 @@ def _model_of(source: str) -> RunConfig:
 class _Maker:
     """Gives each thing an id of its own, and each original one entry, however many runs lie on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Registry | None = None) -> None:
+        """`known`: what has its entry already."""
+        entries = known.entries.values() if known else ()
         self.tuned: list[Entry] = []
-        self.originals: dict[str, Entry] = {}
-        self._ids = set[str]()
-        self._places = set[Path]()
+        self.originals = {_key(json.loads(e.model)): e for e in entries if e.kind == "original"}
+        self._ids = {e.id for e in entries}
+        self._places = {Path(e.place) for e in entries if e.place}
 
     def original(self, config: RunConfig) -> Entry:
         model = configs.to_dict(config)["model"]
-        key = json.dumps(model, sort_keys=True)
+        key = _key(model)
         if key not in self.originals:
             name = self._id(Path(config.model.path).name)
             folder = settings.folder_of(config.model)
@@ -198,3 +218,7 @@ class _Maker:
         chosen = next(s for s in taken if s not in self._ids)
         self._ids.add(chosen)
         return chosen
+
+
+def _key(model: dict[str, Any]) -> str:
+    return json.dumps(model, sort_keys=True)

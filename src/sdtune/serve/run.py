@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from sdtune.errors import ConfigError
 from sdtune.serve.dispatch import Dispatcher
 from sdtune.serve.guard import LOOPBACK
+from sdtune.serve.work import Work
 
 SHORTEST = 16
 """Characters of a token."""
@@ -83,6 +84,7 @@ class Served(uvicorn.Server):
             )
         )  # fmt: skip
         self._dispatcher: Dispatcher = app.state.server.dispatcher
+        self._work: Work = app.state.server.work
         self._drain, self._say = drain, say
         self._draining: asyncio.Task[None] | None = None
         self.signal = 0
@@ -99,6 +101,7 @@ class Served(uvicorn.Server):
         self._draining = asyncio.get_running_loop().create_task(self._end())
 
     async def _end(self) -> None:
+        self._work.part()
         await self._dispatcher.drain(self._drain)
         self.should_exit = True
 

@@ -31,7 +31,7 @@ def main() -> None:
         except OSError:
             os._exit(0)
 
-    inbox = queue.SimpleQueue[list[dict[str, Any]]]()
+    inbox = queue.SimpleQueue[dict[str, Any]]()
     cancelled = set[str]()
     setup = json.loads(sys.stdin.readline())
     threading.Thread(target=_listen, args=(inbox, cancelled), daemon=True).start()
@@ -54,7 +54,11 @@ def main() -> None:
             say({"warning": f"{engine.registry.first.id}: {error}"})
         say({"ready": True, "memory": engine.memory()})
         while True:
-            jobs = inbox.get()
+            told = inbox.get()
+            if "entries" in told:
+                engine.grow(told["entries"])
+                continue
+            jobs = told["draw"]
             engine.draw(jobs)
             cancelled.difference_update(job["id"] for job in jobs)
             say({"idle": True, "memory": engine.memory()})
@@ -64,13 +68,13 @@ def main() -> None:
         os._exit(1)
 
 
-def _listen(inbox: queue.SimpleQueue[list[dict[str, Any]]], cancelled: set[str]) -> None:
+def _listen(inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set[str]) -> None:
     for line in sys.stdin:
         told = json.loads(line)
         if "cancel" in told:
             cancelled.add(told["cancel"])
         else:
-            inbox.put(told["draw"])
+            inbox.put(told)
     os._exit(0)
 
 
