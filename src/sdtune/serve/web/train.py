@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from nicegui import ui
 
 from sdtune.serve.app import Server
@@ -106,7 +108,8 @@ class Runs:
         for view in runs[:MANY]:
             row = self._rows.get(view.id)
             if row and row.stale(view):
-                row.show_previews((await self.work.samples(view.id))[-SHOWN:])
+                with suppress(ApiError):  # it waits, and has no folder yet
+                    row.show_previews((await self.work.samples(view.id))[-SHOWN:])
 
     def show(self, runs: list[RunView]) -> None:
         runs = sorted(runs, key=lambda view: view.state not in AT_WORK)  # else as they came: the newest first

@@ -164,7 +164,9 @@ class Card:
                     tag("p", caption, "caption")
 
     def _editor(self) -> None:
-        area = ui.textarea(value="\n".join(self.picture.captions)).props("outlined dense autogrow hide-bottom-space")
+        area = ui.textarea(value="\n".join(self.picture.captions)).props(
+            'outlined dense autogrow hide-bottom-space placeholder="no caption"'
+        )
         area.props["aria-label"] = f"Captions of {self.picture.name}, one a line"
         area.on("blur", lambda: self._save(area.value or ""))
         area.on("keydown.ctrl.enter", lambda: self._save(area.value or ""))

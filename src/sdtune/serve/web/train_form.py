@@ -148,7 +148,8 @@ class Row:
             self.widget.without_auto_validation()
 
     def _hint(self) -> str:
-        usual = UNSET if self.field.usual in (None, {}, []) else self.field.shown(self.field.usual)
+        usual = UNSET if self.field.usual is None else self.field.shown(self.field.usual)
+        usual = "none" if self.field.usual in ({}, []) else usual
         words = [self.field.bounds, f"usually {usual}" if self.field.kind != "flag" and usual else ""]
         return " · ".join(word for word in words if word)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from nicegui import ui
@@ -37,21 +37,28 @@ def add(server: Server) -> None:
     async def page(preset: str = "", like: str = "", data: str = "") -> None:
         style()
         with frame("New training", "/train"):
-            New(server, *_begin(server, preset, like, data))
+            taken = {view.name for view in await server.work.runs()}
+            draft, note = _begin(server, taken, preset, like, data)
+            New(server, draft, note, taken)
 
 
-def _begin(server: Server, preset: str, like: str, data: str) -> tuple[Draft, str]:
+def _named(config: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """The config under a name that no run has."""
+    return {**config, "name": free_name(str(config.get("name", "run")), taken)}
+
+
+def _begin(server: Server, taken: Collection[str], preset: str, like: str, data: str) -> tuple[Draft, str]:
     """What the address asks for: a preset, a run to be like, a dataset; else the first preset that fits. With a note on it."""
     note, draft = "", None
     if like:
         try:
-            draft, note = Draft(server.work.posted_config(like)), f"The settings of {like}."
+            draft, note = Draft(_named(server.work.posted_config(like), taken)), f"The settings of {like}."
         except ApiError as error:
             note = error.message
     if draft is None:
         presets = {p.name: p for p in server.work.presets()}
         chosen = presets.get(preset) or presets.get(FIRST) or next(iter(presets.values()), None)
-        draft = Draft(chosen.config, chosen.name) if chosen else Draft({})
+        draft = Draft(_named(chosen.config, taken), chosen.name) if chosen else Draft(_named({}, taken))
     if data and any(found.id == data for found in server.work.sets()):
         draft.put("data.path", data)
     return draft, note
@@ -60,8 +67,8 @@ def _begin(server: Server, preset: str, like: str, data: str) -> tuple[Draft, st
 class New:
     """The page. Everything below the presets is drawn anew when another is chosen."""
 
-    def __init__(self, server: Server, draft: Draft, note: str) -> None:
-        self.work, self.draft = server.work, draft
+    def __init__(self, server: Server, draft: Draft, note: str, taken: Collection[str]) -> None:
+        self.work, self.draft, self.taken = server.work, draft, taken
         self.schema = self.work.schema()
         with section("Begin from", note or "A recipe that comes with sdtune. Everything in it can be changed below."):
             self._presets(self.work.presets())
@@ -111,7 +118,7 @@ class New:
         self.about.text = f"Made for: {chosen.hardware} Takes: {chosen.time}" if chosen else ""
 
     def _choose(self, preset: PresetView) -> None:
-        self.draft = Draft(preset.config, preset.name)
+        self.draft = Draft(_named(preset.config, self.taken), preset.name)
         self._mark()
         self._draw()
 
@@ -164,6 +171,7 @@ class New:
 
     def _side(self) -> None:
         tag("h2", "What it will need")
+        self.reckoning = tag("p", "", "note reckoning")
         self.estimate = tag("div").props("role=status")
         self.faults = tag("div", classes="faults")
         with tag("div", classes="buttons"):
@@ -213,27 +221,25 @@ class New:
             return
         self._asked = True
         if self.form.faults:
+            self.reckoning.text = "Told when nothing is to be mended."
             self.estimate.clear()
             return
         wanted = self._due
-        if not self.estimate.default_slot.children:
-            with self.estimate:
-                tag("p", "Reckoning …", "note")
-        self.estimate.classes(add="old")
+        self.reckoning.text = "Reckoning …"
         try:
             found = await self.work.estimate(self.draft.config)
         except ApiError as error:
             self._refused(error)
             return
         if wanted == self._due:
-            self.estimate.classes(remove="old")
+            self.reckoning.text = ""
             self.estimate.clear()
             with self.estimate:
                 needs(found)
 
     def _refused(self, error: ApiError) -> None:
         """The server says what is wrong with the config."""
-        self.estimate.classes(remove="old")
+        self.reckoning.text = ""
         self.estimate.clear()
         told = by_key(error.message)
         if error.field and list(told) == [""]:
@@ -251,6 +257,17 @@ class New:
             self.begin.enable()
             return
         ui.navigate.to(f"/train/run/{job.run}")
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, or with the next number behind it that no run has."""
+    own, dash, number = name.rpartition("-")
+    stem, at = (own, int(number)) if dash and number.isdecimal() and own else (name, 1)
+    found = name
+    while found in taken:
+        at += 1
+        found = f"{stem}-{at}"
+    return found
 
 
 def needs(found: Estimate) -> None:

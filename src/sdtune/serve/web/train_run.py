@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +113,11 @@ class RunPage:
         if seen == self._seen and self.view.state not in AT_WORK:
             return
         moved, self._seen = seen != self._seen, seen
-        if moved:
-            self._curves = await self.work.curves(self.view.id)
-            self._show_curves()
-        self.timeline.update(await self.work.samples(self.view.id))
+        with suppress(ApiError):  # it waits, and has no folder yet
+            if moved:
+                self._curves = await self.work.curves(self.view.id)
+                self._show_curves()
+            self.timeline.update(await self.work.samples(self.view.id))
         self._show_log()
         self._show_warnings()
 
@@ -182,14 +184,10 @@ class Head:
         return [
             Action("Go on", "play_arrow", ("stopped", "failed"), lambda: work.go_on(run, client()), "It goes on where it was saved.", True),
             Action("Stop", "pause", ("running",), lambda: work.stop_run(run), "It ends its step, saves, and stops.", True),
-            Action("Cancel", "close", ("queued",), self._cancel, "It does not wait any more."),
+            Action("Cancel", "close", ("queued",), lambda: work.stop_run(run), "It does not wait any more."),
             Action("Save now", "save", ("running",), lambda: work.save_now(run), "A checkpoint is saved after this step."),
             Action("Sample now", "image", ("running",), lambda: work.sample_now(run), "Previews are drawn after this step."),
         ]  # fmt: skip
-
-    def _cancel(self) -> object:
-        job = self.page.work.job(self.page.view.job or "")
-        return self.page.work.cancel(job) if job else None
 
     def _button(self, action: Action) -> tuple[Action, ui.button]:
         async def press() -> None:
@@ -217,6 +215,7 @@ class Head:
         for action, button in self.buttons:
             button.set_visibility(view.state in action.states and not view.plugins)
         self.hint.text = self._hint(view)
+        self.hint.set_visibility(bool(self.hint.text))
         if self._shown != view.state:
             self._shown = view.state
             self._show_links(view)
