@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sdtune import config as configs
@@ -95,6 +95,17 @@ class Draft:
             return overrides if configs.load(path, overrides) == wanted else None
         except ConfigError:
             return None
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, or with the next number behind it that no run has."""
+    own, dash, number = name.rpartition("-")
+    stem, at = (own, int(number)) if dash and number.isdecimal() and own else (name, 1)
+    found = name
+    while found in taken:
+        at += 1
+        found = f"{stem}-{at}"
+    return found
 
 
 _NOTHING = object()

@@ -10,6 +10,7 @@ from nicegui import ui
 from nicegui.elements.mixins.validation_element import ValidationElement
 from nicegui.elements.mixins.value_element import ValueElement
 
+from sdtune import config as configs
 from sdtune.serve.web.frame import tag
 from sdtune.serve.web.train_draft import Draft
 from sdtune.serve.web.train_fields import UNSET, Field, Group, faults, groups, number, search
@@ -122,7 +123,10 @@ class Form:
 
     def changes(self, group: str) -> int:
         found = self.group(group)
-        return sum(self.draft.changed(f.key, f.usual) for f in found.fields) if found else 0
+        if found is None:
+            return 0
+        turned = bool(found.kinds) and self.draft.changed(group + TYPE, configs.usual_type(group))
+        return turned + sum(self.draft.changed(f.key, f.usual) for f in found.fields)
 
 
 class Row:

@@ -11,7 +11,7 @@ from nicegui import ui
 from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.web.frame import facts, frame, section, tag
-from sdtune.serve.web.train_draft import Draft
+from sdtune.serve.web.train_draft import Draft, free_name
 from sdtune.serve.web.train_fields import by_key
 from sdtune.serve.web.train_form import Form, settings
 from sdtune.serve.web.train_sets import Sets
@@ -257,17 +257,6 @@ class New:
             self.begin.enable()
             return
         ui.navigate.to(f"/train/run/{job.run}")
-
-
-def free_name(name: str, taken: Collection[str]) -> str:
-    """The name, or with the next number behind it that no run has."""
-    own, dash, number = name.rpartition("-")
-    stem, at = (own, int(number)) if dash and number.isdecimal() and own else (name, 1)
-    found = name
-    while found in taken:
-        at += 1
-        found = f"{stem}-{at}"
-    return found
 
 
 def needs(found: Estimate) -> None:

@@ -58,6 +58,9 @@ class RunPage:
 
     def _draw(self) -> None:
         with section("Loss"):
+            self.said = tag("p", "", "note")
+            self.charted = tag("div")
+        with self.charted:
             with tag("div", classes="tools"):
                 ui.switch("Logarithmic", on_change=lambda e: self._axis(log=bool(e.value)))
                 ui.switch("Each step, too", value=True, on_change=lambda e: self._axis(raw=bool(e.value)))
@@ -65,7 +68,6 @@ class RunPage:
                 chart_box = tag("div").props("role=img")
                 with chart_box:
                     self.chart = ui.echart({}, renderer="svg").classes("curves")
-                self.said = tag("p", "", "note")
                 tag("p", MEASURES, "note")
             self.chart_box = chart_box
         with section("Previews", "The same prompts and seeds, as the training goes on. Step 0 is the base model."):
@@ -90,6 +92,7 @@ class RunPage:
     def _show_curves(self) -> None:
         if self._curves is None:
             return
+        self.charted.set_visibility(bool(self._curves.step or self._curves.validation))
         self.chart.options.clear()
         self.chart.options.update(options(self._curves, log=self._log_axis, raw=self._raw))
         self.chart.update()

@@ -31,7 +31,7 @@ def progress(view: RunView) -> str:
     if view.state == "queued":
         return "waits for its turn"
     parts = [f"step {view.step:,} of {view.steps:,}"]
-    if view.state in AT_WORK and view.what:
+    if view.state == "running" and view.what:
         parts.append(view.what)
     if view.rate:
         parts.append(speed(view.rate))
