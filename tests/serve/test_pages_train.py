@@ -249,8 +249,10 @@ def test_a_chart_is_valid_json_and_marks_the_lowest_validation() -> None:
 
 def test_curves_are_told_in_words() -> None:
     said = train_charts.words(curves([3.0, 1.0], [2.0, 1.5, 1.7]))
-    assert "at step 2" in said and "lowest 1.5 at step 10" in said
+    assert said == "Loss 1.889 at step 2. Validation loss 2 at step 0, the base; lowest 1.5 at step 10; 1.7 at step 20."
+    assert "never below" in train_charts.words(curves([3.0], [1.0, 1.5]))
     assert train_charts.words(curves([], [])) == "No step has been taken yet."
+    assert train_charts.words(curves([], [2.0])) == "Validation loss 2 at step 0."
 
 
 def test_pictures_are_filtered_by_words() -> None:
@@ -362,10 +364,12 @@ def test_a_newcomer_trains_watches_stops_and_goes_on(shop: tuple[Live, Path]) ->
 def _check_finished(page: Any) -> None:
     assert page.get_by_role("link", name="Create with it").get_attribute("href") == "/ui/?model=first"
     slider = page.get_by_role("slider", name="Step")
-    assert slider.get_attribute("aria-valuetext") == "step 60"
+    assert (slider.get_attribute("aria-valuetext"), slider.input_value()) == ("step 60", "2")
     last = page.locator(".previews img").get_attribute("src")
     slider.press("Home")
     page.locator(".timeline-step", has_text="0, the base").wait_for()
+    page.wait_for_timeout(300)
+    assert slider.input_value() == "0"
     first = page.locator(".previews img")
     assert first.get_attribute("src") != last and first.get_attribute("alt") == "a red apple, seed 3, step 0"
     page.wait_for_function("document.querySelector('.previews img').naturalWidth == 64")

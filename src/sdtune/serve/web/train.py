@@ -10,7 +10,7 @@ from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.web import train_data, train_new, train_run
 from sdtune.serve.web.frame import frame, section, tag
-from sdtune.serve.web.train_words import AT_WORK, STATES, client, progress, since, style
+from sdtune.serve.web.train_words import AT_WORK, STATES, client, progress, say, since, style
 from sdtune.serve.work import PresetView, Preview, RunView, SetView
 
 EVERY = 2.0
@@ -74,7 +74,7 @@ def _demo_button(server: Server, preset: PresetView) -> None:
         try:
             job, _ = server.work.train(preset.config, client())
         except ApiError as error:
-            ui.notify(error.message, type="negative", multi_line=True)
+            say(error.message, bad=True)
             button.enable()
             return
         ui.navigate.to(f"/train/run/{job.run}")

@@ -51,7 +51,7 @@ def _place(top: Any, bottom: Any) -> dict[str, Any]:
 
 def _steps(curves: Curves, at: int, *, labelled: bool) -> dict[str, Any]:
     most = max([*curves.step, *curves.validation_step, 1])
-    axis = {"type": "value", "min": 0, "max": most, "gridIndex": at, "splitLine": {"show": False}}
+    axis = {"type": "value", "min": 0, "max": most, "minInterval": 1, "gridIndex": at, "splitLine": {"show": False}}
     return {**_AXIS, **axis, "axisLabel": {**_TEXT, "show": labelled}}
 
 
@@ -70,9 +70,8 @@ def _line(name: str, data: list[list[float]], colour: str, *, width: float, opac
 def _validation(curves: Curves) -> dict[str, Any]:
     data = _pairs(curves.validation_step, curves.validation)
     line = _line("validation", data, "var(--good)", width=2)
-    if data:
-        step, value = min(data, key=lambda pair: pair[1])
-        best = {"coord": [step, value], "symbol": "circle", "symbolSize": 11, "label": {"show": False}}
+    if found := lowest(curves):
+        best = {"coord": [found[0], round(found[1], 5)], "symbol": "circle", "symbolSize": 11, "label": {"show": False}}
         line["markPoint"] = {"data": [best], "itemStyle": {"color": "var(--good)"}, "animation": False, "silent": True}
     return {**line, "showSymbol": True, "symbolSize": 6}
 
@@ -107,13 +106,26 @@ def words(curves: Curves) -> str:
     told = list[str]()
     if curves.step:
         mean = smoothed(curves.loss)
-        told.append(
-            f"Loss {mean[min(len(mean) - 1, 4)]:.4g} at the beginning, {mean[-1]:.4g} at step {curves.step[-1]}."
-        )
+        first = f"{mean[4]:.4g} at the beginning, " if len(mean) > 10 else ""
+        told.append(f"Loss {first}{mean[-1]:.4g} at step {curves.step[-1]}.")
     if curves.validation:
-        best = min(range(len(curves.validation)), key=lambda i: curves.validation[i])
-        told.append(
-            f"Validation loss {curves.validation[0]:.4g} at step {curves.validation_step[0]}, {curves.validation[-1]:.4g} at step "
-            f"{curves.validation_step[-1]}, lowest {curves.validation[best]:.4g} at step {curves.validation_step[best]}."
-        )
+        told.append(_validated(curves))
     return " ".join(told)
+
+
+def _validated(curves: Curves) -> str:
+    last = f"{curves.validation[-1]:.4g} at step {curves.validation_step[-1]}"
+    best = lowest(curves)
+    if best is None:
+        return f"Validation loss {last}."
+    base = f"{curves.validation[0]:.4g} at step 0, the base; " if curves.validation_step[0] == 0 else ""
+    told = f"Validation loss {base}lowest {best[1]:.4g} at step {best[0]}; {last}."
+    return f"{told} It was never below that of the base." if base and best[1] >= curves.validation[0] else told
+
+
+def lowest(curves: Curves) -> tuple[int, float] | None:
+    """Step and value of the lowest validation loss of trained weights; None before the first."""
+    found = [
+        (s, v) for s, v in zip(curves.validation_step, curves.validation, strict=True) if s > 0 and math.isfinite(v)
+    ]
+    return min(found, key=lambda pair: pair[1], default=None)

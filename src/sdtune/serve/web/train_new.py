@@ -15,7 +15,7 @@ from sdtune.serve.web.train_draft import Draft, free_name
 from sdtune.serve.web.train_fields import by_key
 from sdtune.serve.web.train_form import Form, settings
 from sdtune.serve.web.train_sets import Sets
-from sdtune.serve.web.train_words import client, style
+from sdtune.serve.web.train_words import client, say, style
 from sdtune.serve.work import Estimate, PresetView
 from sdtune.units import count, duration, megabytes
 
@@ -26,6 +26,8 @@ FEW = {
 }  # fmt: skip
 """The settings that nearly everybody changes, and what they are called here. Everything else about them comes from the schema."""
 FIRST = "demo-lora"
+FAULTS = (404, 409, 422)
+"""Answers that say that something is to be mended in the config."""
 SHOWN = 5
 """Presets that are seen at once."""
 PAUSE = 0.8
@@ -70,6 +72,8 @@ class New:
     def __init__(self, server: Server, draft: Draft, note: str, taken: Collection[str]) -> None:
         self.work, self.draft, self.taken = server.work, draft, taken
         self.schema = self.work.schema()
+        self.own = {entry.id for entry in server.registry.entries.values() if entry.id != "embedded"}
+        self.own |= {found.id for found in self.work.sets() if not found.shipped}
         with section("Begin from", note or "A recipe that comes with sdtune. Everything in it can be changed below."):
             self._presets(self.work.presets())
         self.place = tag("div", classes="new")
@@ -164,6 +168,9 @@ class New:
         mended = not self.form.faults
         self.command.text = self.draft.command() if mended else "Shown when nothing is to be mended."
         self.needs_file.set_visibility(mended and not self.command.text.startswith("sdtune init"))
+        own = [str(self.draft.get(key)) for key in ("model.path", "data.path") if self.draft.get(key) in self.own]
+        self.needs_places.set_visibility(mended and bool(own))
+        self.needs_places.text = f"Elsewhere, write the path in place of {' and '.join(own)}, a name of this server."
         for button in self.exports:
             button.set_enabled(mended)
 
@@ -180,6 +187,7 @@ class New:
             tag("h3", "The same from a shell")
             self.command = tag("pre", "", "command").props('tabindex=0 aria-label="Command" role=region')
             self.needs_file = tag("p", "With the recipe, which you download here.", "note")
+            self.needs_places = tag("p", "", "note")
             with tag("div", classes="buttons"):
                 self.exports = [
                     ui.button("Copy as command", icon="content_copy", on_click=self._copy),
@@ -190,7 +198,7 @@ class New:
 
     def _copy(self) -> None:
         ui.clipboard.write(self.draft.command())
-        ui.notify("The command is copied.", type="info")
+        say("The command is copied.")
 
     def _download(self) -> None:
         ui.download.content(self.draft.recipe(), f"{self.draft.get('name') or 'run'}.toml", "application/toml")
@@ -238,9 +246,11 @@ class New:
                 needs(found)
 
     def _refused(self, error: ApiError) -> None:
-        """The server says what is wrong with the config."""
-        self.reckoning.text = ""
+        """The server says what is wrong with the config; or that it could not reckon, which is no fault of the config."""
+        self.reckoning.text = "" if error.status in FAULTS else error.message
         self.estimate.clear()
+        if error.status not in FAULTS:
+            return
         told = by_key(error.message)
         if error.field and list(told) == [""]:
             told = {error.field: told[""]}
@@ -253,8 +263,10 @@ class New:
             self.work.read_config(self.draft.config)
             job, _ = self.work.train(self.draft.config, client())
         except ApiError as error:
-            self._refused(error)
             self.begin.enable()
+            self._refused(error)
+            if error.status not in FAULTS:
+                say(error.message, bad=True)
             return
         ui.navigate.to(f"/train/run/{job.run}")
 
@@ -285,7 +297,7 @@ def needs(found: Estimate) -> None:
     if found.disk_mb is not None and found.disk_mb > found.free_mb:
         tag("p", "There is not enough room on the disk.", "bad")
     for note in found.notes:
-        tag("p", note, "note")
+        tag("p", _sentence(note), "note")
 
 
 def _sentence(text: str) -> str:
@@ -295,4 +307,4 @@ def _sentence(text: str) -> str:
 
 def _memory(found: Estimate) -> str:
     known = [mb for mb in (found.weights_mb, found.state_mb) if mb is not None]
-    return f"{megabytes(sum(known))}, and more for a batch" if known else "not known"
+    return f"from {megabytes(sum(known))}" if known else "not known"

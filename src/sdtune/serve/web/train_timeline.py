@@ -18,11 +18,10 @@ class Timeline:
         self._samples: list[Preview] = []
         self._at = 0
         with tag("div", classes="timeline") as self.place:
-            with tag("div", classes="timeline-head"):
-                name = tag("label", "Step", "timeline-label").props('for="timeline-step"')
-                self._slider = ui.element("input").props('type=range min=0 max=0 step=1 value=0 id="timeline-step"')
+            with tag("div", classes="timeline-head") as self._head:
+                tag("label", "Step").props('for="timeline-step"')
+                self._slider = ui.element("input").props('type=range min=0 max=0 step=1 id="timeline-step"')
                 self._step = tag("output", "", "timeline-step number").props('for="timeline-step"')
-                name.set_visibility(True)
             self._slider.on("input", lambda e: self._go(int(e.args)), js_handler="(e) => emit(e.target.value)")
             self._rows = tag("div", classes="timeline-rows")
         self._pictures: dict[tuple[str, int], Any] = {}
@@ -44,7 +43,11 @@ class Timeline:
         if set(rows) != {(p.prompt, p.seed) for p in samples}:
             self._draw_rows()
         self._at = len(self.steps) - 1 if follows else self._at
-        self._slider.props(f"max={len(self.steps) - 1}").props["value"] = self._at
+        self._slider.props["max"] = len(self.steps) - 1
+        ui.run_javascript(
+            f"sdtuneSlide({len(self.steps) - 1}, {self._at})"
+        )  # a `value` of ours would pull at it while it is held
+        self._head.set_visibility(len(self.steps) > 1)
         self._show()
 
     def _draw_rows(self) -> None:

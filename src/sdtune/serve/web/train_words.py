@@ -68,11 +68,19 @@ async def tried(action: Callable[[], object | Awaitable[object]], done: str = ""
         if isinstance(result, Awaitable):
             await result
     except ApiError as error:
-        ui.notify(error.message, type="negative", multi_line=True, close_button="Close", timeout=8000)
+        say(error.message, bad=True)
         return False
     if done:
-        ui.notify(done, type="info")
+        say(done)
     return True
+
+
+def say(text: str, *, bad: bool = False) -> None:
+    """A line that goes by itself; what went wrong stays longer, and can be closed."""
+    if bad:
+        ui.notify(text, multi_line=True, close_button="Close", timeout=10_000, classes="notice-bad")
+    else:
+        ui.notify(text, timeout=4000)
 
 
 def style() -> None:
