@@ -428,8 +428,8 @@ class Work:
             file = presets.recipe(name)
             config, lost = posting.back(settings(file), self._known)
             about = presets.header(file)
-            words = (about.get(key, "") for key in ("purpose", "hardware", "time"))
-            found.append(PresetView(name, *words, fits=not lost, config=config))
+            purpose, hardware, took = (about.get(key, "") for key in ("purpose", "hardware", "time"))
+            found.append(PresetView(name, purpose, hardware, took, not lost, config))
         return found
 
     async def estimate(self, posted: Mapping[str, Any]) -> Estimate:
