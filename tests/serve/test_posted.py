@@ -105,7 +105,8 @@ def test_without_a_model_it_is_the_one_that_comes_along(known: Known) -> None:
 
 
 STRANGE = [
-    "../../x", "/etc/passwd", "~/x", "http://example.org/x", "hf:owner/name", "owner/name", "embedded:../sets/comic", "embedded:nope", "", ".",
+    "../../x", "/etc/passwd", "~/x", "http://example.org/x", "hf:owner/name", "owner/name", "embedded:../sets/comic", "embedded:nope",
+    "", ".",
     "my-pictures/../..", "file:///etc/passwd", "My Pictures", "embedded",
 ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from PIL import Image
 from sdtune.events import Event, Failed, Finished, Sampled, Saved, Started, Step, Stopped, Validated, to_line
 from sdtune.runs import Run
 from sdtune.serve import process as processes
+from sdtune.serve import registry
 from sdtune.serve.foreman import Foreman, Teller
 from sdtune.serve.history import History, Runs, picture_path
 from sdtune.serve.limits import Limits
@@ -284,6 +285,49 @@ def test_what_listeners_are_told() -> None:
 def test_after_a_rewind_nothing_is_told_twice() -> None:
     events = [started(), Validated(2, 0.3, ()), Saved(2, "x")]
     assert len(told(*events, *events)) == 3
+
+
+def test_of_many_steps_at_once_the_last_is_told(tmp_path: Path) -> None:
+    works = Works(tmp_path / "queue.sqlite")
+    foreman = Foreman(works, tmp_path, lambda: Scrub({}), lambda run: None)
+    job = works.add("train", "r", tmp_path / "r", {}, "me")
+    works.start(job.id)
+    logged(
+        tmp_path / "r",
+        started(),
+        Step(1, 0.9, 1, 0.1, 1),
+        Step(2, 0.8, 1, 0.1, 1),
+        Validated(2, 0.3, ()),
+        Step(3, 0.7, 1, 0.1, 1),
+    )
+    works.end(job.id, "done")
+    now = works.get(job.id)
+    assert now
+    said = [(s.event, s.data.get("step")) for s in foreman.log_of(now, tmp_path / "r").said]
+    assert [row for row in said if row[0] != "state"] == [("validated", 2), ("step", 3), ("done", None)]
+    works.close()
+
+
+# ---- models
+
+
+def test_a_run_that_was_trained_can_be_drawn_with(make_app: MakeApp, tmp_path: Path) -> None:
+    app = make_app()
+    server = app.server
+    mine = Run(tmp_path / "runs" / "lora")  # a name that is taken
+    mine.write_config(server.work.read_config({"name": "lora"}))
+    mine.final.mkdir()
+    before = len(server.registry.entries)
+    new = registry.trained(server.registry, mine)
+    assert [(e.id, e.kind) for e in new] == [("embedded", "original"), ("lora-2", "run")]
+    server.dispatcher.grow(new)
+    assert len(server.registry.entries) == before + 2 and server.registry.first.id != "embedded"
+    os.utime(mine.final, (1e9, 1e9))
+    (again,) = registry.trained(server.registry, mine)
+    assert again.id == "lora-2" and again != new[1]  # so that the worker reads it anew
+    server.dispatcher.grow([again])
+    assert len(server.registry.entries) == before + 2
+    assert server.work._model_of(mine.path) == "lora-2"
 
 
 # ---- processes
