@@ -173,7 +173,7 @@ def test_a_short_token_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"negative": "x" * 4001}, "negative"),
         ({"scheduler": "best"}, "scheduler"),
         ({"stepz": 3}, "stepz"),
-        ({"kind": "train"}, "kind"),
+        ({"kind": "trian"}, "kind"),
         ({"kind": "img2img"}, "image"),
         ({"kind": "inpaint"}, "image"),
         ({"kind": "compare", "model": "model"}, "model"),
@@ -430,10 +430,12 @@ def test_a_key_makes_one_job(make_app: Make) -> None:
 def test_openapi_says_the_limits_and_shows_examples(make_app: Make) -> None:
     told = run(make_app(replace(Limits(), steps=77)).client.get("/openapi.json")).json()
     body = told["paths"]["/api/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    assert body["schema"]["properties"]["steps"]["maximum"] == 77
-    assert body["schema"]["additionalProperties"] is False
+    drawing, *others = body["schema"]["anyOf"]
+    assert drawing["properties"]["steps"]["maximum"] == 77
+    assert drawing["additionalProperties"] is False
+    assert [kind["properties"]["kind"] for kind in others] == [{"const": "train"}, {"const": "evaluate"}]
     assert "#/$defs" not in json.dumps(told)
-    assert len(body["examples"]) == 4
+    assert len(body["examples"]) == 6
     known = {
         "/api/jobs",
         "/api/jobs/{job}",
@@ -451,7 +453,9 @@ def test_the_examples_are_wishes(make_app: Make) -> None:
     from sdtune.serve.app import EXAMPLES
     from sdtune.serve.wish import limited
 
-    for example in EXAMPLES.values():
+    drawings = [example for example in EXAMPLES.values() if "prompt" in example["value"]]
+    assert len(drawings) == 4
+    for example in drawings:
         limited(Limits()).model_validate_json(json.dumps(example["value"]))
 
 

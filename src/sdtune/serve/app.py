@@ -268,7 +268,8 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _add_jobs(app: FastAPI, server: Server) -> None:
     schema = server.wish.model_json_schema()
-    body = {"required": True, "content": {"application/json": {"schema": _flat(schema), "examples": EXAMPLES}}}
+    kinds = {"anyOf": [_flat(schema), *work_api.BODIES]}
+    body = {"required": True, "content": {"application/json": {"schema": kinds, "examples": EXAMPLES}}}
     key_parameter = {
         "name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 200},
         "description": "The same key and body again are the same job, not another one.",

@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -281,15 +281,30 @@ class Foreman:
         if news.anew:
             steps = [getattr(e, "step", 0) for e in news.events]
             journal.say("rewound", {"step": max(steps, default=0)})
+        own = [event.time >= (sitting.job.started or 0.0) - 1 for event in news.events]
         for event in news.events:
             sitting.take(event)
-            for name, data in sitting.teller.tell(event):
-                own = event.time >= (sitting.job.started or 0.0) - 1
+        if last := self._say(journal, sitting.teller, zip(news.events, own, strict=True)):
+            sitting.progress, sitting.busy = last, ""
+
+    def _say(self, journal: Log, teller: Teller, events: Iterable[tuple[Event, bool]]) -> dict[str, Any] | None:
+        """Tell listeners; of steps in a row the last. Beside each event: whether it is of this sitting. Gives the last step that was."""
+        step: dict[str, Any] | None = None
+        last = None
+        for event, own in events:
+            for name, data in teller.tell(event):
                 if name in ("state", "step") and not own:
-                    continue  # of an earlier sitting
+                    continue
                 if name == "step":
-                    sitting.progress, sitting.busy = data, ""
-                journal.say(name, {k: self._clean(v) for k, v in data.items()})
+                    step = last = data
+                    continue
+                if step:
+                    journal.say("step", step)
+                    step = None
+                journal.say(name, {key: self._clean(value) for key, value in data.items()})
+        if step:
+            journal.say("step", step)
+        return last
 
     def _clean(self, value: Any) -> Any:
         return (
@@ -390,11 +405,9 @@ class Foreman:
         return self._logs[job.id]
 
     def _retell(self, job: WorkJob, place: Path, journal: Log) -> None:
-        teller, until = Teller(job.run), job.finished or time.time()
-        for event in _news(Reader(Run(place))).events if job.kind == "train" else ():
-            if event.time <= until:
-                for name, data in teller.tell(event):
-                    journal.say(name, {k: self._clean(v) for k, v in data.items()})
+        began, until = job.started or 0.0, job.finished or time.time()
+        events = _news(Reader(Run(place))).events if job.kind == "train" and job.started else ()
+        self._say(journal, Teller(job.run), ((e, e.time >= began - 1) for e in events if e.time <= until))
         more = {"error": job.error} if job.error else {}
         journal.say(_ENDS[job.state], {"state": job.state, "run": job.run, **more}, last=True)
 

@@ -21,7 +21,7 @@ POINTS = 2000
 """Of a curve, at most."""
 RECENT = 50
 """Steps over which speed is told, and 20 of them the loss."""
-KEPT = 32
+KEPT = 100
 """Runs whose logs stay in memory."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _PICTURE = re.compile(r"samples/step-(\d{6,9})/(\d{2,5})\.png")

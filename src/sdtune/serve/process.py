@@ -20,13 +20,17 @@ SECRETS = ("SDTUNE_TOKEN",)
 
 def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """`sdtune ARGUMENTS` in a session of its own, so that no Ctrl-C or end of the server reaches it; what it says goes behind `log`."""
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
     with log.open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "sdtune", *arguments],
             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**environment, "PYTHONUNBUFFERED": "1"},
+            env={**environment(), "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """The server's own without what it keeps to itself."""
+    return {name: value for name, value in os.environ.items() if name not in SECRETS}
 
 
 def identified(pid: int) -> Process | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdtune import pages
 from sdtune.captioners import store
@@ -166,7 +167,7 @@ def told(entry: SetEntry, n: int, item: Item) -> SetPicture:
     return SetPicture(n, item.name, list(item.captions), item.by, href)  # type: ignore[arg-type]  # one of three
 
 
-def _checked(captions: Sequence[str]) -> tuple[str, ...]:
+def _checked(captions: Sequence[Any]) -> tuple[str, ...]:
     """Captions as they can stand in a file. Raises ApiError."""
     if len(captions) > CAPTIONS:
         raise ApiError(422, "invalid", f"captions: more than {CAPTIONS}", field="captions")

@@ -26,6 +26,7 @@ from sdtune.errors import SdtuneError
 from sdtune.experiments.listing import method_text, primary_of, scores_of
 from sdtune.runs import Run
 from sdtune.serve import posted as posting
+from sdtune.serve import process as processes
 from sdtune.serve.errors import ApiError, not_found
 from sdtune.serve.foreman import Foreman
 from sdtune.serve.history import History, Runs, failed, picture_path, settings
@@ -83,7 +84,7 @@ class Work:
             self.works, folder / "work", lambda: known.scrub(self.runs_known.folder), finished, at_once=shop.at_once
         )
         self._known = known
-        self._writing, self._looking = asyncio.Lock(), asyncio.Semaphore(2)
+        self._writing, self._asking, self._decoding = asyncio.Lock(), asyncio.Semaphore(1), asyncio.Semaphore(2)
         self._reports = dict[str, SetReport]()
 
     # ---- its life
@@ -428,8 +429,8 @@ class Work:
             file = presets.recipe(name)
             config, lost = posting.back(settings(file), self._known)
             about = presets.header(file)
-            words = (about.get(key, "") for key in ("purpose", "hardware", "time"))
-            found.append(PresetView(name, *words, fits=not lost, config=config))
+            purpose, hardware, took = (about.get(key, "") for key in ("purpose", "hardware", "time"))
+            found.append(PresetView(name, purpose, hardware, took, not lost, config))
         return found
 
     async def estimate(self, posted: Mapping[str, Any]) -> Estimate:
@@ -473,10 +474,10 @@ class Work:
 
     async def _ask_clerk(self, what: str, config: RunConfig) -> dict[str, Any]:
         """What `clerk` answers in a process of its own. Raises ApiError."""
-        async with self._looking:
+        async with self._asking:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "sdtune.serve.clerk", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                limit=2**24,
+                limit=2**24, env=processes.environment(),
             )  # fmt: skip
             question = json.dumps({"what": what, "config": configs.to_toml(config)})
             try:
@@ -542,7 +543,7 @@ class Work:
     async def thumbnail(self, name: str, n: int, side: int = 256) -> bytes:
         """JPEG or PNG without metadata, at most `side` (16 to 1024) pixels a side."""
         entry, most = self.sets_known.need(name), max(16, min(side, 1024))
-        async with self._looking:
+        async with self._decoding:
             return (await asyncio.to_thread(self.sets_known.thumbnail, entry, n, most))[0]
 
     async def write_captions(

@@ -41,6 +41,17 @@ EXAMPLES: dict[str, Any] = {
     "an evaluation": {"value": {"kind": "evaluate", "run": "mine"}},
 }
 
+BODIES: list[dict[str, Any]] = [
+    {
+        "title": "Training", "type": "object", "required": ["kind", "config"], "additionalProperties": False,
+        "properties": {"kind": {"const": "train"}, "config": {"type": "object", "description": "As GET /api/schema says."}},
+    },
+    {
+        "title": "Evaluation", "type": "object", "required": ["kind", "run"], "additionalProperties": False,
+        "properties": {"kind": {"const": "evaluate"}, "run": {"type": "string", "description": "An id of GET /api/runs."}},
+    },
+]  # fmt: skip
+
 
 def is_work(body: bytes) -> bool:
     """Whether a body of POST /api/jobs asks for a training or an evaluation."""
