@@ -154,7 +154,8 @@ def _texts(file: Path | io.BytesIO, path: Path) -> dict[str, str]:
         with Image.open(file, formats=("PNG",)) as im:
             found = {key: im.info[key] for key in ("sdtune", "parameters") if isinstance(im.info.get(key), str)}
     except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or 'not a PNG; other formats are not read').lower()}") from None
+        why = error.strerror.lower() if error.strerror else "not a PNG; other formats are not read"
+        raise DataError(f"{path}: {why}") from None
     except Exception:  # Pillow refuses texts of more than 1 MB, and damage in many ways
         raise DataError(f"{path}: damaged, or with a text that is too large") from None
     for key, text in found.items():

@@ -71,7 +71,7 @@ def cells(values: Mapping[str, Any], x: Axis, y: Axis) -> list[dict[str, Any]]:
         raise ValueError(f"{len(x.values)} x {len(y.values)} pictures are more than {MOST}: leave some values out")
     if "denoising_strength" in (x.key, y.key) and not values["image"]:
         raise ValueError("There is no picture to begin with: choose one in the form, or vary another setting")
-    one = {**values, "count": 1, "draw": "original" if values["draw"] == "original" else "tuned"}
+    one = {**values, "count": 1, "draw": "tuned"}
     return [one | {y.key: down, x.key: across} for down in y.values for across in x.values]
 
 

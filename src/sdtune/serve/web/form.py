@@ -20,15 +20,18 @@ from sdtune.serve.web.pieces import PNG, address, file_button, image, number
 class Form:
     """`values` is what it holds, in the words of `wishes`."""
 
-    def __init__(self, server: Server, model: str = "", changed: Callable[[], object] = lambda: None) -> None:
-        self.server, self._changed = server, changed
+    def __init__(
+        self, server: Server, model: str = "", changed: Callable[[], object] = lambda: None, *, single: bool = False
+    ) -> None:
+        """`single`: it asks for pictures of one kind and one seed each, as a grid's cells are."""
+        self.server, self._changed, self._single = server, changed, single
         self.entry: Entry = server.registry.get(model) or server.registry.first
         self.values = wishes.usual(self.entry)
         self._fields: dict[str, Any] = {}
         self._models()
         self._prompts()
         with ui.row().classes("fields"):
-            self._field("count", number("Pictures", min=1, max=wishes.MOST, precision=0))
+            self._field("count", number("Pictures", min=1, max=wishes.MOST, precision=0)).set_visibility(not single)
             self._field("seed", number("Seed", min=0, max=server.rules.limits.seed, precision=0))
             self._field("chance", ui.checkbox("another seed each time"))
         with ui.expansion("Settings", icon="tune").classes("fold"):
@@ -162,9 +165,9 @@ class Form:
             return
         self._key = key
         tuned = entry.kind != "original"
-        self._fields["draw"].set_visibility(tuned)
+        self._fields["draw"].set_visibility(tuned and not self._single)
         self._fields["seed"].set_enabled(not self.values["chance"])
-        self._strength.set_visibility(tuned and self.values["draw"] != "original")
+        self._strength.set_visibility(tuned and (self._single or self.values["draw"] != "original"))
         for side in ("width", "height"):
             self._fields[side].set_visibility(not self.values["image"])
             self._fields[side].props(f"step={entry.grid}")

@@ -45,7 +45,7 @@ class _New:
         self.server, self.book = server, book
         with tag("div", classes="desk"):
             with tag("div", classes="card desk-form"):
-                self.form = Form(server, model, changed=self._suit)
+                self.form = Form(server, model, changed=self._suit, single=True)
             with tag("div", classes="stage"):
                 tag(
                     "p",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nicegui import events, ui
 
+from sdtune.data.layouts import plural
 from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.queue import Picture
@@ -32,10 +33,10 @@ class Pair:
 
 
 def pairs(server: Server, model: str) -> list[Pair]:
-    """Original and tuned pictures of one prompt and seed, drawn with `model`, the newest first."""
+    """Original and tuned pictures of one prompt and seed, drawn from noise with `model`, the newest first."""
     found = []
     for job in server.queue.jobs(("done",), limit=LOOKED):
-        if job.wish.get("kind") == "compare" and job.wish["model"] == model:
+        if job.wish.get("kind") == "compare" and job.wish["model"] == model and not job.wish["image"]:
             by_seed: dict[int, dict[str, Picture]] = {}
             for picture in server.queue.pictures_of(job.id):
                 by_seed.setdefault(picture.record["seed"], {})[picture.kind] = picture
@@ -92,10 +93,13 @@ class _Voting:
 
     # ---- one pair after the other
 
-    def _next(self) -> None:
-        """The next pair that has no vote, its sides by chance."""
+    def _waiting(self) -> list[Pair]:
         voted = {(v.job, v.seed) for v in self.book.votes(self.model)}
-        left = [p for p in pairs(self.server, self.model) if (p.job, p.seed) not in voted]
+        return [p for p in pairs(self.server, self.model) if (p.job, p.seed) not in voted]
+
+    def _next(self) -> None:
+        """One of the pairs without a vote, its sides by chance."""
+        left = self._waiting()
         self._now = (secrets.choice(left), bool(secrets.randbelow(2))) if left else None
         self._box.clear()
         with self._box:
@@ -133,7 +137,7 @@ class _Voting:
 
     def _look(self) -> None:
         """New pairs may have been drawn."""
-        if self._now is None and any(True for _ in pairs(self.server, self.model)):
+        if self._now is None and self._waiting():
             self._next()
 
     # ---- what came out, and more to vote on
@@ -147,11 +151,8 @@ class _Voting:
                 return
             colour, sentence = found.verdict
             tag("p", sentence, f"verdict {colour}")
-            tag(
-                "p",
-                f"{found.votes} votes on {found.prompts} prompts; sign test over prompts, p = {found.p:.3f}.",
-                "note",
-            )
+            counts = f"{plural(found.votes, 'vote')} on {plural(found.prompts, 'prompt')}"
+            tag("p", f"{counts}; sign test over prompts, p = {found.p:.3f}.", "note")
 
     def _more(self) -> None:
         entry = self.server.registry.get(self.model)
