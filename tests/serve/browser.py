@@ -103,3 +103,10 @@ def faults(page: Any, dialog: str | None = None) -> list[str]:
 def too_wide(page: Any) -> int:
     """Pixels that the page is wider than its window."""
     return int(page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
+
+
+def holds(field: Any, value: str | re.Pattern[str]) -> None:
+    """A field has, or soon gets, this value."""
+    from playwright.sync_api import expect
+
+    expect(field).to_have_value(value)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.serve.browser import Browser, browsing, faults, shot
+from tests.serve.browser import Browser, browsing, faults, holds, shot
 from tests.serve.conftest import Live, serving
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def test_what_was_drawn_and_what_was_written_survive_a_reload(browser: Browser) 
     before = page.locator(".thumb").count()
     page.goto(f"{browser.base}/ui/")
     page.get_by_text(re.compile("Done in")).wait_for()
-    assert page.get_by_label("Prompt", exact=True).input_value() == HOSTILE
+    holds(page.get_by_label("Prompt", exact=True), HOSTILE)
     assert page.locator(".thumb").count() == before
     assert page.locator("img[src=x]").count() == 0
     assert page.title() == "Create · sdtune"
@@ -76,7 +76,7 @@ def test_settings_are_taken_from_the_gallery_and_from_a_dropped_png(live: Live, 
     shot(page, "create-picture")
     page.get_by_role("button", name="Reuse settings").click()
     for name, value in (("Prompt", "a sailing boat"), ("Seed", "4321")):
-        assert page.get_by_label(name, exact=True).input_value() == value
+        holds(page.get_by_label(name, exact=True), value)
     other = browser.page("/ui/?model=full")
     png = live.file(job["pictures"][0])
     data = other.evaluate_handle(
@@ -90,8 +90,8 @@ def test_settings_are_taken_from_the_gallery_and_from_a_dropped_png(live: Live, 
     for event in ("dragover", "drop"):
         other.dispatch_event("#main", event, {"dataTransfer": data})
     other.get_by_text("The settings of a.png are in the form").wait_for()
-    assert other.get_by_label("Seed", exact=True).input_value() == "4321"
-    assert other.get_by_label("Model", exact=True).input_value().startswith("lora")
+    holds(other.get_by_label("Seed", exact=True), "4321")
+    holds(other.get_by_label("Model", exact=True), re.compile("^lora"))
 
 
 def test_a_painted_mask_is_where_the_picture_changes(live: Live, browser: Browser, tmp_path: Path) -> None:
