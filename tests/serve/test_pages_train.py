@@ -296,10 +296,11 @@ def base(live: Live) -> str:
 
 
 def state(page: Any, word: str, seconds: float = 200) -> None:
-    page.locator(".run-head .chip", has_text=re.compile(f"^{word}$")).wait_for(timeout=seconds * 1000)
+    page.locator(".run-head .state", has_text=re.compile(f"^{word}$")).wait_for(timeout=seconds * 1000)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_newcomer_begins_with_one_click(shop: tuple[Live, Path]) -> None:
     with browsing(base(shop[0])) as browser:
         page = browser.page("/ui/train")
@@ -314,6 +315,7 @@ def test_a_newcomer_begins_with_one_click(shop: tuple[Live, Path]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_newcomer_trains_watches_stops_and_goes_on(shop: tuple[Live, Path]) -> None:
     with browsing(base(shop[0])) as browser:
         page = browser.page("/ui/train/new")
@@ -385,10 +387,10 @@ def test_a_caption_is_mended_in_place_and_taken_back(shop: tuple[Live, Path]) ->
         box = page.get_by_label("Captions of a.png, one a line")
         box.fill("a crimson thing\nanother wording")
         box.blur()
-        page.locator(".picture", has_text="a.png").get_by_text("saved").wait_for()
+        page.locator(".set-picture", has_text="a.png").get_by_text("saved").wait_for()
         assert (data / "a.txt").read_text(encoding="utf-8").split("\n")[:2] == ["a crimson thing", "another wording"]
         page.get_by_role("button", name="Undo").click()
-        page.locator(".picture", has_text="a.png").get_by_text("as before").wait_for()
+        page.locator(".set-picture", has_text="a.png").get_by_text("as before").wait_for()
         assert (data / "a.txt").read_text(encoding="utf-8").strip() == "a red thing"
         assert box.input_value() == "a red thing"
 
@@ -406,7 +408,7 @@ def test_a_set_that_comes_along_is_read_only_and_says_so(shop: tuple[Live, Path]
         page = browser.page("/ui/train/data/embedded:comic")
         page.get_by_text("Captions can be read here, not changed").wait_for()
         page.locator(".caption").first.wait_for()
-        assert page.locator(".pictures textarea").count() == 0
+        assert page.locator(".set-pictures textarea").count() == 0
 
 
 @pytest.mark.slow

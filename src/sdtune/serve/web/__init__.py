@@ -22,7 +22,8 @@ def mount(app: FastAPI) -> None:
     from nicegui import app as pages
     from nicegui import ui
 
-    from sdtune.serve.web import create, results, status, train
+    from sdtune.serve.web import create, grid, results, status, train, vote
+    from sdtune.serve.web.book import Book
     from sdtune.serve.web.frame import missing
     from sdtune.serve.web.policy import Policy
 
@@ -30,6 +31,9 @@ def mount(app: FastAPI) -> None:
     pages.add_static_files("/assets", assets, max_cache_age=600)
     for page in (create, train, results, status):
         page.add(server)
+    book = Book(server.store.folder / "web.sqlite")
+    for extra in (grid, vote):
+        extra.add(server, book)
     pages.add_exception_handler(404, missing)
     pages.add_middleware(Policy)
 

@@ -17,7 +17,7 @@ HEAD = '<link rel="stylesheet" href="/ui/assets/web.css"><script src="/ui/assets
 
 @contextmanager
 def frame(title: str, here: str) -> Iterator[ui.element]:
-    """A page: within it, elements go into its <main>. `here` is the address of its entry in PAGES."""
+    """A page: within it, elements go into its main part. `here` is the address of its entry in PAGES."""
     ui.page_title(f"{title} · sdtune")
     ui.add_head_html(HEAD)
     with tag("a", "Skip to the content", "skip").props('href="#main"'):
@@ -30,7 +30,7 @@ def frame(title: str, here: str) -> Iterator[ui.element]:
                 if target == here:
                     link.props('aria-current="page"')
         _theme()
-    with tag("main", classes="page").props('id="main" tabindex="-1"') as main:
+    with tag("div", classes="page").props('id="main" tabindex="-1"') as main:  # within the <main> that NiceGUI makes
         tag("h1", title)
         yield main
 
@@ -75,7 +75,7 @@ def facts(rows: list[tuple[str, str]]) -> None:
 
 def icon_button(icon: str, name: str, action: Callable[[], object]) -> ui.button:
     """A button that shows a sign alone; `name` is what it is called."""
-    button = ui.button(on_click=action).props(f'flat round dense icon={icon} aria-label="{name}"')
+    button = ui.button(on_click=action, color=None).props(f'flat round dense icon={icon} aria-label="{name}"')
     with button:
         ui.tooltip(name)
     return button
@@ -103,7 +103,7 @@ def _theme() -> None:
             dark.value = order[int(kept)]
             show()
 
-    button = ui.button(on_click=turn).props("flat round dense").classes("theme")
+    button = ui.button(on_click=turn, color=None).props("flat round dense").classes("theme")
     show()
     ui.context.client.on_connect(recall)
 

@@ -130,7 +130,7 @@ class Row:
         with tag("li", classes="run card") as place, tag("div", classes="run-body"):
             with tag("div", classes="run-line"):
                 ui.link(view.name, f"/train/run/{view.id}").classes("run-name")
-                self.chip = tag("span", "", "chip")
+                self.chip = tag("span", "", "state")
                 self.about = tag("span", "", "note")
             self.bar = ui.linear_progress(0, show_value=False, size="6px")
             self.bar.props["aria-label"] = f"Progress of {view.name}"
@@ -158,7 +158,7 @@ class Row:
         word, colour = STATES[view.state]
         if self.chip.text != word:
             self.chip.text = word
-            self.chip.classes(replace=f"chip {colour}")
+            self.chip.classes(replace=f"state {colour}")
         self.about.text = " · ".join(
             part for part in (view.method, f"on {view.base}" if view.base else "", since(view.began)) if part
         )

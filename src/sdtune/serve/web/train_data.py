@@ -86,7 +86,7 @@ class DataPage:
                 box = ui.input("Filter by name or caption", on_change=lambda e: self._filter(e.value or ""))
                 box.props("outlined dense clearable debounce=200 type=search").classes("find")
                 self.count = tag("span", "", "note").props("role=status")
-            self.grid = tag("ul", classes="pictures")
+            self.grid = tag("ul", classes="set-pictures")
             with tag("div", classes="tools pager") as self.pager:
                 self.back = ui.button("Before", icon="chevron_left", on_click=lambda: self._turn(-1)).props(
                     "outline no-caps"
@@ -120,7 +120,7 @@ class DataPage:
     def _turn(self, by: int) -> None:
         self._page += by
         self._draw()
-        ui.run_javascript("document.querySelector('.pictures').scrollIntoView({block: 'start'})")
+        ui.run_javascript("document.querySelector('.set-pictures').scrollIntoView({block: 'start'})")
 
     def _draw(self) -> None:
         shown = filtered(self.pictures, self._words)
@@ -148,10 +148,10 @@ class Card:
     def __init__(self, page: DataPage, picture: SetPicture) -> None:
         self.page, self.picture = page, picture
         self._undo: list[list[str]] = []
-        with tag("li", classes="picture card"):
+        with tag("li", classes="set-picture card"):
             image = ui.element("img").props("loading=lazy decoding=async width=256 height=256")
             image.props["src"], image.props["alt"] = picture.href, picture.name
-            with tag("div", classes="picture-name"):
+            with tag("div", classes="set-picture-name"):
                 tag("code", picture.name)
                 if page.set.writable:
                     self.said = tag("span", WRITERS[picture.by], "note").props("role=status")
@@ -243,7 +243,7 @@ def _finding(finding: Finding) -> None:
     with tag("li"):
         with tag("div", classes="run-line"):
             tag("strong", f"{finding.count:,} × {finding.kind.replace('_', ' ')}")
-            tag("span", word, f"chip {colour}")
+            tag("span", word, f"state {colour}")
         tag("p", finding.what)
         if finding.remedy:
             tag("p", finding.remedy, "note")

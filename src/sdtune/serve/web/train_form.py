@@ -51,7 +51,7 @@ class Form:
 
     def rows_of(self, key: str) -> Callable[[], None]:
         """All fields of a section here; what is called then draws them anew."""
-        place = tag("div", classes="fields")
+        place = tag("div", classes="settings")
 
         def draw() -> None:
             place.clear()
@@ -230,7 +230,7 @@ def settings(form: Form) -> Callable[[str], None]:
     box = ui.input("Find a setting", placeholder="rank, learning rate, snr", on_change=lambda e: look(e.value or ""))
     box.props("outlined dense clearable debounce=200 type=search").classes("find")
     said = tag("p", "", "note").props("role=status")
-    found = tag("div", classes="fields")
+    found = tag("div", classes="settings")
     with tag("div", classes="groups") as all_of_them:
         marks = {group.key: _section(form, group) for group in form.groups}
 

@@ -108,7 +108,7 @@ class New:
                     self._card(preset)
 
     def _card(self, preset: PresetView) -> None:
-        with tag("button", classes="choice").props("type=button") as card:
+        with tag("button", classes="pick").props("type=button") as card:
             tag("strong", preset.name)
             tag("span", _sentence(preset.purpose), "purpose")
         card.on("click", lambda: self._choose(preset))
@@ -134,7 +134,7 @@ class New:
         self._asked, self._due = False, time.monotonic()
         with self.place:
             with tag("div", classes="new-form"), section("What matters most"):
-                with tag("div", classes="fields"):
+                with tag("div", classes="settings"):
                     self.form.row("name", FEW["name"])
                 Sets(self.work, self.draft, lambda: self.form.heard("data.path", anew=True))
                 self._few()
@@ -146,7 +146,7 @@ class New:
         self._heard()
 
     def _few(self) -> None:
-        place = tag("div", classes="fields")
+        place = tag("div", classes="settings")
 
         def draw() -> None:
             place.clear()

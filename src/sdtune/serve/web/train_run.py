@@ -128,7 +128,7 @@ class RunPage:
         text = self.work.log_text(self.view.id, 300) or "Nothing was printed yet, or not by a training of this server."
         if text != self.log.text:
             self.log.text = text
-            ui.run_javascript(f"window.sdtuneLogEnd && sdtuneLogEnd({self.log.html_id!r})")
+            ui.run_javascript(f"sdtuneLogEnd({self.log.html_id!r})")
 
     def _show_warnings(self) -> None:
         job = self.work.job(self.view.job) if self.view.job else None
@@ -163,7 +163,7 @@ class Head:
         with tag("div", classes="run-head card"):
             with tag("div", classes="run-line"):
                 with tag("span").props("role=status"):
-                    self.chip = tag("span", "", "chip")
+                    self.chip = tag("span", "", "state")
                 self.where = tag("span", "", "number run-where")
             self.bar = ui.linear_progress(0, show_value=False, size="8px").props('aria-label="Progress"')
             self.figures = {
@@ -209,7 +209,7 @@ class Head:
         word, colour = STATES[view.state]
         if self.chip.text != word:
             self.chip.text = word
-            self.chip.classes(replace=f"chip {colour}")
+            self.chip.classes(replace=f"state {colour}")
         self.where.text = progress(view)
         self.bar.value = view.step / view.steps if view.steps else 0
         self._show_figures(view)

@@ -33,7 +33,7 @@ class Sets:
         ui.timer(0.1, self._fill, once=True)
 
     def _card(self, found: SetView) -> None:
-        with tag("button", classes="choice").props("type=button") as card:
+        with tag("button", classes="pick").props("type=button") as card:
             tag("strong", found.title)
             thumbs = tag("span", classes="thumbs").props("aria-hidden=true")
             said = tag("span", "comes with sdtune" if found.shipped else "yours", "note")

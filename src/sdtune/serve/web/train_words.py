@@ -23,7 +23,7 @@ AT_WORK = ("queued", "running", "stopping")
 
 def state_chip(state: str) -> Any:
     word, colour = STATES[state]
-    return tag("span", word, f"chip {colour}")
+    return tag("span", word, f"state {colour}")
 
 
 def progress(view: RunView) -> str:
@@ -84,5 +84,5 @@ def say(text: str, *, bad: bool = False) -> None:
 
 
 def style() -> None:
-    """The style sheet of these pages."""
-    ui.add_head_html('<link rel="stylesheet" href="/ui/assets/train.css">')
+    """Style sheet and script of these pages."""
+    ui.add_head_html('<link rel="stylesheet" href="/ui/assets/train.css"><script src="/ui/assets/train.js"></script>')
