@@ -408,7 +408,9 @@ def toml_value(value: Any) -> str:
     if isinstance(value, dict):
         return (
             "{"
-            + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {toml_value(v)}" for k, v in value.items() if v is not None)
+            + ", ".join(
+                f"{json.dumps(k, ensure_ascii=False)} = {toml_value(v)}" for k, v in value.items() if v is not None
+            )
             + "}"
         )
     if isinstance(value, float):

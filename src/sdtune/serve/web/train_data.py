@@ -10,7 +10,7 @@ from nicegui import ui
 from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.web.frame import alarm, empty, facts, frame, icon_button, section, tag
-from sdtune.serve.web.train_words import style
+from sdtune.serve.web.train_words import sentence, style
 from sdtune.serve.work import Finding, SetPicture, SetReport, SetView
 
 PAGE = 24
@@ -206,27 +206,23 @@ class Card:
 
 def told(report: SetReport) -> None:
     """A report for people: numbers, what stops a training first, and what to do about it."""
-    facts(
-        [
-            ("To train on", f"{report.train:,} pictures"),
-            ("Held out", f"{report.validation:,} pictures"),
-            ("Layout", report.layout),
-            (
-                "Sizes",
-                ", ".join(f"{n:,} of {w} × {h}" for w, h, n in report.sizes[:3])
-                + (" …" if len(report.sizes) > 3 else ""),
-            ),
-        ]
-    )
+    sizes = ", ".join(f"{n:,} of {w} × {h}" for w, h, n in report.sizes[:3]) + (" …" if len(report.sizes) > 3 else "")
+    rows = [
+        ("To train on", f"{report.train:,} pictures"),
+        ("Held out", f"{report.validation:,} pictures"),
+        ("Layout", report.layout),
+        ("Sizes", sizes),
+    ]
+    facts([(name, value) for name, value in rows if value])
     (alarm if report.stops else headline)(report.headline)
     order = list(POLICY)
-    rows = sorted(
+    found = sorted(
         (f for f in report.findings if f.count),
         key=lambda f: order.index(f.policy) if f.policy in order else len(order),
     )
-    if rows:
+    if found:
         with tag("ul", classes="findings"):
-            for finding in rows:
+            for finding in found:
                 _finding(finding)
     if report.notes:
         with ui.expansion("Notes").classes("group"), tag("ul", classes="notes"):
@@ -246,6 +242,6 @@ def _finding(finding: Finding) -> None:
             tag("span", word, f"state {colour}")
         tag("p", finding.what)
         if finding.remedy:
-            tag("p", finding.remedy, "note")
+            tag("p", sentence(finding.remedy), "note")
         if finding.where:
             tag("code", ", ".join(finding.where[:4]) + (" …" if finding.count > 4 else ""))

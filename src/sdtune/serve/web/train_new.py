@@ -15,7 +15,7 @@ from sdtune.serve.web.train_draft import Draft, free_name
 from sdtune.serve.web.train_fields import by_key
 from sdtune.serve.web.train_form import Form, settings
 from sdtune.serve.web.train_sets import Sets
-from sdtune.serve.web.train_words import client, say, style
+from sdtune.serve.web.train_words import client, say, sentence, style
 from sdtune.serve.work import Estimate, PresetView
 from sdtune.units import count, duration, megabytes
 
@@ -110,7 +110,7 @@ class New:
     def _card(self, preset: PresetView) -> None:
         with tag("button", classes="pick").props("type=button") as card:
             tag("strong", preset.name)
-            tag("span", _sentence(preset.purpose), "purpose")
+            tag("span", sentence(preset.purpose.removeprefix("the demo: ")), "purpose")
         card.on("click", lambda: self._choose(preset))
         self.cards[preset.name] = card
         self.presets[preset.name] = preset
@@ -297,12 +297,7 @@ def needs(found: Estimate) -> None:
     if found.disk_mb is not None and found.disk_mb > found.free_mb:
         tag("p", "There is not enough room on the disk.", "bad")
     for note in found.notes:
-        tag("p", _sentence(note), "note")
-
-
-def _sentence(text: str) -> str:
-    text = text.removeprefix("the demo: ")
-    return text[:1].upper() + text[1:]
+        tag("p", sentence(note), "note")
 
 
 def _memory(found: Estimate) -> str:

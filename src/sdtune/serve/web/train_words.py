@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from nicegui import ui
 
 from sdtune.serve.errors import ApiError
-from sdtune.serve.web.frame import tag
 from sdtune.serve.work import RunView
 from sdtune.units import duration
 
@@ -19,11 +17,6 @@ STATES = {
 }  # fmt: skip
 """A run's state in a word, and the class of its colour."""
 AT_WORK = ("queued", "running", "stopping")
-
-
-def state_chip(state: str) -> Any:
-    word, colour = STATES[state]
-    return tag("span", word, f"state {colour}")
 
 
 def progress(view: RunView) -> str:
@@ -54,6 +47,12 @@ def since(when: float) -> str:
             number = int(passed // size)
             return f"{number} {word}{'s' if number > 1 else ''} ago"
     return "just now"
+
+
+def sentence(text: str) -> str:
+    """A line of the command line as a page says it: with a capital, without marks of code."""
+    text = text.replace("`", "")
+    return text[:1].upper() + text[1:]
 
 
 def client() -> str:
