@@ -90,6 +90,11 @@ def test_fields_are_of_their_kind(key: str, kind: str, bounds: str) -> None:
     assert (field(key).kind, field(key).bounds) == (kind, bounds)
 
 
+def test_choices_are_all_values_that_the_key_takes() -> None:
+    assert field("train.gradient_checkpointing").choices == (False, True, "feed-forward")
+    assert field("train.result").choices == ("last", "best")
+
+
 def test_sections_change_their_fields_with_their_type() -> None:
     oft = next(g for g in groups(SCHEMA, {"method": {"type": "oft"}}) if g.key == "method")
     keys = {f.key for f in oft.fields}
