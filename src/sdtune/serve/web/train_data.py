@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from nicegui import ui
 
@@ -76,7 +77,7 @@ class DataPage:
         self._words, self._page = "", 0
         if not found.writable:
             tag("p", f"Captions can be read here, not changed: {found.why or 'this set is read-only.'}", "note notice")
-        ui.link("Train with it", f"/train/new?data={found.id}").classes("go")
+        ui.link("Train with it", f"/train/new?data={quote(found.id)}").classes("go")
         with section("What the check says"):
             self.report = tag("div")
             with self.report:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from nicegui import ui
 
@@ -22,6 +23,7 @@ MEASURES = (
     "Compare each curve with itself: the loss is of a few pictures and random times, weighted as the objective says; the validation "
     "loss is of all held-out pictures at fixed times."
 )
+FIGURES = ("Loss", "Validation", "Lowest", "Method", "Base", "Begun")
 EVERY = 1.0
 """Seconds between looks at a run that is at work."""
 
@@ -81,7 +83,7 @@ class RunPage:
 
     def _show_config(self, place: Any) -> None:
         with place:
-            place.default_slot.children.clear()
+            place.clear()
             tag("pre", self.work.config_text(self.view.id), "log").props('tabindex=0 aria-label="Config" role=region')
 
     def _axis(self, *, log: bool | None = None, raw: bool | None = None) -> None:
@@ -166,21 +168,13 @@ class Head:
                     self.chip = tag("span", "", "state")
                 self.where = tag("span", "", "number run-where")
             self.bar = ui.linear_progress(0, show_value=False, size="8px").props('aria-label="Progress"')
-            self.figures = {
-                name: self._figure(name) for name in ("Loss", "Validation", "Lowest", "Method", "Base", "Begun")
-            }
+            with tag("dl", classes="facts"):
+                self.figures = {name: _named(name) for name in FIGURES}
             with tag("div", classes="buttons"):
                 self.buttons = [self._button(a) for a in self._actions(work)]
                 self.links = tag("span", classes="buttons")
             self.hint = tag("p", "", "note")
         self._shown = ""
-
-    def _figure(self, name: str) -> Any:
-        if not hasattr(self, "_facts"):
-            self._facts = tag("dl", classes="facts")
-        with self._facts, tag("div"):
-            tag("dt", name)
-            return tag("dd", "–")
 
     def _actions(self, work: Any) -> list[Action]:
         run = self.page.view.id
@@ -236,11 +230,11 @@ class Head:
         self.links.clear()
         with self.links:
             if view.state == "finished" and view.model:
-                ui.link("Create with it", f"/?model={view.model}").classes("go")
+                ui.link("Create with it", f"/?model={quote(view.model)}").classes("go")
             if view.state == "finished":
-                ui.link("Compare", f"/results?run={view.id}").classes("go")
+                ui.link("Compare", f"/results?run={quote(view.id)}").classes("go")
             if view.state not in AT_WORK and not view.plugins:
-                ui.link("New training like it", f"/train/new?like={view.id}").classes("go")
+                ui.link("New training like it", f"/train/new?like={quote(view.id)}").classes("go")
 
     @staticmethod
     def _hint(view: RunView) -> str:
@@ -252,6 +246,13 @@ class Head:
             "stopping": "It ends its step and saves.",
             "stopped": "It is saved. It goes on where it was, and gives what it would have given without the pause.",
         }.get(view.state, "")
+
+
+def _named(name: str) -> Any:
+    """A name, and the place of its value."""
+    with tag("div"):
+        tag("dt", name)
+        return tag("dd", "–")
 
 
 def _figure(value: float | None) -> str:
