@@ -58,6 +58,7 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU.", show_default=False)] = None,
     keep: Annotated[int, typer.Option(min=1, help="Original models that stay in memory.")] = 1,
+    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="The web app, or the APIs alone.")] = True,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that a drawing may end in after SIGTERM.")] = 30.0,
 ) -> None:
     """Draw and train over HTTP: a queue that outlives crashes, originals and tuned models, live progress.
@@ -113,6 +114,11 @@ def serve(
     setup = Setup(registry.dumped(), str(store.folder), device, precision, threads, batch or 0, keep)
     rules = Rules(run.hosts(host, allow_host or ()), token, Limits(queue=queue, client=per_client or queue))
     with held(store.folder):
-        server = run.Served(create_app(registry, setup, rules, store, shop), host, port, drain=drain, say=tell)
+        app = create_app(registry, setup, rules, store, shop)
+        if pages:
+            from sdtune.serve import web
+
+            web.mount(app)
+        server = run.Served(app, host, port, drain=drain, say=tell)
         server.run([address])
     raise typer.Exit(run.exit_code(server.signal))

@@ -5,6 +5,7 @@ What is read comes from strangers: it has limits, nothing of it is run, and what
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -123,7 +124,15 @@ def _unquoted(text: str) -> str:
 
 def read(path: Path) -> Drawn:
     """How the PNG at `path` was drawn: by our own text, or by that of web UIs. Raises DataError."""
-    texts = _texts(path)
+    return _read(_texts(path, path), path)
+
+
+def read_bytes(data: bytes, name: Path) -> Drawn:
+    """The same of a file's content, which messages call `name`. Raises DataError."""
+    return _read(_texts(io.BytesIO(data), name), name)
+
+
+def _read(texts: Mapping[str, str], path: Path) -> Drawn:
     try:
         if "sdtune" in texts:
             found, ours = _of_json(texts["sdtune"]), True
@@ -139,13 +148,14 @@ def read(path: Path) -> Drawn:
     return Drawn(path, settings, notes, ours)
 
 
-def _texts(path: Path) -> dict[str, str]:
+def _texts(file: Path | io.BytesIO, path: Path) -> dict[str, str]:
     """The texts before the pixels, which are not decoded."""
     try:
-        with Image.open(path, formats=("PNG",)) as im:
+        with Image.open(file, formats=("PNG",)) as im:
             found = {key: im.info[key] for key in ("sdtune", "parameters") if isinstance(im.info.get(key), str)}
     except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or 'not a PNG; other formats are not read').lower()}") from None
+        why = error.strerror.lower() if error.strerror else "not a PNG; other formats are not read"
+        raise DataError(f"{path}: {why}") from None
     except Exception:  # Pillow refuses texts of more than 1 MB, and damage in many ways
         raise DataError(f"{path}: damaged, or with a text that is too large") from None
     for key, text in found.items():

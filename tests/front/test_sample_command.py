@@ -172,7 +172,7 @@ def test_what_is_no_png_or_too_large_is_refused(tmp_path: Path) -> None:
     info = PngInfo()
     info.add_itxt("parameters", "a" * 2_000_000, zip=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png", pnginfo=info)
-    for name, says in (("a", "not a png"), ("b", "too large"), ("c", "no such file")):
+    for name, says in (("a", "not a PNG"), ("b", "too large"), ("c", "no such file")):
         with pytest.raises(DataError, match=says):
             infotext.read(tmp_path / f"{name}.png")
 

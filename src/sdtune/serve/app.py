@@ -26,10 +26,13 @@ from sdtune.serve.queue import Job, Picture, Queue
 from sdtune.serve.registry import Registry
 from sdtune.serve.setup import Setup
 from sdtune.serve.store import Store, is_id
+from sdtune.serve.thumbs import thumb
 from sdtune.serve.wish import Wish, limited, read, with_seeds
 from sdtune.serve.work import Shop, Work, WorkJob
 
 UPLOADS = ("image/png", "image/jpeg", "image/webp")
+FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
+"""Of a picture: its file never changes."""
 EXAMPLES: dict[str, Any] = {
     "a picture": {"value": {"prompt": "a red apple", "seeds": [1], "steps": 20}},
     "original and tuned": {"value": {"kind": "compare", "model": "demo-lora", "prompt": "a red apple", "seeds": [1, 2]}},
@@ -58,6 +61,7 @@ class Server:
     rules: Rules
     wish: type[Wish]
     answers: Counter[int] = field(default_factory=Counter)
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     # ---- by id
 
@@ -142,6 +146,33 @@ class Server:
         }:
             raise ApiError(409, "key_reused", "this Idempotency-Key was used for another job")
         return known
+
+    # ---- pictures
+
+    async def keep_upload(self, data: bytes) -> Picture:
+        """A picture that a client sent, made anew. Raises ApiError."""
+        async with self.decoding:
+            try:
+                name, image = await asyncio.to_thread(self.store.keep_upload, data, self.rules.limits.upload_pixels)
+            except DataError as error:
+                raise ApiError(422, "picture", f"the picture cannot be used: {error}"[:200]) from None
+        self.queue.add_picture(name, None, 0, "upload", {"width": image.width, "height": image.height})
+        self._drop_old_uploads()
+        return self.picture(name)
+
+    def _drop_old_uploads(self) -> None:
+        needed, found = self.queue.needed(), self.queue.uploads()
+        for old in found[: max(0, len(found) - self.rules.limits.uploads)]:
+            if old.id not in needed:
+                self.queue.drop_picture(old.id)
+                self.store.remove(old.id, old.kind)
+
+    def delete(self, picture: Picture) -> None:
+        """Raises ApiError while an open job begins with it."""
+        if picture.id in self.queue.needed():
+            raise ApiError(409, "in_use", "an open job begins with this picture")
+        self.queue.drop_picture(picture.id)
+        self.store.remove(picture.id, picture.kind)
 
     # ---- for clients
 
@@ -346,7 +377,6 @@ def _bounded(number: int | None) -> int | None:
 
 
 def _add_pictures(app: FastAPI, server: Server) -> None:
-    decoding = asyncio.Semaphore(2)
     body = {"required": True, "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOADS}}
 
     @app.post(
@@ -359,16 +389,8 @@ def _add_pictures(app: FastAPI, server: Server) -> None:
     async def upload(request: Request) -> JSONResponse:
         """The body is the file: PNG, JPEG or WebP. It is written anew: upright, without EXIF, place, profile and texts."""
         _needs_type(request, UPLOADS)
-        data = await request.body()
-        async with decoding:
-            try:
-                name, image = await asyncio.to_thread(server.store.keep_upload, data, server.rules.limits.upload_pixels)
-            except DataError as error:
-                raise ApiError(422, "picture", f"the picture cannot be used: {error}"[:200]) from None
-        record = {"width": image.width, "height": image.height}
-        server.queue.add_picture(name, None, 0, "upload", record)
-        _drop_old_uploads(server)
-        return JSONResponse({"id": name, **record}, 201)
+        kept = await server.keep_upload(await request.body())
+        return JSONResponse({"id": kept.id, **kept.record}, 201)
 
     @app.get("/api/pictures", tags=["pictures"], summary="The newest pictures")
     async def pictures(limit: int = 50, before: float | None = None) -> JSONResponse:
@@ -390,31 +412,29 @@ def _add_pictures(app: FastAPI, server: Server) -> None:
         path = server.store.path(found.id, found.kind)
         if not path.is_file():
             raise not_found("picture")
-        return FileResponse(
-            path, media_type="image/png", headers={"cache-control": "private, max-age=31536000, immutable"}
-        )
+        return FileResponse(path, media_type="image/png", headers=FOREVER)
+
+    @app.get(
+        "/api/pictures/{picture}/thumb", tags=["pictures"], summary="The picture, small",
+        responses={200: {"content": {"image/jpeg": {}}}}, response_class=Response,
+    )  # fmt: skip
+    async def small(picture: str) -> Response:
+        """A JPEG of at most 256 pixels a side."""
+        found = server.picture(picture)
+        path = server.store.path(found.id, found.kind)
+        if not path.is_file():
+            raise not_found("picture")
+        return Response(await asyncio.to_thread(thumb, path), media_type="image/jpeg", headers=FOREVER)
 
     @app.delete("/api/pictures/{picture}", status_code=204, tags=["pictures"], summary="Delete a picture")
     async def delete(picture: str) -> Response:
-        found = server.picture(picture)
-        if found.id in server.queue.needed():
-            raise ApiError(409, "in_use", "an open job begins with this picture")
-        server.queue.drop_picture(found.id)
-        server.store.remove(found.id, found.kind)
+        server.delete(server.picture(picture))
         return Response(status_code=204)
 
 
 def _told(picture: Picture) -> dict[str, Any]:
     told = told_picture(picture.id, picture.number, picture.kind, picture.record)
     return {**told, "job": picture.job, "created": picture.created, "record": picture.record}
-
-
-def _drop_old_uploads(server: Server) -> None:
-    needed, found = server.queue.needed(), server.queue.uploads()
-    for old in found[: max(0, len(found) - server.rules.limits.uploads)]:
-        if old.id not in needed:
-            server.queue.drop_picture(old.id)
-            server.store.remove(old.id, old.kind)
 
 
 # ---- models and health

@@ -166,7 +166,7 @@ class Dispatcher:
         """The oldest job that can be drawn, and those that agree with it, as many as are drawn at once."""
         waiting = self.queue.waiting()
         for job in waiting:
-            if job.wish["model"] not in self.registry.entries or self._files(job) is None or not self._stack(job):
+            if self.registry.get(job.wish["model"]) is None or self._files(job) is None or not self._stack(job):
                 self._over(
                     job.id,
                     "failed",

@@ -20,7 +20,7 @@ from PIL.Image import Image
 from sdtune import config as configs
 from sdtune import devices, tuned
 from sdtune.config import SampleConfig
-from sdtune.errors import ConfigError, SdtuneError
+from sdtune.errors import ConfigError, ModelError, SdtuneError
 from sdtune.model import Model
 from sdtune.objective import parts
 from sdtune.opened import Opened
@@ -79,7 +79,11 @@ class Engine:
             loaded.on, loaded.opened = None, Opened(loaded.model)
             loaded.model.chunks = entry.chunks
             place = Path(entry.place)
-            own = tuned.of_run(loaded.model, Run(place)) if entry.kind == "run" else tuned.load(loaded.model, place)
+            own = (
+                tuned.of_run(loaded.model, Run(place), entry.which)
+                if entry.kind == "run"
+                else tuned.load(loaded.model, place)
+            )
             loaded.on, loaded.opened = entry, Opened(loaded.model, own)
         loaded.model.chunks = entry.chunks
         return loaded
@@ -134,7 +138,9 @@ class Engine:
 
     def _draw(self, todo: Sequence[_Todo]) -> None:
         wish = todo[0].wish
-        entry = self.registry.entries[wish["model"]]
+        entry = self.registry.get(wish["model"])
+        if entry is None:
+            raise ModelError(f"{wish['model']}: not here any more")
         loaded = self.suit(entry)
         for half, (name, strength, stacked) in enumerate(_passes(entry, wish)):
             config = self._config(loaded.config, wish, strength, stacked=stacked)

@@ -21,6 +21,8 @@ from sdtune.families import recognise, settings
 from sdtune.families.places import Source, locate
 from sdtune.runs import Run
 
+_CHECKPOINT = re.compile(r"best|step-\d{1,12}")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -43,6 +45,8 @@ class Entry:
     chunks: int = 1
     made: float = 0.0
     """Of a run that was trained while the server ran: when. Trained further, it is another entry under the same id."""
+    which: str = "final"
+    """Of a run: its result, or the name of a checkpoint."""
 
     @property
     def tuned(self) -> str:
@@ -50,7 +54,16 @@ class Entry:
         if self.kind == "original":
             return ""
         name = Path(self.place).resolve().name
-        return f"{name}@final" if self.kind == "run" else name
+        return f"{name}@{self.which}" if self.kind == "run" else name
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Of a run that is served: what it is known by at earlier steps, `ID@NAME`."""
+        found = Run(Path(self.place)).checkpoints if self.kind == "run" else None
+        names = (
+            sorted(p.name for p in found.iterdir() if _CHECKPOINT.fullmatch(p.name)) if found and found.is_dir() else []
+        )
+        return [f"{self.id}@{name}" for name in names]
 
     @property
     def stackable(self) -> bool:
@@ -61,7 +74,7 @@ class Entry:
         """For clients."""
         return {
             "id": self.id, "kind": self.kind, "base": self.base, "method": self.method, "family": self.family,
-            "resolution": self.resolution, "multiple_of": self.grid, "adapter": self.stackable,
+            "resolution": self.resolution, "multiple_of": self.grid, "adapter": self.stackable, "checkpoints": self.checkpoints,
         }  # fmt: skip
 
 
@@ -72,7 +85,12 @@ class Registry:
         self.entries = {entry.id: entry for entry in entries}
 
     def get(self, name: str) -> Entry | None:
-        return self.entries.get(name)
+        """The entry of an id; of `ID@NAME` that of a run's checkpoint, as long as it is there."""
+        own, at, which = name.partition("@")
+        entry = self.entries.get(own)
+        if not at or entry is None:
+            return entry
+        return dataclasses.replace(entry, id=name, which=which) if name in entry.checkpoints else None
 
     def add(self, entries: Sequence[Entry]) -> None:
         """At the end, or in the place of what has the same id."""
