@@ -510,12 +510,12 @@ def test_a_web_uis_text_is_told(make_app: Make) -> None:
     ],
 )
 def test_a_hostile_text_is_shown_or_refused_and_quickly(make_app: Make, text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     for key in ("parameters", "sdtune"):
         answer = text_of(make_app(), png(texts={key: text}))
         assert answer.status_code == (200 if len(text) <= 100_000 else 422)
         assert answer.headers["content-type"] == "application/json"
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_what_is_no_png_has_no_text(make_app: Make) -> None:
