@@ -147,7 +147,7 @@ class _Body:
 
     def __init__(self, receive: Receive, scope: Scope, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
-        self._most = limits.upload if _carries_pictures(scope["path"]) else limits.body
+        self._most = limits.upload if _carries_pictures(scope["path"]) else limits.body_of(scope["path"])
         self._read, self._whole = 0, False
 
     def check_length(self, told: str | None) -> None:
