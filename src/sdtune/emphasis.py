@@ -53,15 +53,20 @@ def unescape(prompt: str) -> str:
     return "".join(sign for sign, _ in _signs(prompt))
 
 
+def unsupported(prompt: str) -> str:
+    """What of `prompt` web UIs read and we do not; "" if there is nothing of it."""
+    bare = _ESCAPED.sub("", prompt)
+    found = ((pattern.search(bare), what) for pattern, what in _OTHERS.items())
+    return next((f"{at[0].strip()[:40]!r}: {what} is not supported" for at, what in found if at), "")
+
+
 def parse(prompt: str) -> list[list[Piece]]:
     """The pieces of each part of `prompt`, the parts being what BREAK divides. Raises ConfigError for what is not supported."""
-    bare = _ESCAPED.sub("", prompt)
-    for pattern, what in _OTHERS.items():
-        if found := pattern.search(bare):
-            raise ConfigError(
-                f"prompt {prompt[:60]!r}: {found[0].strip()[:40]!r}: {what} is not supported; take it out, or write \\[ for a "
-                "bracket, or set sample.prompt_weights=false to have all of it read as letters"
-            )
+    if what := unsupported(prompt):
+        raise ConfigError(
+            f"prompt {prompt[:60]!r}: {what}; take it out, or write \\[ for a bracket, or set sample.prompt_weights=false to have all "
+            "of it read as letters"
+        )
     parts: list[list[Piece]] = [[]]
     for piece in _pieces(prompt):
         for i, text in enumerate(_BREAK.split(piece.text)):

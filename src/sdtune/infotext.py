@@ -11,13 +11,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 from sdtune import emphasis
 from sdtune.errors import ConfigError, DataError
-from sdtune.samplers import SAMPLERS
+from sdtune.samplers import SAMPLERS, titled
 
 LONGEST = 100_000
 """Characters of a text that is read; a prompt has hundreds."""
@@ -124,12 +124,12 @@ def _unquoted(text: str) -> str:
 
 def read(path: Path) -> Drawn:
     """How the PNG at `path` was drawn: by our own text, or by that of web UIs. Raises DataError."""
-    return _read(_texts(path, path), path)
+    return _read(texts_of(path, str(path)), path)
 
 
 def read_bytes(data: bytes, name: Path) -> Drawn:
     """The same of a file's content, which messages call `name`. Raises DataError."""
-    return _read(_texts(io.BytesIO(data), name), name)
+    return _read(texts_of(io.BytesIO(data), str(name)), name)
 
 
 def _read(texts: Mapping[str, str], path: Path) -> Drawn:
@@ -148,19 +148,19 @@ def _read(texts: Mapping[str, str], path: Path) -> Drawn:
     return Drawn(path, settings, notes, ours)
 
 
-def _texts(file: Path | io.BytesIO, path: Path) -> dict[str, str]:
-    """The texts before the pixels, which are not decoded."""
+def texts_of(file: Path | BinaryIO, name: str) -> dict[str, str]:
+    """The texts "sdtune" and "parameters" before a PNG's pixels, which are not decoded. Raises DataError that begins with `name`."""
     try:
         with Image.open(file, formats=("PNG",)) as im:
             found = {key: im.info[key] for key in ("sdtune", "parameters") if isinstance(im.info.get(key), str)}
     except OSError as error:
         why = error.strerror.lower() if error.strerror else "not a PNG; other formats are not read"
-        raise DataError(f"{path}: {why}") from None
+        raise DataError(f"{name}: {why}") from None
     except Exception:  # Pillow refuses texts of more than 1 MB, and damage in many ways
-        raise DataError(f"{path}: damaged, or with a text that is too large") from None
+        raise DataError(f"{name}: damaged, or with a text that is too large") from None
     for key, text in found.items():
         if len(text) > LONGEST:
-            raise DataError(f"{path}: its text {key!r} has {len(text)} characters, at most {LONGEST} are read")
+            raise DataError(f"{name}: its text {key!r} has {len(text)} characters, at most {LONGEST} are read")
     return {key: str(text) for key, text in found.items()}
 
 
@@ -182,7 +182,8 @@ def _of_json(text: str) -> dict[str, Any]:
     return found
 
 
-def _of_a1111(text: str) -> dict[str, Any]:
+def parts_of(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """A web UI's text as it stands: the prompts ("prompt", "negative"), and the pairs of its last line. Raises ValueError."""
     *lines, last = text.strip().replace("\r\n", "\n").split("\n")
     pairs = {key: _unquoted(value) for key, value in _PAIR.findall(last[:LONGEST_LINE])}
     if len(pairs) < 3:  # web UIs read such a line as part of the prompt, too
@@ -192,6 +193,12 @@ def _of_a1111(text: str) -> dict[str, Any]:
         "prompt": "\n".join(lines[:at]).strip(),
         "negative": "\n".join(lines[at:]).removeprefix(_NEGATIVE).strip(),
     }
+    return prompts, pairs
+
+
+def _of_a1111(text: str) -> dict[str, Any]:
+    prompts, told = parts_of(text)
+    pairs: dict[str, Any] = dict(told)
     found: dict[str, Any]
     if any(map(emphasis.weighs, prompts.values())):
         found = {**prompts, "prompt_weights": True}
@@ -218,11 +225,10 @@ def _number(name: str, text: str) -> float:
 
 def _sampler(title: str, pairs: dict[str, Any]) -> str:
     """Our name of a web UI's sampler; newer ones write Karras as "Schedule type"; the title itself if it is not known."""
-    names = {sampler.title: name for name, sampler in SAMPLERS.items()}
-    if (whole := f"{title} {pairs.get('Schedule type', '')}") in names:
+    if "Schedule type" in pairs and (whole := titled(f"{title} {pairs['Schedule type']}")):
         del pairs["Schedule type"]
-        return names[whole]
-    return names.get(title, title)
+        return whole
+    return titled(title) or title
 
 
 def _checked(found: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

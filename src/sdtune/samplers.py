@@ -75,6 +75,12 @@ SAMPLERS: Mapping[str, Sampler] = {
 }  # fmt: skip
 
 
+def titled(title: str) -> str | None:
+    """Our name of what web UIs call so, in upper or lower case; of our own names the name itself."""
+    known = {sampler.title.lower(): name for name, sampler in SAMPLERS.items()} | {name: name for name in SAMPLERS}
+    return known.get(title.strip().lower())
+
+
 def build_scheduler(model: Model, name: str) -> Any:
     """diffusers' sampler of this name for the model's noise schedule. Raises ConfigError if they do not go together."""
     import diffusers

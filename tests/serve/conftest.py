@@ -132,7 +132,8 @@ class Live:
             self.process = subprocess.Popen(
                 [*command, "--threads", "1", "--device", "cpu", *arguments], stderr=log, stdout=log
             )
-        self.http = httpx.Client(base_url=self._address(), timeout=60, limits=httpx.Limits(max_connections=None))
+        self.address = self._address()
+        self.http = httpx.Client(base_url=self.address, timeout=60, limits=httpx.Limits(max_connections=None))
 
     def _address(self) -> str:
         found: str = self.until(

@@ -412,7 +412,7 @@ def test_a_fault_of_ours_tells_no_details(
 def test_errors_have_one_form(make_app: Make, method: str, path: str, status: int) -> None:
     answer = run(make_app().client.request(method, path))
     assert answer.status_code == status
-    assert set(answer.json()["error"]) == {"code", "message", "request_id"}
+    assert set(answer.json()["error"]) == {"code", "message", "type", "param", "request_id"}
 
 
 # ---- what clients rely on

@@ -238,8 +238,8 @@ def test_texts_lose_their_paths(tmp_path: Path) -> None:
     clean = Scrub({"set": folder, "runs": tmp_path / "runs"})
     assert clean(f"{folder}/a.png: damaged") == "set/a.png: damaged"
     assert clean(f"{tmp_path}/runs/mine: holds a run") == "runs/mine: holds a run"
-    assert clean("/usr/lib/python3/site.py line 3, see /home/me/x y") == "site.py line 3, see x y"
-    assert clean("path = '/home/me/data'") == "path = 'data'"
+    assert clean("/usr/lib/python3/site.py line 3, see /somewhere/me/x y") == "site.py line 3, see x y"
+    assert clean("path = '/somewhere/me/data'") == "path = 'data'"
     assert (
         clean("12/40 steps, 1.5 it/s; and/or https://example.org/a/b")
         == "12/40 steps, 1.5 it/s; and/or https://example.org/a/b"

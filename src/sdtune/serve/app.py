@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +14,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from PIL.Image import Image
 from starlette.exceptions import HTTPException
 
+from sdtune import emphasis
+from sdtune.data import images
 from sdtune.errors import DataError
 from sdtune.runs import Run
-from sdtune.serve import metrics, registry, work_api
+from sdtune.serve import generate, metrics, openai, registry, sdapi, work_api
+from sdtune.serve.asked import flat, needs_type
 from sdtune.serve.dispatch import Dispatcher, told_picture
 from sdtune.serve.errors import SCHEMA, ApiError, not_found
 from sdtune.serve.guard import Guard, Rules
@@ -83,10 +87,10 @@ class Server:
 
     def take(self, wish: Wish, client: str, key: str | None = None) -> tuple[Job, bool]:
         """The job of a wish, and whether it is new. Raises ApiError."""
-        self._check(wish)
+        self.check(wish)
         if key is not None and (known := self.queue.by_key(client, key)):
             return self._same(known, wish), False
-        self._check_room(client)
+        self.check_room(client)
         try:
             job = self.queue.add(
                 {**with_seeds(wish).dumped(), "model": wish.model or self.registry.first.id}, client, key
@@ -98,7 +102,7 @@ class Server:
         self.dispatcher.wake()
         return job, True
 
-    def _check(self, wish: Wish) -> None:
+    def check(self, wish: Wish) -> None:
         """What only this server can know: its models and their sizes, its pictures."""
         entry = self.registry.get(wish.model) if wish.model is not None else self.registry.first
         if entry is None:
@@ -119,13 +123,20 @@ class Server:
             if name is not None and (not is_id(name) or self.queue.picture(name) is None):
                 raise ApiError(404, "not_found", "no such picture", field=key)
         self._check_mask(wish)
+        self._check_weights(wish)
+
+    @staticmethod
+    def _check_weights(wish: Wish) -> None:
+        for key in ("prompt", "negative") if wish.prompt_weights else ():
+            if what := emphasis.unsupported(getattr(wish, key)):
+                raise ApiError(422, "invalid", f"{key}: {what}", field=key)
 
     def _check_mask(self, wish: Wish) -> None:
         sizes = [_size(self.picture(name)) for name in (wish.image, wish.mask) if name]
         if len(sizes) == 2 and sizes[0] != sizes[1]:
             raise ApiError(422, "invalid", "mask: is not as large as the picture", field="mask")
 
-    def _check_room(self, client: str) -> None:
+    def check_room(self, client: str) -> None:
         limits, retry = self.rules.limits, {"retry-after": str(self.dispatcher.retry_after())}
         if self.dispatcher.draining:
             raise ApiError(503, "stopping", "the server is stopping", headers={"retry-after": "30"})
@@ -151,11 +162,16 @@ class Server:
 
     async def keep_upload(self, data: bytes) -> Picture:
         """A picture that a client sent, made anew. Raises ApiError."""
+        return await self.keep(lambda: images.decode(data, max_pixels=self.rules.limits.upload_pixels))
+
+    async def keep(self, decode: Callable[[], Image], field: str = "") -> Picture:
+        """What `decode` gives of a picture that a client sent, made anew. Raises ApiError that names `field`."""
         async with self.decoding:
             try:
-                name, image = await asyncio.to_thread(self.store.keep_upload, data, self.rules.limits.upload_pixels)
+                image = await asyncio.to_thread(decode)
+                name = await asyncio.to_thread(self.store.keep, image)
             except DataError as error:
-                raise ApiError(422, "picture", f"the picture cannot be used: {error}"[:200]) from None
+                raise ApiError(422, "picture", f"the picture cannot be used: {error}"[:200], field=field) from None
         self.queue.add_picture(name, None, 0, "upload", {"width": image.width, "height": image.height})
         self._drop_old_uploads()
         return self.picture(name)
@@ -226,6 +242,9 @@ def create_app(known: Registry, setup: Setup, rules: Rules, store: Store, shop: 
     _add_models(app, server)
     _add_health(app, server)
     work_api.add_work(app, work)
+    generate.add(app, server)
+    openai.add(app, server)
+    sdapi.add(app, server)
     return app
 
 
@@ -268,7 +287,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _add_jobs(app: FastAPI, server: Server) -> None:
     schema = server.wish.model_json_schema()
-    kinds = {"anyOf": [_flat(schema), *work_api.BODIES]}
+    kinds = {"anyOf": [flat(schema), *work_api.BODIES]}
     body = {"required": True, "content": {"application/json": {"schema": kinds, "examples": EXAMPLES}}}
     key_parameter = {
         "name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 200},
@@ -283,7 +302,7 @@ def _add_jobs(app: FastAPI, server: Server) -> None:
         openapi_extra={"requestBody": body, "parameters": [key_parameter]},
     )
     async def take(request: Request) -> JSONResponse:
-        _needs_type(request, ("application/json",))
+        needs_type(request, ("application/json",))
         key, body = request.headers.get("idempotency-key"), await request.body()
         if key is not None and not 0 < len(key) <= 200:
             raise ApiError(422, "invalid", "Idempotency-Key: 1 to 200 characters", field="Idempotency-Key")
@@ -346,28 +365,6 @@ def _any_told(server: Server, job: Job | WorkJob) -> dict[str, Any]:
     return server.work.told(job) if isinstance(job, WorkJob) else server.told(job)
 
 
-def _flat(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without references, which in OpenAPI mean another place."""
-    parts = schema.pop("$defs", {})
-
-    def put(value: Any) -> Any:
-        if isinstance(value, dict):
-            ref = str(value.get("$ref", "")).rpartition("/")[2]
-            return put(parts[ref]) if ref in parts else {k: put(v) for k, v in value.items()}
-        return [put(v) for v in value] if isinstance(value, list) else value
-
-    flat: dict[str, Any] = put(schema)
-    return flat
-
-
-def _needs_type(request: Request, kinds: tuple[str, ...]) -> str:
-    """A form of another site can send text/plain without asking; these it cannot."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in kinds:
-        raise ApiError(415, "media_type", f"Content-Type: {' or '.join(kinds)}", field="Content-Type")
-    return kind
-
-
 def _bounded(number: int | None) -> int | None:
     """What SQLite can hold."""
     return None if number is None else max(-(2**62), min(number, 2**62))
@@ -388,7 +385,7 @@ def _add_pictures(app: FastAPI, server: Server) -> None:
     )
     async def upload(request: Request) -> JSONResponse:
         """The body is the file: PNG, JPEG or WebP. It is written anew: upright, without EXIF, place, profile and texts."""
-        _needs_type(request, UPLOADS)
+        needs_type(request, UPLOADS)
         kept = await server.keep_upload(await request.body())
         return JSONResponse({"id": kept.id, **kept.record}, 201)
 

@@ -265,6 +265,10 @@ class Dispatcher:
         elif job.state == "queued":
             self._over(job.id, "cancelled")
 
+    def abandon(self, job: Job) -> None:
+        """As the server stops: a job that nobody will ask for does not wait for the next start."""
+        self._over(job.id, "cancelled")
+
     def log_of(self, job: Job) -> Log:
         """The events of a job; of one from before this server's start what is known of it."""
         if job.id not in self._logs:
@@ -288,15 +292,15 @@ class Dispatcher:
         journal.watched += 1
         return journal
 
-    def left(self, job: Job) -> None:
-        """Such a listener has gone. If it was the last, and none comes in a while, the job is cancelled."""
+    def left(self, job: Job, grace: float = GRACE) -> None:
+        """Such a listener has gone. If it was the last, and none comes within `grace` seconds, the job is cancelled."""
         journal = self.log_of(job)
         journal.watched -= 1
         if not journal.watched and not journal.over and not self.draining:
-            self._go(self._cancel_alone(job, journal))
+            self._go(self._cancel_alone(job, journal, grace))
 
-    async def _cancel_alone(self, job: Job, journal: Log) -> None:
-        await asyncio.sleep(GRACE)
+    async def _cancel_alone(self, job: Job, journal: Log, grace: float) -> None:
+        await asyncio.sleep(grace)
         now = self.queue.get(job.id)
         if not journal.watched and now:
             self.cancel(now)

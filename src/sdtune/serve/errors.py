@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """An answer {error: {code, message, field?, request_id}}. The message is ours, and may be shown to strangers."""
+    """An answer {error: {code, message, type, param, field?, request_id}}. The message is ours, and may be shown to strangers."""
 
     def __init__(
         self, status: int, code: str, message: str, *, field: str = "", headers: Mapping[str, str] | None = None
@@ -17,8 +17,14 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self, request_id: str) -> dict[str, Any]:
-        told = {"code": self.code, "message": self.message, **({"field": self.field} if self.field else {})}
-        return {"error": {**told, "request_id": request_id}}
+        told = {"code": self.code, "message": self.message, "type": self.type, "param": self.field or None}
+        return {"error": {**told, **({"field": self.field} if self.field else {}), "request_id": request_id}}
+
+    @property
+    def type(self) -> str:
+        """The kind, in the words of OpenAI's clients."""
+        known = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        return known.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
 
 def not_found(what: str) -> ApiError:
@@ -32,10 +38,12 @@ SCHEMA: dict[str, Any] = {
     "properties": {
         "error": {
             "type": "object",
-            "required": ["code", "message", "request_id"],
+            "required": ["code", "message", "type", "param", "request_id"],
             "properties": {
                 "code": {"type": "string", "description": "For programs; does not change."},
                 "message": {"type": "string", "description": "For people."},
+                "type": {"type": "string", "description": "The kind, in the words of OpenAI's clients."},
+                "param": {"type": ["string", "null"], "description": "`field` again, for OpenAI's clients."},
                 "field": {"type": "string", "description": "The field of the request that is meant, if it is one."},
                 "request_id": {"type": "string", "description": "Stands in the server's log, too."},
             },
@@ -43,8 +51,8 @@ SCHEMA: dict[str, Any] = {
     },
     "example": {
         "error": {
-            "code": "invalid", "message": "steps: 1000000000 is more than 150", "field": "steps",
-            "request_id": "6f0c9a2b41d84c55",
+            "code": "invalid", "message": "steps: 1000000000 is more than 150", "type": "invalid_request_error", "param": "steps",
+            "field": "steps", "request_id": "6f0c9a2b41d84c55",
         }
     },
 }  # fmt: skip

@@ -114,7 +114,11 @@ class Guard:
             and scope["path"] not in OPEN
             and not _knows(self.rules.token, headers.get("authorization", ""))
         ):
-            raise ApiError(401, "token", "needs the server's token", headers={"www-authenticate": "Bearer"})
+            person = "text/html" in headers.get(
+                "accept", ""
+            )  # whose browser then asks for it: any name, the token as password
+            asks = 'Basic realm="sdtune: any name, the token as password"' if person else "Bearer"
+            raise ApiError(401, "token", "needs the server's token", headers={"www-authenticate": asks})
         client = scope.get("client")
         return str(client[0]) if client else "local"
 
@@ -143,7 +147,7 @@ class _Body:
 
     def __init__(self, receive: Receive, scope: Scope, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
-        self._most = limits.upload if _carries_pictures(scope["path"]) else limits.body
+        self._most = limits.upload if _carries_pictures(scope["path"]) else limits.body_of(scope["path"])
         self._read, self._whole = 0, False
 
     def check_length(self, told: str | None) -> None:

@@ -25,7 +25,7 @@ class Limits:
     adapters: int = 4
     """On top of the model, beside each other."""
     body: int = 2**20
-    """Bytes of a request, but of an upload."""
+    """Bytes of a request without its pictures."""
     upload: int = 16 * 2**20
     """Bytes of an uploaded picture."""
     upload_pixels: int = 4096 * 4096
@@ -39,3 +39,12 @@ class Limits:
     """For a client to send a request's body."""
     room: int = 256 * 2**20
     """Bytes that must be free on the disk before a job is taken."""
+
+    def body_of(self, path: str) -> int:
+        """Bytes of a request to this path, at most: more where a dialect's pictures come with it, which base64 makes a third larger."""
+        most = {
+            "/v1/images/edits": 2 * self.upload,
+            "/sdapi/v1/img2img": 8 * self.upload // 3,
+            "/sdapi/v1/png-info": 4 * self.upload // 3,
+        }
+        return most.get(path, 0) + self.body

@@ -43,10 +43,10 @@ class Entry:
     model: str = ""
     """Of an original: the recipe's [model], as JSON; never told to clients."""
     chunks: int = 1
-    which: str = "final"
-    """Of a run: its result, or the name of a checkpoint."""
     made: float = 0.0
     """Of a run that was trained while the server ran: when. Trained further, it is another entry under the same id."""
+    which: str = "final"
+    """Of a run: its result, or the name of a checkpoint."""
 
     @property
     def tuned(self) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from sdtune.data import images
 from sdtune.errors import RunError
 from sdtune.files import atomic_write
 
@@ -53,14 +52,13 @@ class Store:
         for file in (path, path.with_suffix(".json")):
             file.unlink(missing_ok=True)
 
-    def keep_upload(self, data: bytes, max_pixels: int) -> tuple[str, Image]:
-        """Decode and write anew, so that no byte of the client's file is served again; its id. Raises DataError."""
-        image = images.decode(data, max_pixels=max_pixels)
+    def keep(self, image: Image) -> str:
+        """Write a picture of a client anew, so that no byte of its file is served again; its id."""
         image.info.clear()  # neither EXIF nor a place, nor a profile or text
         name = uuid.uuid4().hex
         with atomic_write(self.path(name, "upload")) as file:
             image.save(file, format="PNG")
-        return name, image
+        return name
 
 
 @contextmanager

@@ -101,10 +101,14 @@ def read(body: bytes, kind: type[Wish], limits: Limits) -> Wish:
         wish = kind.model_validate_json(body)
     except ValidationError as error:
         raise refusal(error) from None
-    width, height = wish.width or 0, wish.height or 0
-    if width * height > limits.pixels:
-        raise ApiError(422, "invalid", f"width, height: together more than {limits.pixels} pixels", field="width")
+    check_pixels(wish, limits)
     return wish
+
+
+def check_pixels(wish: Wish, limits: Limits) -> None:
+    """What no single field says. Raises ApiError."""
+    if (wish.width or 0) * (wish.height or 0) > limits.pixels:
+        raise ApiError(422, "invalid", f"width, height: together more than {limits.pixels} pixels", field="width")
 
 
 def with_seeds(wish: Wish) -> Wish:

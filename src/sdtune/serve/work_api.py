@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from sdtune.serve.asked import needs_type
 from sdtune.serve.errors import ApiError
 from sdtune.serve.log import Log, Said
 from sdtune.serve.posted import parse
@@ -254,9 +255,7 @@ async def _config(request: Request) -> dict[str, Any]:
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which no form of another site can send
-        raise ApiError(415, "media_type", "Content-Type: application/json", field="Content-Type")
+    needs_type(request, ("application/json",))
     return parse(await request.body())
 
 

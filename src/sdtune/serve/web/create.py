@@ -39,6 +39,7 @@ def views(here: str) -> None:
 class _Create:
     def __init__(self, server: Server, model: str) -> None:
         self.server = server
+        self._tab: Any = None  # what the browser's tab keeps, once it is connected
         with tag("div", classes="desk"):
             with tag("div", classes="card desk-form").props("role=form") as box:
                 box.props["aria-label"] = "What to draw"
@@ -53,7 +54,6 @@ class _Create:
         self.gallery = Gallery(server, self.form.fill, self._begin)
         box.on("keydown.ctrl.enter", self.draw)
         box.on("keydown.meta.enter", self.draw)
-        self._tab: Any = None
         ui.context.client.on_connect(lambda: self._recall(keep_model=bool(model)))
 
     def draw(self) -> None:
@@ -79,7 +79,7 @@ class _Create:
     # ---- a reload loses nothing
 
     def _keep(self) -> None:
-        if getattr(self, "_tab", None) is not None:
+        if self._tab is not None:
             self._tab["draw"] = dict(self.form.values)
 
     def _recall(self, *, keep_model: bool) -> None:

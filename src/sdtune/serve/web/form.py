@@ -28,6 +28,8 @@ class Form:
         self.entry: Entry = server.registry.get(model) or server.registry.first
         self.values = wishes.usual(self.entry)
         self._fields: dict[str, Any] = {}
+        self._built = False
+        self._suited: tuple[Any, ...] = ()
         self._models()
         self._prompts()
         with ui.row().classes("fields"):
@@ -38,6 +40,7 @@ class Form:
             self._settings()
         with ui.expansion("Begin from a picture", icon="image").classes("fold") as self._begin:
             self._start()
+        self._built = True
         self._suit()
 
     # ---- its parts
@@ -153,7 +156,7 @@ class Form:
 
     def _suit(self) -> None:
         """Show what can be set for the chosen model and picture."""
-        if not hasattr(self, "_begin"):
+        if not self._built:
             return
         entry = self.server.registry.get(self.values["model"]) or self.server.registry.first
         if entry != self.entry:
@@ -161,9 +164,9 @@ class Form:
             self.entry = entry
             self.fill({"width": entry.resolution, "height": entry.resolution})
         key = tuple(self.values[k] for k in ("model", "draw", "image", "mask", "chance"))
-        if key == getattr(self, "_key", None):
+        if key == self._suited:
             return
-        self._key = key
+        self._suited = key
         tuned = entry.kind != "original"
         self._fields["draw"].set_visibility(tuned and not self._single)
         self._fields["seed"].set_enabled(not self.values["chance"])

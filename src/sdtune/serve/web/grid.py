@@ -43,6 +43,7 @@ class _New:
 
     def __init__(self, server: Server, book: Book, model: str) -> None:
         self.server, self.book = server, book
+        self.sides: list[_Side] = []
         with tag("div", classes="desk"):
             with tag("div", classes="card desk-form"):
                 self.form = Form(server, model, changed=self._suit, single=True)
@@ -52,15 +53,13 @@ class _New:
                     "One picture for each pair of values; everything else is as the form says, with one seed for all.",
                     "lead",
                 )
-                self.x = _Side(self, "Across", "strength")
-                self.y = _Side(self, "Down", "model")
+                self.sides = [_Side(self, "Across", "strength"), _Side(self, "Down", "model")]
                 self._fault = tag("div")
                 ui.button("Draw the grid", icon="grid_on", on_click=self._draw).props("no-caps").classes("main-button")
 
     def _suit(self) -> None:
-        for side in (getattr(self, "x", None), getattr(self, "y", None)):
-            if side:
-                side.suit()
+        for side in self.sides:
+            side.suit()
 
     def _draw(self) -> None:
         self._fault.clear()
@@ -68,7 +67,7 @@ class _New:
             values = dict(self.form.values)
             if values["chance"]:
                 values |= {"chance": False, "seed": secrets.randbelow(2**32)}
-            x, y = self.x.axis(), self.y.axis()
+            x, y = (side.axis() for side in self.sides)
             cells = axes.cells(values, x, y)
             free = self.server.rules.limits.queue - self.server.queue.count("queued")
             if len(cells) > free:
