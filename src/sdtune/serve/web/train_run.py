@@ -26,6 +26,8 @@ MEASURES = (
 FIGURES = ("Loss", "Validation", "Lowest", "Method", "Base", "Begun")
 EVERY = 1.0
 """Seconds between looks at a run that is at work."""
+QUIET = 5
+"""Looks at all of a run that has ended: its last lines come after its state."""
 
 
 def add(server: Server) -> None:
@@ -52,7 +54,7 @@ class RunPage:
 
     def __init__(self, server: Server, view: RunView) -> None:
         self.work, self.view = server.work, view
-        self._seen = (-1, "")
+        self._seen, self._quiet = (-1, ""), 0
         self._log_axis, self._raw = False, True
         self._curves: Curves | None = None
         self.head = Head(self)
@@ -115,7 +117,8 @@ class RunPage:
             return
         self.head.show(self.view)
         seen = (self.view.step, self.view.state)
-        if seen == self._seen and self.view.state not in AT_WORK:
+        self._quiet = 0 if seen != self._seen or self.view.state in AT_WORK else self._quiet + 1
+        if self._quiet > QUIET:
             return
         moved, self._seen = seen != self._seen, seen
         with suppress(ApiError):  # it waits, and has no folder yet
