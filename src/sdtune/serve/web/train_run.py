@@ -23,6 +23,7 @@ MEASURES = (
     "Compare each curve with itself: the loss is of a few pictures and random times, weighted as the objective says; the validation "
     "loss is of all held-out pictures at fixed times."
 )
+GOES_ON = ("stopped", "failed", "empty")
 FIGURES = ("Loss", "Validation", "Lowest", "Method", "Base", "Begun")
 EVERY = 1.0
 """Seconds between looks at a run that is at work."""
@@ -182,7 +183,7 @@ class Head:
     def _actions(self, work: Any) -> list[Action]:
         run = self.page.view.id
         return [
-            Action("Go on", "play_arrow", ("stopped", "failed"), lambda: work.go_on(run, client()), "It goes on where it was saved.", True),
+            Action("Go on", "play_arrow", GOES_ON, lambda: work.go_on(run, client()), "It goes on where it was saved.", True),
             Action("Stop", "pause", ("running",), lambda: work.stop_run(run), "It ends its step, saves, and stops.", True),
             Action("Cancel", "close", ("queued",), lambda: work.stop_run(run), "It does not wait any more."),
             Action("Save now", "save", ("running",), lambda: work.save_now(run), "A checkpoint is saved after this step."),
@@ -247,6 +248,7 @@ class Head:
             "running": "You may close this page, or the server: the training goes on. Stop saves; you can go on at any time.",
             "queued": "It begins when what is before it is done.",
             "stopping": "It ends its step and saves.",
+            "empty": "It has taken no step yet.",
             "stopped": "It is saved. It goes on where it was, and gives what it would have given without the pause.",
         }.get(view.state, "")
 
