@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sdtune.experiments.measure import cost, size_of
 from sdtune.judging.scores import QUESTIONS
 from sdtune.runs import Run
 
+BOARD = "leaderboard.json"
 DEPTH = 6
 """Folders are looked through so deep."""
 
@@ -59,14 +61,57 @@ def runs_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
     if (folder / "config.toml").is_file():
         yield folder
         return
-    if depth < 0:
-        return
+    if depth >= 0:
+        for path in _inside(folder):
+            yield from runs_below(path, depth - 1)
+
+
+def boards_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Folders with a leaderboard at or below `folder`, by name. Neither runs nor leaderboards are looked into."""
+    if (folder / BOARD).is_file():
+        yield folder
+    elif depth >= 0 and not (folder / "config.toml").is_file():
+        for path in _inside(folder):
+            yield from boards_below(path, depth - 1)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without hidden ones and links; none where it may not be read."""
     try:
-        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and not p.is_symlink())
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and not p.is_symlink())
     except OSError:
-        return
-    for path in inside:
-        yield from runs_below(path, depth - 1)
+        return []
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the run of a cell lies: EXPERIMENT/CELL-ID/seed-N."""
+
+    experiment: Path
+    cell: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment.name}, {self.cell}, seed {self.seed}"
+
+
+def cell_of(folder: Path) -> str:
+    """The name of the cell whose folder it is; "" if it is none."""
+    found = re.fullmatch(r"(.+)-[0-9a-f]{8}", folder.name)
+    return found[1] if found else ""
+
+
+def seed_of(folder: Path) -> int | None:
+    """The seed that a run's folder in a cell is named by; None if it is none."""
+    found = re.fullmatch(r"seed-(\d{1,18})", folder.name)
+    return int(found[1]) if found else None
+
+
+def place_of(run: Path) -> Place | None:
+    """None for a run that belongs to no experiment, by its place."""
+    cell, seed = cell_of(run.parent), seed_of(run)
+    return Place(run.parent.parent, cell, seed) if cell and seed is not None else None
 
 
 def rows(folder: Path) -> list[Row]:
