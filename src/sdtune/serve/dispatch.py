@@ -38,7 +38,7 @@ class Dispatcher:
         self.queue, self.store, self.registry, self.setup, self.limits = queue, store, registry, setup, limits
         self.worker: asyncio.subprocess.Process | None = None
         self.about: dict[str, Any] = {}
-        """Of the worker: device, precision, batch, memory, loaded."""
+        """Of the worker: device, precision, batch, memory."""
         self.ready, self.draining, self.broken = False, False, ""
         self.counts = Counter[str]()
         self._logs = OrderedDict[str, Log]()
@@ -203,11 +203,10 @@ class Dispatcher:
             case {"up": True}:
                 self.about, self.broken = {k: told[k] for k in ("device", "precision", "batch")}, ""
             case {"ready": True, "memory": memory}:
-                self.about |= {"memory": memory, "loaded": told.get("loaded", [])}
-                self.ready = True
+                self.about["memory"], self.ready = memory, True
                 log.info("worker: ready on %s", self.about["device"])
             case {"idle": True, "memory": memory}:
-                self.about |= {"memory": memory, "loaded": told.get("loaded", []), "drew": True}
+                self.about |= {"memory": memory, "drew": True}
                 self._busy = False
                 for name in list(self._running):  # that the worker has not said the end of
                     self._over(

@@ -115,10 +115,6 @@ class Engine:
         used = torch.cuda.memory_allocated() if self.device.type == "cuda" else _resident()
         return {"weights": sum(seen.values()), "used": used, "free": free, "total": total}
 
-    def loaded(self) -> list[str]:
-        """Ids of the originals in memory, each with what lies on it."""
-        return [f"{name}, with {of.on.id} on it" if of.on else name for name, of in self._loaded.items()]
-
     # ---- drawing
 
     def draw(self, jobs: Sequence[dict[str, Any]]) -> None:

@@ -46,22 +46,26 @@ class Worker:
     memory: Mapping[str, int]
     """Bytes: weights, used, free, total; without those that are not known."""
     loaded: tuple[str, ...]
+    """Ids of the models in memory."""
+    restarts: int
     why: str = ""
     """What is wrong with it."""
 
 
 def workers(dispatcher: Dispatcher) -> tuple[Worker, ...]:
     """Every worker of the server."""
-    about = dispatcher.about
+    told = dispatcher.status()
+    return tuple(_worker(row, len(told) > 1, draining=dispatcher.draining) for row in told)
+
+
+def _worker(row: Mapping[str, Any], numbered: bool, *, draining: bool) -> Worker:
     state: WorkerState = (
-        "broken" if dispatcher.broken else "stopping" if dispatcher.draining else "loading" if not dispatcher.ready
-        else "drawing" if dispatcher.queue.count("running") else "ready"
+        "broken" if row["broken"] else "drawing" if row["drawing"] else "stopping" if draining else "ready" if row["ready"]
+        else "loading"
     )  # fmt: skip
-    return (
-        Worker(
-            "Worker", state, str(about.get("device", "")), str(about.get("precision", "")), int(about.get("batch", 0)),
-            dict(about.get("memory", {})), tuple(about.get("loaded", ())), dispatcher.broken,
-        ),
+    return Worker(
+        f"Worker {row['worker']}" if numbered else "Worker", state, str(row["device"] or ""), str(row["precision"] or ""),
+        int(row["batch"] or 0), dict(row["memory"] or {}), tuple(row["models"] or ()), int(row["restarts"]), str(row["broken"]),
     )  # fmt: skip
 
 

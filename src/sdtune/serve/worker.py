@@ -52,12 +52,12 @@ def main() -> None:
             engine.suit(engine.registry.first)
         except SdtuneError as error:  # others may do; each job on it says so again
             say({"warning": f"{engine.registry.first.id}: {error}"})
-        say({"ready": True, "memory": engine.memory(), "loaded": engine.loaded()})
+        say({"ready": True, "memory": engine.memory()})
         while True:
             jobs = inbox.get()
             engine.draw(jobs)
             cancelled.difference_update(job["id"] for job in jobs)
-            say({"idle": True, "memory": engine.memory(), "loaded": engine.loaded()})
+            say({"idle": True, "memory": engine.memory()})
     except Exception as error:
         say({"broken": str(error) if isinstance(error, SdtuneError) else f"unexpected {type(error).__name__}: {error}"})
         traceback.print_exc()

@@ -121,16 +121,20 @@ def _pictures(a: Seen, b: Seen) -> None:
         empty("No prompt and seed that both have drawn", "Compare them with the same settings to see their pictures here.")
         return
     step = -(-len(found) // PICTURES)
-    with tag("div", classes="trio-head").props("aria-hidden=true"):
-        for name in ("Base", a.name, b.name):
-            tag("span", name)
     with tag("ul", classes="trios"):
         for prompt, seed, i, j in found[::step]:
             with tag("li"):
                 tag("p", f"{prompt} · seed {seed}", "soft")
                 with tag("div", classes="trio"):
                     for run, number, side in ((a, i, "base"), (a, i, "tuned"), (b, j, "tuned")):
-                        image = tag("img").props(f'src="/api/results/{run.id}/pictures/{number}/{side}" loading="lazy"')
-                        image.props["alt"] = f"{prompt}, by {run.name if side == 'tuned' else 'the base'}"
+                        _picture(run, number, side, prompt)
     if step > 1:
         tag("p", f"{len(found[::step])} of {len(found)} pictures, evenly spread; the reports show all.", "soft")
+
+
+def _picture(run: Seen, number: int, side: str, prompt: str) -> None:
+    by = run.name if side == "tuned" else "base"
+    with tag("figure"):
+        image = tag("img").props(f'src="/api/results/{run.id}/pictures/{number}/{side}" loading="lazy"')
+        image.props["alt"] = f"{prompt}, by {by}"
+        tag("figcaption", by, "soft")

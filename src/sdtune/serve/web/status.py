@@ -81,7 +81,6 @@ class _Status:
                 ("Failed", str(counts["failed"])),
                 ("Cancelled", str(counts["cancelled"])),
                 ("Pictures", str(counts["pictures"])),
-                ("Workers restarted", str(counts["restarts"])),
                 ("Token", "needed" if server.rules.token else "none: only this machine reaches it"),
             )
         )
@@ -177,6 +176,7 @@ def _worker_facts(worker: Worker) -> list[tuple[str, str]]:
         ("At once", f"{worker.batch} picture{'' if worker.batch == 1 else 's'}" if worker.batch else ""),
         ("Weights", size(memory.get("weights"))),
         ("Process" if worker.device == "cpu" else "Models and work", size(memory.get("used"))),
+        ("Restarted", str(worker.restarts) if worker.restarts else ""),
         ("Free", f"{size(memory.get('free'))} of {size(memory.get('total'))}" if memory.get("total") else ""),
     ]
 
