@@ -130,12 +130,12 @@ def row(path: Path) -> Row | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     events = _events(run)
-    spent, scores = cost(run, events), _scores(run)
+    spent, (compared, verdicts, primary) = cost(run, events), _compared(run)
     state, message = _state(run, events)
     steps = [e.step for e in events if isinstance(e, Step | Finished)]
     return Row(
         run=str(path), state=state, method=method_text(method), step=steps[-1] if steps else 0, steps=int(train.get("steps", 0)),
-        compared=bool(scores), verdicts={v["key"]: v["answer"] for v in scores.get("verdicts", [])}, primary=_primary(scores),
+        compared=compared, verdicts=verdicts, primary=primary,
         size_mb=spent.size_mb, seconds=spent.seconds, folder_mb=size_of(path) / 1e6,
         began=next((e.time for e in events if isinstance(e, Started)), path.stat().st_mtime), message=message,
     )  # fmt: skip
@@ -162,12 +162,13 @@ def _state(run: Run, events: list[Event]) -> tuple[str, str]:
         return ("stopped" if any(isinstance(e, Step) for e in events) else "empty"), ""
 
 
-def _scores(run: Run) -> dict[str, Any]:
+def _compared(run: Run) -> tuple[bool, dict[str, str], str]:
+    """Whether there is a comparison, its answers, and the figure that decides. None, where another program or version wrote it."""
     try:
-        found: dict[str, Any] = json.loads(run.scores_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
+        scores = json.loads(run.scores_file.read_text(encoding="utf-8"))
+        return bool(scores), {v["key"]: v["answer"] for v in scores.get("verdicts", [])}, _primary(scores)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False, {}, ""
 
 
 def _primary(scores: dict[str, Any]) -> str:

@@ -54,8 +54,17 @@ class Worker:
 
 def workers(dispatcher: Dispatcher) -> tuple[Worker, ...]:
     """Every worker of the server."""
-    told = dispatcher.status()
+    status = getattr(dispatcher, "status", None)
+    told: list[dict[str, Any]] = status() if status else [_alone(dispatcher)]
     return tuple(_worker(row, len(told) > 1, draining=dispatcher.draining) for row in told)
+
+
+def _alone(dispatcher: Dispatcher) -> dict[str, Any]:
+    """As a dispatcher of several workers tells it of each."""
+    about = {key: dispatcher.about.get(key) for key in ("device", "precision", "batch", "memory", "models")}
+    running = [job.id for job in dispatcher.queue.jobs(("running",))]
+    restarts = dispatcher.counts["restarts"]
+    return {"worker": 0, **about, "ready": dispatcher.ready, "broken": dispatcher.broken, "drawing": running, "restarts": restarts}
 
 
 def _worker(row: Mapping[str, Any], numbered: bool, *, draining: bool) -> Worker:
