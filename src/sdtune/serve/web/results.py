@@ -137,7 +137,7 @@ class _List:
         rows = self._rows()
         self._chosen = [name for name in self._chosen if any(r.id == name for r in rows)]
         self._bar.set_visibility(bool(self._found.runs))
-        self._table.show(rows)
+        self._table.show((self._sort, self._turned, tuple(rows)))
         self._boards.show(list(self._found.experiments))
         self._count()
 
@@ -161,7 +161,8 @@ class _List:
         self._inside = inside
         self._show()
 
-    def _show_runs(self, rows: list[Seen]) -> None:
+    def _show_runs(self, shown: tuple[str, bool, tuple[Seen, ...]]) -> None:
+        _, _, rows = shown
         if not rows:
             _no_runs(self._found)
             return

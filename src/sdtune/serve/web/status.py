@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from fastapi import Request
 from nicegui import ui
 
 from sdtune.serve import overview
@@ -26,15 +25,15 @@ SIGNS = {"ready": "good", "drawing": "good", "loading": "open", "stopping": "ope
 
 def add(server: Server) -> None:
     @ui.page("/status")
-    async def page(request: Request) -> None:
+    async def page() -> None:
         ui.add_head_html(STYLE)
         with frame("Status", "/status"):
-            await _Status(server, request).start()
+            await _Status(server).start()
 
 
 class _Status:
-    def __init__(self, server: Server, request: Request) -> None:
-        self._server, self._began = server, False
+    def __init__(self, server: Server) -> None:
+        self._server = server
         self._condition = Block(tag("div"), _told)
         with section("Workers"):
             self._workers = Rows(tag("div", classes="cards"), _worker)
@@ -47,10 +46,8 @@ class _Status:
             self._disk = Block(tag("div", classes="below"), _show_disk)
         with section("What failed last"):
             self._failures = Block(tag("div"), _show_failures)
-        with section("Addresses", "For programs. Examples run as they are in a shell."):
-            base = f"{request.url.scheme}://{request.headers['host']}"
-            for name, address, example in overview.addresses(server.paths, base, token=bool(server.rules.token)):
-                _address(name, address, example)
+        with section("Addresses", "For programs. Examples run as they are in a shell.") as self._addresses:
+            pass
         with section("Versions"):
             facts(list(overview.versions().items()))
 
@@ -59,6 +56,11 @@ class _Status:
         ui.timer(TICK, self._tick)
         await self._look_at_disk()
         ui.timer(SLOW, self._look_at_disk, immediate=False)
+        await ui.context.client.connected()
+        base = str(await ui.run_javascript("location.origin", timeout=10))  # behind a proxy the server does not know that it is https
+        with self._addresses:
+            for name, address, example in overview.addresses(self._server.paths, base, token=bool(self._server.rules.token)):
+                _address(name, address, example)
 
     def _tick(self) -> None:
         server = self._server
