@@ -61,7 +61,10 @@ class Browser:
 
 @contextmanager
 def browsing(base: str, *arguments: str) -> Iterator[Browser]:
-    """Skips without a browser; `arguments` are further ones of Chromium. At the end no page may have complained, or asked another host for anything."""
+    """Skips without a browser; `arguments` are further ones of Chromium.
+
+    At the end no page may have complained, or asked another host for anything.
+    """
     if not CHROMIUM:
         pytest.skip("needs Chromium")
     from playwright.sync_api import sync_playwright

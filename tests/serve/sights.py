@@ -15,9 +15,11 @@ from sdtune.runs import Run
 from sdtune.stats import Interval
 
 REPORT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>report</title><body><h1>Report of {name}</h1>
-<p id="told">still</p><script>document.getElementById("told").textContent = "the script ran";
-try {{ document.cookie = "a=1"; fetch("/api/jobs").then(() => {{ document.getElementById("told").textContent = "it reached the server"; }}); }}
-catch {{ document.getElementById("told").append(", alone"); }}</script></body></html>"""
+<p id="told">still</p><script>const told = document.getElementById("told");
+told.textContent = "the script ran";
+try {{ document.cookie = "a=1"; told.append(", with cookies"); }} catch {{ told.append(", no cookies"); }}
+fetch("/api/models").then(() => told.append(", reached the server"), () => told.append(", no server"));
+</script></body></html>"""
 """A report whose script tries what it must not be able to do."""
 GOOD: dict[str, Answer] = {"helped": "yes", "moved": "yes", "content": "yes", "overfit": "no"}
 BAD: dict[str, Answer] = {"helped": "no", "moved": "yes", "content": "no", "overfit": "cannot tell"}
@@ -47,7 +49,15 @@ def compared_run(path: Path, answers: dict[str, Answer], change: float = -1.0, m
     """The same with a comparison of two pictures."""
     run = finished_run(path, model)
     figures = (
-        Figure("kid_target", "KID to held-out target pictures", "lower", interval(1.5), interval(1.5 + change), interval(change), interval(0)),
+        Figure(
+            "kid_target",
+            "KID to held-out target pictures",
+            "lower",
+            interval(1.5),
+            interval(1.5 + change),
+            interval(change),
+            interval(0),
+        ),
         Figure("fd_target", "Frechet distance", "lower", evidence=False, note="refused: too few pictures"),
     )
     verdicts = tuple(Verdict.on(key, answer, f"because of {key}", "1 to 2") for key, answer in answers.items())

@@ -75,7 +75,10 @@ def test_what_is_copied_is_there_and_is_let_through() -> None:
         assert (ROOT / path).exists() and not ignored(path), path
 
 
-@pytest.mark.parametrize("path", [".git/config", "token", "runs/a/config.toml", "served/queue.sqlite", ".env", "src/sdtune/__pycache__/a.pyc"])
+@pytest.mark.parametrize(
+    "path",
+    [".git/config", "token", "runs/a/config.toml", "served/queue.sqlite", ".env", "src/sdtune/__pycache__/a.pyc"],
+)
 def test_nothing_else_gets_to_the_builder(path: str) -> None:
     assert ignored(path)
 
@@ -83,7 +86,13 @@ def test_nothing_else_gets_to_the_builder(path: str) -> None:
 def test_what_the_package_is_made_of_is_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
-    wanted = [*wheel, project["project"]["readme"], *project["project"]["license-files"], "constraints.txt", "pyproject.toml"]
+    wanted = [
+        *wheel,
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+        "constraints.txt",
+        "pyproject.toml",
+    ]
     assert {path.split("/")[0] for path in wanted} <= set(copied())
 
 
@@ -95,7 +104,11 @@ def test_bases_are_named_and_none_is_the_latest() -> None:
 
 def test_it_runs_as_a_user_without_rights() -> None:
     last = [name for name, _ in instructions()]
-    assert of("USER") == ["sdtune"] and last.index("USER") > last.index("RUN") and last.index("USER") < last.index("ENTRYPOINT")
+    assert (
+        of("USER") == ["sdtune"]
+        and last.index("USER") > last.index("RUN")
+        and last.index("USER") < last.index("ENTRYPOINT")
+    )
 
 
 def test_every_installation_keeps_to_the_tested_set() -> None:
@@ -176,15 +189,22 @@ def test_the_package_can_be_made_of_what_is_copied(tmp_path: Path) -> None:
     (site,) = venv.glob("lib/python3*/site-packages")
     (here,) = [p for p in sys.path if p.endswith("site-packages")][:1]
     (site / "tested.pth").write_text(here, encoding="utf-8")
-    pip = [str(venv / "bin" / "pip"), "install", "--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check", "--ignore-installed"]
+    pip = [
+        str(venv / "bin" / "pip"),
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--ignore-installed",
+    ]
     done = subprocess.run([*pip, str(context)], capture_output=True, text=True, check=False)
     if "hatchling" in done.stderr and "No module" in done.stderr:
         pytest.skip("needs hatchling")
     assert done.returncode == 0, done.stderr
-    told = subprocess.run(
-        [str(venv / "bin" / "python"), "-c", "import sdtune; print(sdtune.__file__)"], capture_output=True, text=True, cwd=tmp_path, check=True,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )  # fmt: skip
+    where = [str(venv / "bin" / "python"), "-c", "import sdtune; print(sdtune.__file__)"]
+    elsewhere = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    told = subprocess.run(where, capture_output=True, text=True, cwd=tmp_path, check=True, env=elsewhere)
     assert str(venv) in told.stdout
     serve_as_the_image_does(tmp_path, venv)
 
@@ -195,13 +215,18 @@ def serve_as_the_image_does(folder: Path, venv: Path) -> None:
 
     command = [str(venv / "bin" / "sdtune"), *json.loads(of("CMD")[0])]
     command[command.index("--port") + 1] = "17860"
-    work, environment = folder / "work", {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SDTUNE_TOKEN")}
+    work, environment = (
+        folder / "work",
+        {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SDTUNE_TOKEN")},
+    )
     for name in ("runs", "data", "served", "cache"):
         (work / name).mkdir(parents=True)
-    refused = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    refused = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
     assert refused.returncode == 2 and "token" in refused.stderr
     environment |= {"SDTUNE_TOKEN": "x" * 32, "SDTUNE_CACHE": str(work / "cache" / "sdtune")}
-    process = subprocess.Popen(command, cwd=work, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=work, env=environment, stderr=subprocess.DEVNULL)
     try:
         health = json.loads(of("HEALTHCHECK")[0].partition("CMD ")[2])
         health[-1] = health[-1].replace(":7860", ":17860")

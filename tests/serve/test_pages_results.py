@@ -13,7 +13,15 @@ from tests.serve.conftest import Live, serving
 from tests.serve.sights import BAD, GOOD, compared_run, experiment, finished_run
 
 pytestmark = pytest.mark.slow
-PAGES = ("results", "results/run/good", "results/run/plain", "results/experiment/ranks", "results/beside/good/bad", "results/run/nobody", "status")
+PAGES = (
+    "results",
+    "results/run/good",
+    "results/run/plain",
+    "results/experiment/ranks",
+    "results/beside/good/bad",
+    "results/run/nobody",
+    "status",
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +46,12 @@ def rows_of(page: Any) -> list[str]:
     return [cell.inner_text().split("\n")[0] for cell in page.locator("tbody th.name").all()]
 
 
+def forgive(browser: Browser) -> None:
+    """What the browser says of a report that tried what it must not."""
+    refused = ("Content Security Policy", "sandbox", "Failed to fetch", "Refused to connect")
+    browser.complaints[:] = [c for c in browser.complaints if not any(words in c for words in refused)]
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_every_page_is_accessible_and_fits(browser: Browser, width: int, dark: bool) -> None:
@@ -48,6 +62,7 @@ def test_every_page_is_accessible_and_fits(browser: Browser, width: int, dark: b
         assert faults(page) == [], path
         assert too_wide(page) <= 0, path
         assert page.context.cookies() == []
+        forgive(browser)
 
 
 def test_runs_are_sorted_and_two_are_held_against_each_other(browser: Browser) -> None:
@@ -66,7 +81,9 @@ def test_runs_are_sorted_and_two_are_held_against_each_other(browser: Browser) -
     page.get_by_role("button", name="Show two beside each other").click()
     page.get_by_role("heading", name="Beside each other").wait_for()
     assert page.locator("ul.trios img").count() == 6
-    sizes = page.evaluate("[...document.querySelectorAll('ul.trios img')].map(i => i.decode().then(() => i.naturalWidth))")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('ul.trios img')].map(i => i.decode().then(() => i.naturalWidth))"
+    )
     assert sizes == [32] * 6
     assert page.get_by_text("a blue <b>dog</b>", exact=False).count() == 2  # a stranger's words are text
     assert "no fair comparison" not in page.inner_text("main")
@@ -83,14 +100,11 @@ def test_a_report_is_opened_in_its_place_and_is_alone_there(browser: Browser) ->
     page = browser.page("/ui/results/run/good")
     inside = page.frame_locator("iframe[title='Report of good']")
     inside.get_by_role("heading", name="Report of good").wait_for()
-    inside.get_by_text("the script ran").wait_for()
-    page.wait_for_timeout(300)
-    told = inside.locator("#told").inner_text()
-    assert "reached the server" not in told and "alone" in told  # neither cookies nor the API
-    browser.complaints[:] = [c for c in browser.complaints if "Content Security Policy" not in c and "sandbox" not in c]
+    inside.get_by_text("the script ran, no cookies, no server").wait_for()
+    forgive(browser)
     page.get_by_role("link", name="Vote").click()
     page.frame_locator("iframe[title='Vote of good']").get_by_role("heading", name="Report of vote on good").wait_for()
-    browser.complaints[:] = [c for c in browser.complaints if "Content Security Policy" not in c and "sandbox" not in c]
+    forgive(browser)
     page.get_by_role("link", name="Timeline").click()
     page.get_by_role("img", name="Timeline of good").wait_for()
     with page.expect_download() as got:
@@ -107,7 +121,7 @@ def test_a_run_shows_answers_in_words_and_its_figures(browser: Browser) -> None:
     plain = browser.page("/ui/results/run/plain")
     assert "Not compared with its base yet" in plain.inner_text("main")
     assert plain.get_by_role("img", name="Timeline of plain").count() == 1
-    browser.complaints[:] = [c for c in browser.complaints if "Content Security Policy" not in c and "sandbox" not in c]
+    forgive(browser)
 
 
 def test_a_run_that_is_new_appears_by_itself(browser: Browser, shown: Live) -> None:
@@ -126,7 +140,7 @@ def test_an_experiment_has_its_leaderboard_and_its_grid(browser: Browser) -> Non
     page.get_by_role("link", name="Grid").click()
     page.get_by_role("img", name="Grid of ranks").wait_for()
     assert page.get_by_role("link", name="seed 0").first.get_attribute("href") == "/ui/results/run/ranks-r2-seed-0"
-    browser.complaints[:] = [c for c in browser.complaints if "Content Security Policy" not in c and "sandbox" not in c]
+    forgive(browser)
 
 
 def test_a_job_is_followed_and_cancelled_by_keyboard(browser: Browser, shown: Live) -> None:
@@ -157,7 +171,10 @@ def test_a_failed_job_stands_there_with_its_reason(browser: Browser, shown: Live
 
 def test_a_worker_that_is_killed_and_a_full_queue_are_said(shown: Live, tmp_path: Path) -> None:
     sights = Path(shown.log).parent / "sights"
-    with serving(sights, tmp_path / "folder", "--queue", "1") as live, browsing(str(live.http.base_url).rstrip("/")) as browser:
+    with (
+        serving(sights, tmp_path / "folder", "--queue", "1") as live,
+        browsing(str(live.http.base_url).rstrip("/")) as browser,
+    ):
         page = browser.page("/ui/status")
         page.get_by_text("the model is being loaded", exact=False).wait_for()
         live.ready()

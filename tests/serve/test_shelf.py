@@ -57,17 +57,31 @@ def test_every_run_has_what_came_out_of_it(shelf: Shelf) -> None:
         "plain": (("Not compared with its base yet: nobody knows whether it helped.", ""), ("timeline",)),
     }
     good = shelf.seen.run("good")
-    assert good.took == 3.0 and good.model == "good" and good.base == "embedded" and good.row.primary == "kid −1.00 (−1.10 to −0.900)"
+    assert (
+        good.took == 3.0
+        and good.model == "good"
+        and good.base == "embedded"
+        and good.row.primary == "kid −1.00 (−1.10 to −0.900)"
+    )
 
 
 def test_an_experiment_has_its_cells_with_their_states(shelf: Shelf) -> None:
     (found,) = shelf.seen.experiments
-    assert (found.id, found.name, found.summary, found.decides) == ("ranks", "ranks", "best: r2", "KID to held-out pictures")
+    assert (found.id, found.name, found.summary, found.decides) == (
+        "ranks",
+        "ranks",
+        "best: r2",
+        "KID to held-out pictures",
+    )
     assert [(c.name, c.settings, [state for _, state, _ in c.runs]) for c in found.cells] == [
         ("r2", "method.rank 2", ["finished", "finished"]), ("r4", "method.rank 4", ["to compare", "failed"]),
     ]  # fmt: skip
     assert found.trainings == (2, 4) and found.pages == ("board", "sheet")
-    assert {r.id for r in shelf.seen.runs if r.experiment == "ranks"} == {"ranks-r2-seed-0", "ranks-r2-seed-1", "ranks-r4-seed-0"}
+    assert {r.id for r in shelf.seen.runs if r.experiment == "ranks"} == {
+        "ranks-r2-seed-0",
+        "ranks-r2-seed-1",
+        "ranks-r4-seed-0",
+    }
 
 
 def test_an_experiment_without_a_leaderboard_is_known_by_where_its_runs_lie(shelf: Shelf, sights: Path) -> None:
@@ -109,7 +123,10 @@ def test_what_is_new_in_a_run_is_seen_and_what_is_not_is_not_read_again(
     assert shelf.look().run("bad").headline[0].startswith("now says") and read == [sights / "bad"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"figures": 3, "verdicts": [1]}', '{"figures": [{"key": "x"}], "verdicts": [{"key": "y"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"figures": 3, "verdicts": [1]}', '{"figures": [{"key": "x"}], "verdicts": [{"key": "y"}]}'],
+)
 def test_a_comparison_that_is_none_of_ours_breaks_nothing(shelf: Shelf, sights: Path, text: str) -> None:
     (sights / "good" / "comparison" / "scores.json").write_text(text, encoding="utf-8")
     found = shelf.look().run("good")
@@ -129,11 +146,14 @@ def test_columns_sort_by_what_they_show(shelf: Shelf) -> None:
 @pytest.mark.parametrize(
     ("name", "page", "kind"),
     [
-        ("good", "report", "text/html; charset=utf-8"), ("good", "vote", "text/html; charset=utf-8"), ("good", "scores", "application/json"),
-        ("good", "timeline", "image/png"), ("ranks", "board", "text/html; charset=utf-8"), ("ranks", "sheet", "image/png"),
+        ("good", "report", "text/html; charset=utf-8"), ("good", "vote", "text/html; charset=utf-8"),
+        ("good", "scores", "application/json"), ("good", "timeline", "image/png"),
+        ("ranks", "board", "text/html; charset=utf-8"), ("ranks", "sheet", "image/png"),
     ],
 )  # fmt: skip
-def test_pages_are_sent_so_that_they_can_do_nothing_here(make_app: Make, sights: Path, name: str, page: Page, kind: str) -> None:
+def test_pages_are_sent_so_that_they_can_do_nothing_here(
+    make_app: Make, sights: Path, name: str, page: Page, kind: str
+) -> None:
     app = app_on(make_app, sights)
     answer = run(app.client.get(f"/api/results/{name}/{page}"))
     assert answer.status_code == 200 and answer.headers["content-type"] == kind and len(answer.content) > 90
@@ -166,7 +186,10 @@ def test_a_picture_outside_the_comparison_is_not_opened(make_app: Make, sights: 
     (sights / "good" / "comparison" / "base" / "001-3.png").symlink_to(sights / "ranks" / "contact.png")
     scores.write_text(json.dumps(told), encoding="utf-8")
     client = app_on(make_app, sights).client
-    codes = [run(client.get(f"/api/results/good/pictures/{n}/{side}")).status_code for n, side in ((0, "base"), (1, "base"), (0, "tuned"))]
+    codes = [
+        run(client.get(f"/api/results/good/pictures/{n}/{side}")).status_code
+        for n, side in ((0, "base"), (1, "base"), (0, "tuned"))
+    ]
     assert codes == [404, 404, 200]
 
 
@@ -219,7 +242,9 @@ def test_the_condition_says_what_is_wrong_and_what_to_do(make_app: Make, monkeyp
     server.dispatcher.draining = True
     assert overview.condition(server)[0] == ("open", overview.condition(server)[0][1])
     server.dispatcher.broken = "the worker cannot work"
-    assert ("bad", "Worker: the worker cannot work. It is tried again; jobs wait meanwhile.") in overview.condition(server)
+    assert ("bad", "Worker: the worker cannot work. It is tried again; jobs wait meanwhile.") in overview.condition(
+        server
+    )
 
 
 def make_ready(server: Server) -> None:
@@ -240,13 +265,15 @@ def test_failures_are_those_of_the_queue(make_app: Make) -> None:
     name = run(app.post({"prompt": "a"})).json()["id"]
     app.server.queue.start([name])
     app.server.queue.end(name, "failed", {"code": "out_of_memory", "message": "too little"})
-    assert [(f.job, f.code, f.message) for f in overview.failures(app.server.queue)] == [(name, "out_of_memory", "too little")]
+    assert [(f.job, f.code, f.message) for f in overview.failures(app.server.queue)] == [
+        (name, "out_of_memory", "too little")
+    ]
 
 
 def test_addresses_are_of_what_is_there_and_never_hold_the_token(make_app: Make) -> None:
     app = make_app(token="a-secret-of-sixteen")
     told = overview.addresses(app.server.paths, "http://here", token=True)
-    assert [name for name, _, _ in told][0] == "sdtune's own" and told[-1][1] == "http://here/openapi.json"
+    assert told[0][0] == "sdtune's own" and told[-1][1] == "http://here/openapi.json"
     assert "$SDTUNE_TOKEN" in told[0][2] and "a-secret" not in str(told)
     assert "Authorization" not in str(overview.addresses(app.server.paths, "http://here", token=False))
 
@@ -263,7 +290,11 @@ def test_versions_are_told_without_importing() -> None:
     import sys
 
     told = overview.versions()
-    assert told["torch"][0].isdigit() and told["sdtune"] == "0.1.0" and told["python"].startswith(f"{sys.version_info.major}.")
+    assert (
+        told["torch"][0].isdigit()
+        and told["sdtune"] == "0.1.0"
+        and told["python"].startswith(f"{sys.version_info.major}.")
+    )
 
 
 def test_the_disk_is_counted_in_parts(tmp_path: Path) -> None:
@@ -274,7 +305,9 @@ def test_the_disk_is_counted_in_parts(tmp_path: Path) -> None:
     assert (told.pictures, told.uploads, told.other) == (10, 5, 3) and told.free > 0
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, ""), (12, "12 bytes"), (1234, "1.2 kB"), (34e6, "34 MB"), (1.25e9, "1.2 GB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (12, "12 bytes"), (1234, "1.2 kB"), (34e6, "34 MB"), (1.25e9, "1.2 GB")]
+)
 def test_sizes(value: int | None, text: str) -> None:
     assert size(value) == text
 

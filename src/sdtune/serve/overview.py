@@ -26,9 +26,18 @@ WAITING = 50
 PROMPT = 70
 """Characters of a prompt."""
 EXAMPLES = {
-    "/api/jobs": ("sdtune's own", """-H 'content-type: application/json' -d '{"prompt": "a red apple", "seeds": [1]}'"""),
-    "/v1/images/generations": ("OpenAI's images", """-H 'content-type: application/json' -d '{"prompt": "a red apple", "n": 1}'"""),
-    "/sdapi/v1/txt2img": ("AUTOMATIC1111's", """-H 'content-type: application/json' -d '{"prompt": "a red apple", "steps": 20}'"""),
+    "/api/jobs": (
+        "sdtune's own",
+        """-H 'content-type: application/json' -d '{"prompt": "a red apple", "seeds": [1]}'""",
+    ),
+    "/v1/images/generations": (
+        "OpenAI's images",
+        """-H 'content-type: application/json' -d '{"prompt": "a red apple", "n": 1}'""",
+    ),
+    "/sdapi/v1/txt2img": (
+        "AUTOMATIC1111's",
+        """-H 'content-type: application/json' -d '{"prompt": "a red apple", "steps": 20}'""",
+    ),
 }
 """APIs by an address of theirs, with an example."""
 
@@ -64,7 +73,14 @@ def _alone(dispatcher: Dispatcher) -> dict[str, Any]:
     about = {key: dispatcher.about.get(key) for key in ("device", "precision", "batch", "memory", "models")}
     running = [job.id for job in dispatcher.queue.jobs(("running",))]
     restarts = dispatcher.counts["restarts"]
-    return {"worker": 0, **about, "ready": dispatcher.ready, "broken": dispatcher.broken, "drawing": running, "restarts": restarts}
+    return {
+        "worker": 0,
+        **about,
+        "ready": dispatcher.ready,
+        "broken": dispatcher.broken,
+        "drawing": running,
+        "restarts": restarts,
+    }
 
 
 def _worker(row: Mapping[str, Any], numbered: bool, *, draining: bool) -> Worker:
@@ -126,7 +142,9 @@ class Failure:
 def failures(queue: Queue) -> list[Failure]:
     """Of the newest jobs that failed."""
     return [
-        Failure(job.id, job.finished or job.created, (job.error or {}).get("code", ""), (job.error or {}).get("message", ""))
+        Failure(
+            job.id, job.finished or job.created, (job.error or {}).get("code", ""), (job.error or {}).get("message", "")
+        )
         for job in queue.jobs(("failed",), limit=FAILURES)
     ]
 
@@ -136,7 +154,9 @@ def condition(server: Server) -> list[tuple[Literal["bad", "open"], str]]:
     dispatcher, limits = server.dispatcher, server.rules.limits
     told = list[tuple[Literal["bad", "open"], str]]()
     if dispatcher.draining:
-        told.append(("open", "The server is stopping: what is being drawn may end, the queue is kept, nothing new is taken."))
+        told.append(
+            ("open", "The server is stopping: what is being drawn may end, the queue is kept, nothing new is taken.")
+        )
     for worker in workers(dispatcher):
         if worker.state == "broken":
             told.append(("bad", f"{worker.name}: {worker.why}. It is tried again; jobs wait meanwhile."))
@@ -145,7 +165,9 @@ def condition(server: Server) -> list[tuple[Literal["bad", "open"], str]]:
     if (waiting := dispatcher.queue.count("queued")) >= limits.queue:
         told.append(("bad", f"The queue is full: {waiting} jobs wait, as many as may (--queue). New ones are refused."))
     if shutil.disk_usage(server.store.folder).free < limits.room:
-        told.append(("bad", "The disk is nearly full: new jobs are refused. Delete pictures, or name another --folder."))
+        told.append(
+            ("bad", "The disk is nearly full: new jobs are refused. Delete pictures, or name another --folder.")
+        )
     return told
 
 
@@ -179,7 +201,11 @@ def disk(folder: Path) -> Disk:
 def addresses(paths: Sequence[str], base: str, *, token: bool) -> list[tuple[str, str, str]]:
     """Of each API that the server has: its name, its address, and an example for a shell."""
     secret = """-H "Authorization: Bearer $SDTUNE_TOKEN" """ if token else ""
-    found = [(name, base + path, f"curl -s {base}{path} {secret}{rest}") for path, (name, rest) in EXAMPLES.items() if path in paths]
+    found = [
+        (name, base + path, f"curl -s {base}{path} {secret}{rest}")
+        for path, (name, rest) in EXAMPLES.items()
+        if path in paths
+    ]
     return [*found, ("What there is, described", f"{base}/openapi.json", f"curl -s {secret}{base}/openapi.json")]
 
 

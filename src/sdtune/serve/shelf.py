@@ -171,7 +171,9 @@ class Shelf:
         if path not in self._ids:
             slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:80] or "run"
             taken = set(self._ids.values())
-            self._ids[path] = next(s for i in range(1, len(taken) + 2) if (s := slug if i == 1 else f"{slug}-{i}") not in taken)
+            self._ids[path] = next(
+                s for i in range(1, len(taken) + 2) if (s := slug if i == 1 else f"{slug}-{i}") not in taken
+            )
         return self._ids[path]
 
     def _run(self, path: Path, home: Path | None, model: str) -> Seen | None:

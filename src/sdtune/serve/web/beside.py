@@ -19,7 +19,9 @@ PICTURES = 24
 def show(a: Seen, b: Seen) -> None:
     """The part of the page below its heading."""
     if not (a.row.compared and b.row.compared):
-        empty("One of them was not compared", "Compare it first: what it draws is known then.", "/results", "All results")
+        empty(
+            "One of them was not compared", "Compare it first: what it draws is known then.", "/results", "All results"
+        )
         return
     if why := differs(a, b):
         tag("p", f"{why} What stands beside each other here is no fair comparison.", "notice").props('role="status"')
@@ -76,7 +78,9 @@ def _answers(a: Seen, b: Seen) -> None:
                             with tag("td") as cell:
                                 cell.props["data-name"] = run.name
                                 if verdict:
-                                    tag("span", f"{SIGNS[verdict.good]} {verdict.answer}", f"pill {TONES[verdict.good]}")
+                                    tag(
+                                        "span", f"{SIGNS[verdict.good]} {verdict.answer}", f"pill {TONES[verdict.good]}"
+                                    )
 
 
 def _figures(a: Seen, b: Seen) -> None:
@@ -96,7 +100,9 @@ def _figures(a: Seen, b: Seen) -> None:
                         tag("span", row["label"])
                         tag("span", f"{row['better']} is better" if row["better"] else "", "soft")
                     for run, own in zip((a, b), rows, strict=True):
-                        figure(run.name, own and own["tuned"], {1: "good", -1: "bad"}.get(own["side"], "") if own else "")
+                        figure(
+                            run.name, own and own["tuned"], {1: "good", -1: "bad"}.get(own["side"], "") if own else ""
+                        )
                     figure("Base", row["base"])
                     figure("Real pictures", row["real"])
 
@@ -118,7 +124,9 @@ def _asked(row: dict[str, Any]) -> tuple[str, int]:
 def _pictures(a: Seen, b: Seen) -> None:
     found = shared_pictures(a, b)
     if not found:
-        empty("No prompt and seed that both have drawn", "Compare them with the same settings to see their pictures here.")
+        empty(
+            "No prompt and seed that both have drawn", "Compare them with the same settings to see their pictures here."
+        )
         return
     step = -(-len(found) // PICTURES)
     with tag("ul", classes="trios"):

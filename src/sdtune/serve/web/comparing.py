@@ -27,7 +27,9 @@ class Comparing:
             return
         with self._parent:
             name = "Compare again" if run.row.compared else "Compare now"
-            self._button = ui.button(name, on_click=self._begin).props("no-caps" + (" outline" if run.row.compared else ""))
+            self._button = ui.button(name, on_click=self._begin).props(
+                "no-caps" + (" outline" if run.row.compared else "")
+            )
             self._bar = ui.linear_progress(value=0, show_value=False).props('aria-label="Progress of the comparison"')
             self._text = tag("p", "", "soft").props('aria-live="polite"')
             self._wrong = tag("div")
@@ -38,7 +40,11 @@ class Comparing:
     def _command(self) -> None:
         if not self._run.row.compared:
             with self._parent:
-                tag("p", "`sdtune compare` with this run's folder says whether it helped; this page shows it then.", "soft")
+                tag(
+                    "p",
+                    "`sdtune compare` with this run's folder says whether it helped; this page shows it then.",
+                    "soft",
+                )
 
     async def _begin(self) -> None:
         self._wrong.clear()

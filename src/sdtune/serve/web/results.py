@@ -31,11 +31,22 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 SHORT = {"helped": "Helped", "moved": "Moved", "content": "Content kept", "overfit": "Overfit"}
 """The questions of a row; all are on the run's page."""
 ORDER = {"good": 0, "open": 1, "bad": 2, "": 3}
+
+
+def change_of(run: Seen) -> tuple[int, float]:
+    """For sorting: the change of the figure that decides, the best first; runs without one come last."""
+    primary = str((run.told.get("statistics") or {}).get("primary", ""))
+    figure = next((f for f in run.scores.figures if f.key in (primary, f"{primary}_target")), None)
+    if figure is None or figure.difference is None:
+        return 1, 0.0
+    return 0, figure.difference.value * (-1 if figure.better == "higher" else 1)
+
+
 KEYS: dict[str, Callable[[Seen], Any]] = {
     "name": lambda r: r.name.lower(),
     "method": lambda r: (r.row.method, r.name),
     "verdict": lambda r: (ORDER[r.headline[1]], -r.row.began),
-    "figure": lambda r: change_of(r),
+    "figure": change_of,
     "began": lambda r: r.row.began,
 }
 """How the columns sort."""
@@ -60,7 +71,8 @@ def add(server: Server) -> None:
         try:
             seen = (await look()).run(name)
         except ApiError:
-            return _missing("run")
+            _missing("run")
+            return
         with frame(seen.name, "/results"):
             _back()
             _run(server, seen, page)
@@ -71,7 +83,8 @@ def add(server: Server) -> None:
         try:
             found = (await look()).experiment(name)
         except ApiError:
-            return _missing("experiment")
+            _missing("experiment")
+            return
         with frame(found.name, "/results"):
             _back()
             _experiment(found, page)
@@ -83,7 +96,8 @@ def add(server: Server) -> None:
             found = await look()
             two = found.run(a), found.run(b)
         except ApiError:
-            return _missing("run")
+            _missing("run")
+            return
         with frame("Beside each other", "/results"):
             _back()
             beside.show(*two)
@@ -91,7 +105,12 @@ def add(server: Server) -> None:
 
 def _missing(what: str) -> None:
     with frame(f"No such {what}", "/results"):
-        empty("It is not here", f"The {what} was removed or renamed, or the address has a slip in it.", "/results", "All results")
+        empty(
+            "It is not here",
+            f"The {what} was removed or renamed, or the address has a slip in it.",
+            "/results",
+            "All results",
+        )
 
 
 def _back() -> None:
@@ -119,7 +138,9 @@ class _List:
     def _tools(self) -> None:
         with tag("div", classes="tools") as self._bar:
             options = {key: f"Sort by: {name.lower()}" for key, name in COLUMNS}
-            self._select = ui.select(options, value=self._sort, on_change=lambda e: self._chose(e.value)).props("outlined dense options-dense")
+            self._select = ui.select(options, value=self._sort, on_change=lambda e: self._chose(e.value)).props(
+                "outlined dense options-dense"
+            )
             self._select.props["aria-label"] = "Sort by"
             self._select.classes("narrow-only")
             inside = sum(bool(r.experiment) for r in self._found.runs)
@@ -183,7 +204,9 @@ class _List:
                 head.props["aria-sort"] = "descending" if self._turned else "ascending"
             with tag("button", classes="sort").props("type=button") as button:
                 tag("span", name)
-                tag("span", ("▾" if self._turned else "▴") if key == self._sort else "", "arrow").props("aria-hidden=true")
+                tag("span", ("▾" if self._turned else "▴") if key == self._sort else "", "arrow").props(
+                    "aria-hidden=true"
+                )
             button.on("click", lambda: self._by(key))
 
     def _row(self, run: Seen) -> None:
@@ -220,15 +243,6 @@ class _List:
             ui.navigate.to("/results/beside/{}/{}".format(*self._chosen))
 
 
-def change_of(run: Seen) -> tuple[int, float]:
-    """For sorting: the change of the figure that decides, the best first; runs without one come last."""
-    primary = str((run.told.get("statistics") or {}).get("primary", ""))
-    figure = next((f for f in run.scores.figures if f.key in (primary, f"{primary}_target")), None)
-    if figure is None or figure.difference is None:
-        return 1, 0.0
-    return 0, figure.difference.value * (-1 if figure.better == "higher" else 1)
-
-
 def _marks(run: Seen) -> None:
     told = {v.key: v for v in run.scores.verdicts}
     if not told:
@@ -261,7 +275,10 @@ def _no_runs(found: Shelves) -> None:
 
 def _show_experiments(found: list[Experiment]) -> None:
     if not found:
-        empty("No experiment here", "`sdtune experiment matrix.toml` makes one; start the server with its folder to see it here.")
+        empty(
+            "No experiment here",
+            "`sdtune experiment matrix.toml` makes one; start the server with its folder to see it here.",
+        )
         return
     with tag("div", classes="cards"):
         for one in found:
@@ -399,5 +416,7 @@ def _opened(href: str, title: str, *, picture: bool) -> None:
             image = tag("img").props(f'src="{href}" loading="lazy"')
             image.props["alt"] = title
     else:
-        shown = tag("iframe").props(f'src="{href}" sandbox="allow-scripts allow-downloads" loading="lazy" referrerpolicy="no-referrer"')
+        shown = tag("iframe").props(
+            f'src="{href}" sandbox="allow-scripts allow-downloads" loading="lazy" referrerpolicy="no-referrer"'
+        )
         shown.props["title"] = title

@@ -57,9 +57,13 @@ class _Status:
         await self._look_at_disk()
         ui.timer(SLOW, self._look_at_disk, immediate=False)
         await ui.context.client.connected()
-        base = str(await ui.run_javascript("location.origin", timeout=10))  # behind a proxy the server does not know that it is https
+        base = str(
+            await ui.run_javascript("location.origin", timeout=10)
+        )  # behind a proxy the server does not know that it is https
         with self._addresses:
-            for name, address, example in overview.addresses(self._server.paths, base, token=bool(self._server.rules.token)):
+            for name, address, example in overview.addresses(
+                self._server.paths, base, token=bool(self._server.rules.token)
+            ):
                 _address(name, address, example)
 
     def _tick(self) -> None:
@@ -69,7 +73,9 @@ class _Status:
         self._condition.show(overview.condition(server))
         self._workers.show([(w.name, w) for w in overview.workers(server.dispatcher)])
         self._queued.show(
-            f"{waiting} of at most {most} jobs wait." if jobs else f"Nothing is drawn, nothing waits. There is room for {most} jobs."
+            f"{waiting} of at most {most} jobs wait."
+            if jobs
+            else f"Nothing is drawn, nothing waits. There is room for {most} jobs."
         )
         self._queue.show([(job.id, job) for job in jobs])
         self._trainings.show(_trainings(server))
@@ -96,7 +102,11 @@ class _Status:
                 place = tag("span", classes="place")
                 tag("strong", job.what)
                 tag("p", job.prompt, "soft")
-            bar = ui.linear_progress(value=0, show_value=False).props('aria-label="Steps of the picture at work"').classes("job-bar")
+            bar = (
+                ui.linear_progress(value=0, show_value=False)
+                .props('aria-label="Steps of the picture at work"')
+                .classes("job-bar")
+            )
             button = ui.button("Cancel", on_click=lambda: self._cancel(job.id, button)).props("outline dense no-caps")
             button.props["aria-label"] = f"Cancel: {job.what}"
 
@@ -120,7 +130,12 @@ class _Status:
             return
         with section("Trainings and comparisons"):
             if not rows:
-                empty("Nothing is trained", "A training that is started from the page Train stands here while it runs.", "/train", "To Train")
+                empty(
+                    "Nothing is trained",
+                    "A training that is started from the page Train stands here while it runs.",
+                    "/train",
+                    "To Train",
+                )
             with tag("ul", classes="jobs"):
                 for run, what, state in rows:
                     with tag("li", classes="card job"), tag("div", classes="job-what"):
