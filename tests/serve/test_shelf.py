@@ -115,7 +115,12 @@ def test_what_is_new_in_a_run_is_seen_and_what_is_not_is_not_read_again(
 
     read = list[Path]()
     real = listing.row
-    monkeypatch.setattr(listing, "row", lambda path: read.append(path) or real(path))  # type: ignore[func-returns-value]
+
+    def row(path: Path) -> listing.Row | None:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(listing, "row", row)
     shelf.look()
     assert read == []
     scores = sights / "bad" / "comparison" / "scores.json"

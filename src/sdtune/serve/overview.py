@@ -163,7 +163,7 @@ def condition(server: Server) -> list[tuple[Literal["bad", "open"], str]]:
         elif worker.state == "loading":
             told.append(("open", f"{worker.name}: the model is being loaded; jobs wait meanwhile."))
     if (waiting := dispatcher.queue.count("queued")) >= limits.queue:
-        told.append(("bad", f"The queue is full: {waiting} jobs wait, as many as may (--queue). New ones are refused."))
+        told.append(("bad", f"The queue is full: {waiting} wait, and no more may (--queue). New jobs are refused."))
     if shutil.disk_usage(server.store.folder).free < limits.room:
         told.append(
             ("bad", "The disk is nearly full: new jobs are refused. Delete pictures, or name another --folder.")

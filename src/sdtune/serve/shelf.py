@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from sdtune import report, timeline
 from sdtune.experiments import listing, page
+from sdtune.experiments.matrix import settings_text
 from sdtune.judging.scores import QUESTIONS, Figure, Scores, Verdict
 from sdtune.runs import Run
 from sdtune.serve.errors import ApiError, not_found
@@ -178,7 +179,7 @@ class Shelf:
 
     def _run(self, path: Path, home: Path | None, model: str) -> Seen | None:
         run = Run(path)
-        stamp = [_stamp(f) for f in (run.events_file, run.scores_file, run.final, path / "failure.json", run.lock_file)]
+        stamp: list[object] = [_stamp(f) for f in (run.events_file, run.scores_file, run.final, path / "failure.json", run.lock_file)]
         stamp.append(run.living())
         if self._known.get(path, (None,))[0] != stamp:
             self._known[path] = stamp, listing.row(path), _json(run.scores_file)
@@ -198,8 +199,8 @@ class Shelf:
         board = _json(home / page.JSON)
         name, own = self._ids[home], {r.path: r for r in runs if r.experiment == self._ids[home]}
         files: dict[Page, bool] = {"board": (home / page.NAME).is_file(), "sheet": (home / page.SHEET).is_file()}
-        figures = board.get("figures") if isinstance(board.get("figures"), dict) else {}
-        primary = figures.get(board.get("primary"), {})
+        figures = _dict(board, "figures")
+        primary = _dict(figures, str(board.get("primary")))
         return Experiment(
             name, str(board.get("name") or home.name), home, str(board.get("summary", "")), str(primary.get("label", "")),
             _time(home / page.JSON), tuple(_cells(home, board, own)), tuple(p for p, there in files.items() if there),
@@ -262,7 +263,7 @@ def _spoken(run: Path, home: Path) -> str:
 
 
 def _cells(home: Path, board: Mapping[str, Any], runs: Mapping[Path, Seen]) -> Iterator[CellSeen]:
-    told = board.get("cells") if isinstance(board.get("cells"), dict) else {}
+    told = _dict(board, "cells")
     settings = {f"{name}-{cell.get('id')}": cell.get("settings", {}) for name, cell in told.items()}
     try:
         folders = sorted(p for p in home.iterdir() if p.is_dir() and listing.cell_of(p))
@@ -271,7 +272,7 @@ def _cells(home: Path, board: Mapping[str, Any], runs: Mapping[Path, Seen]) -> I
     for folder in folders:
         seeds = sorted((n, p.resolve()) for p in folder.iterdir() if (n := listing.seed_of(p)) is not None)
         rows = tuple((n, _state(p, runs.get(p)), runs[p].id if p in runs else "") for n, p in seeds)
-        yield CellSeen(listing.cell_of(folder), page.settings_text(dict(settings.get(folder.name, {}))), rows)
+        yield CellSeen(listing.cell_of(folder), settings_text(dict(settings.get(folder.name, {}))), rows)
 
 
 def _state(path: Path, run: Seen | None) -> str:
@@ -334,6 +335,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _dict(told: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = told.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 # ---- what came out
 
 
@@ -369,7 +375,8 @@ def _figure(row: Mapping[str, Any]) -> Figure | None:
 def _interval(row: Mapping[str, Any] | None) -> Interval | None:
     if row is None:
         return None
-    return Interval(**{k: float("nan") if v is None else v for k, v in row.items()})
+    known: dict[str, Any] = {k: float("nan") if v is None else v for k, v in row.items()}
+    return Interval(**known)
 
 
 def _verdict(row: Mapping[str, Any]) -> Verdict | None:

@@ -26,7 +26,7 @@ def show(a: Seen, b: Seen) -> None:
     if why := differs(a, b):
         tag("p", f"{why} What stands beside each other here is no fair comparison.", "notice").props('role="status"')
     else:
-        text = "Both were asked for the same prompts and seeds. `sdtune compare A B` says whether chance alone tells them apart."
+        text = "Both were asked for the same prompts and seeds. The command sdtune compare, with both, says whether more than chance tells them apart."
         tag("p", text, "lead")
     with section("Answers"):
         _answers(a, b)
@@ -100,9 +100,8 @@ def _figures(a: Seen, b: Seen) -> None:
                         tag("span", row["label"])
                         tag("span", f"{row['better']} is better" if row["better"] else "", "soft")
                     for run, own in zip((a, b), rows, strict=True):
-                        figure(
-                            run.name, own and own["tuned"], {1: "good", -1: "bad"}.get(own["side"], "") if own else ""
-                        )
+                        tone = {1: "good", -1: "bad"}.get(own["side"], "") if own else ""
+                        figure(run.name, own["tuned"] if own else None, tone)
                     figure("Base", row["base"])
                     figure("Real pictures", row["real"])
 

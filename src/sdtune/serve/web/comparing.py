@@ -42,7 +42,7 @@ class Comparing:
             with self._parent:
                 tag(
                     "p",
-                    "`sdtune compare` with this run's folder says whether it helped; this page shows it then.",
+                    "The command sdtune compare, with this run's folder, says whether it helped; this page shows it then.",
                     "soft",
                 )
 

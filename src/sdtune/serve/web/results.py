@@ -277,7 +277,7 @@ def _show_experiments(found: list[Experiment]) -> None:
     if not found:
         empty(
             "No experiment here",
-            "`sdtune experiment matrix.toml` makes one; start the server with its folder to see it here.",
+            "The command sdtune experiment makes one; start the server with its folder to see it here.",
         )
         return
     with tag("div", classes="cards"):
@@ -345,7 +345,7 @@ def _verdict(verdict: Verdict) -> None:
 
 
 def _experiment(found: Experiment, page: str) -> None:
-    tag("p", _sentence(found.summary) or "There is no leaderboard yet; `sdtune experiment` writes it.", "headline")
+    tag("p", _sentence(found.summary) or "There is no leaderboard yet; sdtune experiment writes it at the end.", "headline")
     done, of = found.trainings
     facts(
         [

@@ -38,11 +38,11 @@ class _Status:
         with section("Workers"):
             self._workers = Rows(tag("div", classes="cards"), _worker)
         with section("Queue"):
-            self._queued = Block(tag("p", classes="lead").props("aria-live=polite"), lambda text: tag("span", text))
+            self._queued = tag("p", "", "lead").props("aria-live=polite")
             self._queue = Rows(tag("ul", classes="jobs"), self._job)
         self._trainings = Block(tag("div"), self._show_trainings)
         with section("Server"):
-            self._facts = Block(tag("div"), lambda rows: facts(list(rows)))
+            self._facts = Block[list[tuple[str, str]]](tag("div"), facts)
             self._disk = Block(tag("div", classes="below"), _show_disk)
         with section("What failed last"):
             self._failures = Block(tag("div"), _show_failures)
@@ -72,8 +72,8 @@ class _Status:
         waiting, most = server.queue.count("queued"), server.rules.limits.queue
         self._condition.show(overview.condition(server))
         self._workers.show([(w.name, w) for w in overview.workers(server.dispatcher)])
-        self._queued.show(
-            f"{waiting} of at most {most} jobs wait."
+        self._queued.set_text(
+            f"{waiting} wait{'s' if waiting == 1 else ''}; {most} may."
             if jobs
             else f"Nothing is drawn, nothing waits. There is room for {most} jobs."
         )
@@ -83,14 +83,14 @@ class _Status:
         counts = server.dispatcher.counts
         minutes = int(overview.uptime(server.began) // 60)
         self._facts.show(
-            (
+            [
                 ("Up for", duration(60 * minutes) if minutes else "less than a minute"),
                 ("Jobs done", str(counts["done"])),
                 ("Failed", str(counts["failed"])),
                 ("Cancelled", str(counts["cancelled"])),
                 ("Pictures", str(counts["pictures"])),
                 ("Token", "needed" if server.rules.token else "none: only this machine reaches it"),
-            )
+            ]
         )
 
     async def _look_at_disk(self) -> None:
@@ -107,7 +107,8 @@ class _Status:
                 .props('aria-label="Steps of the picture at work"')
                 .classes("job-bar")
             )
-            button = ui.button("Cancel", on_click=lambda: self._cancel(job.id, button)).props("outline dense no-caps")
+            button = ui.button("Cancel").props("outline dense no-caps")
+            button.on_click(lambda: self._cancel(job.id, button))
             button.props["aria-label"] = f"Cancel: {job.what}"
 
         def show(now: Open) -> None:
@@ -175,11 +176,9 @@ def _worker(worker: Worker) -> tuple[ui.element, Callable[[Worker], object]]:
             facts([(name, value) for name, value in _worker_facts(now) if value])
             if (used := now.memory.get("total")) and (free := now.memory.get("free")) is not None:
                 _meter("Memory of the device in use", (used - free) / used)
-            tag("h4", "Loaded")
-            if not now.loaded:
-                tag("p", "nothing yet" if now.state == "loading" else "nothing", "soft")
-            for name in now.loaded:
-                tag("p", name, "mono")
+            if now.loaded:
+                tag("h4", "Loaded")
+                tag("p", ", ".join(now.loaded), "mono")
 
     show(worker)
     return card, show
