@@ -156,7 +156,7 @@ class Shelf:
         paths = list(dict.fromkeys(p.resolve() for root in self._registry.roots for p in listing.runs_below(root)))
         boards = list(dict.fromkeys(p.resolve() for root in self._registry.roots for p in listing.boards_below(root)))
         homes = {path: home for path in paths if (home := _home(path, boards))}
-        models = {Path(e.place): e.id for e in self._registry.entries.values() if e.kind == "run"}
+        models = {Path(e.place): e.id for e in list(self._registry.entries.values()) if e.kind == "run"}
         for path in [*models, *paths]:
             self._id(path, models.get(path) or (_spoken(path, homes[path]) if path in homes else path.name))
         for home in [*boards, *homes.values()]:

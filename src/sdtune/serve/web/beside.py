@@ -26,7 +26,8 @@ def show(a: Seen, b: Seen) -> None:
     if why := differs(a, b):
         tag("p", f"{why} What stands beside each other here is no fair comparison.", "notice").props('role="status"')
     else:
-        text = "Both were asked for the same prompts and seeds. The command sdtune compare, with both, says whether more than chance tells them apart."
+        text = "Both were asked for the same prompts and seeds. "
+        text += "The command sdtune compare, with both, says whether more than chance tells them apart."
         tag("p", text, "lead")
     with section("Answers"):
         _answers(a, b)
