@@ -81,7 +81,9 @@ def test_runs_are_sorted_and_two_are_held_against_each_other(browser: Browser) -
     page.get_by_role("button", name="Show two beside each other").click()
     page.get_by_role("heading", name="Beside each other").wait_for()
     assert page.locator("ul.trios img").count() == 6
-    decoded = "Promise.all([...document.querySelectorAll('ul.trios img')].map(i => i.decode().then(() => i.naturalWidth)))"
+    decoded = (
+        "Promise.all([...document.querySelectorAll('ul.trios img')].map(i => i.decode().then(() => i.naturalWidth)))"
+    )
     sizes = page.evaluate(decoded)
     assert sizes == [32] * 6
     assert page.get_by_role("img", name="a blue <b>dog</b>, by base").count() == 1  # a stranger's words are text

@@ -18,7 +18,7 @@ from sdtune.serve.limits import Limits
 from sdtune.serve.pages_of_runs import POLICY
 from sdtune.serve.shelf import Page, Shelf
 from sdtune.serve.web.beside import differs, shared_pictures
-from sdtune.serve.web.comparing import progress
+from sdtune.serve.web.comparing import progress, share
 from sdtune.serve.web.results import KEYS
 from sdtune.serve.web.status import size
 from tests.serve.conftest import App, run
@@ -227,10 +227,12 @@ def vars_of(thing: Any) -> dict[str, Any]:
     [
         ("queued", {}, "It waits for its turn."), ("running", {}, "It begins."), ("cancelled", {}, "It is cancelled."),
         ("running", {"what": "drawing pictures", "done": 3, "total": 8}, "Drawing pictures, 3 of 8"),
+        ("running", {"what": "base pictures", "done": None, "total": 10}, "Base pictures, 0 of 10"),
+        ("running", {"what": "reading", "done": None, "total": None}, "Reading"),
     ],
 )  # fmt: skip
 def test_progress_in_words(state: str, told: dict[str, Any], text: str) -> None:
-    assert progress(state, told) == text
+    assert progress(state, told) == text and 0 <= share(told) <= 1
 
 
 # ---- how the server is

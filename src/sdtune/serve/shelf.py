@@ -179,7 +179,9 @@ class Shelf:
 
     def _run(self, path: Path, home: Path | None, model: str) -> Seen | None:
         run = Run(path)
-        stamp: list[object] = [_stamp(f) for f in (run.events_file, run.scores_file, run.final, path / "failure.json", run.lock_file)]
+        stamp: list[object] = [
+            _stamp(f) for f in (run.events_file, run.scores_file, run.final, path / "failure.json", run.lock_file)
+        ]
         stamp.append(run.living())
         if self._known.get(path, (None,))[0] != stamp:
             self._known[path] = stamp, listing.row(path), _json(run.scores_file)

@@ -86,7 +86,7 @@ class Comparing:
         said = [s.data for s in self._work.log_of(job).said if s.event == "busy"]
         told = said[-1] if said else {}
         self._text.set_text(progress(job.state, told))
-        self._bar.set_value(told["done"] / told["total"] if told.get("total") else 0)
+        self._bar.set_value(share(told))
         if job.state in ("queued", "running"):
             return
         self._timer.deactivate()
@@ -99,6 +99,11 @@ class Comparing:
                 alarm(job.error["message"])
 
 
+def share(told: dict[str, Any]) -> float:
+    """How much of what is at work is done, 0 to 1."""
+    return (told.get("done") or 0) / told["total"] if told.get("total") else 0.0
+
+
 def progress(state: str, told: dict[str, Any]) -> str:
     """Drawing pictures, 12 of 40."""
     if state == "queued":
@@ -106,4 +111,5 @@ def progress(state: str, told: dict[str, Any]) -> str:
     if not told:
         return "It begins." if state == "running" else f"It is {state}."
     what = str(told.get("what", ""))
-    return f"{what[:1].upper()}{what[1:]}, {told.get('done', 0)} of {told['total']}" if told.get("total") else f"{what}"
+    counted = f", {told.get('done') or 0} of {told['total']}" if told.get("total") else ""
+    return f"{what[:1].upper()}{what[1:]}{counted}"

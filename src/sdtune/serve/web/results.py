@@ -345,7 +345,11 @@ def _verdict(verdict: Verdict) -> None:
 
 
 def _experiment(found: Experiment, page: str) -> None:
-    tag("p", _sentence(found.summary) or "There is no leaderboard yet; sdtune experiment writes it at the end.", "headline")
+    tag(
+        "p",
+        _sentence(found.summary) or "There is no leaderboard yet; sdtune experiment writes it at the end.",
+        "headline",
+    )
     done, of = found.trainings
     facts(
         [
