@@ -10,23 +10,23 @@ FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=
 ARG EXTRAS=serve,parquet
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/sdtune
+RUN python -m venv /sdtune
 WORKDIR /src
 COPY constraints.txt ./
-RUN /opt/sdtune/bin/pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN /sdtune/bin/pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY licenses licenses
 COPY recipes recipes
 COPY src src
-RUN /opt/sdtune/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
+RUN /sdtune/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
 
 FROM python:${PYTHON}
 ARG UID=1000
 RUN useradd --uid ${UID} --create-home --shell /usr/sbin/nologin sdtune \
     && mkdir -p /work/runs /work/data /work/served /work/cache \
     && chown -R sdtune:sdtune /work
-COPY --from=build /opt/sdtune /opt/sdtune
-ENV PATH=/opt/sdtune/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/work/cache/huggingface SDTUNE_CACHE=/work/cache/sdtune XDG_CACHE_HOME=/work/cache
+COPY --from=build /sdtune /sdtune
+ENV PATH=/sdtune/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/work/cache/huggingface SDTUNE_CACHE=/work/cache/sdtune XDG_CACHE_HOME=/work/cache
 USER sdtune
 WORKDIR /work
 VOLUME ["/work/runs", "/work/data", "/work/served", "/work/cache"]
