@@ -23,13 +23,13 @@ RUN /sdtune/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
 FROM python:${PYTHON}
 ARG UID=1000
 RUN useradd --uid ${UID} --create-home --shell /usr/sbin/nologin sdtune \
-    && mkdir -p /work/runs /work/data /work/served /work/cache \
-    && chown -R sdtune:sdtune /work
+    && mkdir -p /srv/sdtune/runs /srv/sdtune/data /srv/sdtune/served /srv/sdtune/cache \
+    && chown -R sdtune:sdtune /srv/sdtune
 COPY --from=build /sdtune /sdtune
-ENV PATH=/sdtune/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/work/cache/huggingface SDTUNE_CACHE=/work/cache/sdtune XDG_CACHE_HOME=/work/cache
+ENV PATH=/sdtune/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/srv/sdtune/cache/huggingface SDTUNE_CACHE=/srv/sdtune/cache/sdtune XDG_CACHE_HOME=/srv/sdtune/cache
 USER sdtune
-WORKDIR /work
-VOLUME ["/work/runs", "/work/data", "/work/served", "/work/cache"]
+WORKDIR /srv/sdtune
+VOLUME ["/srv/sdtune/runs", "/srv/sdtune/data", "/srv/sdtune/served", "/srv/sdtune/cache"]
 EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/livez', timeout=4)"]
