@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ import typer
 from sdtune.cli_shared import options_of, tell
 from sdtune.errors import ConfigError
 
-DEVICES = ("auto", "cuda", "mps", "cpu")
+DEVICE = re.compile(r"auto|mps|cpu|cuda(:\d{1,3}(,cuda:\d{1,3})*)?")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
@@ -50,14 +51,23 @@ def serve(
     per_client: Annotated[
         int | None, typer.Option(min=1, help="Of them, jobs of one client.  [dim]all[/dim]", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto: CUDA, else MPS, else CPU.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto: CUDA, else MPS, else CPU; cuda: all of them; or cuda:0,cuda:1. A worker each.")
+    ] = "auto",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that draw, on a CPU.")] = 1,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
     batch: Annotated[
         int | None,
         typer.Option(min=1, max=64, help="Pictures drawn at once.  [dim]1 on CPUs, else 8[/dim]", show_default=False),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU.", show_default=False)] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each worker on a CPU.  [dim]all cores, shared[/dim]", show_default=False),
+    ] = None,
     keep: Annotated[int, typer.Option(min=1, help="Original models that stay in memory.")] = 1,
+    keep_pictures: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Drawn pictures that stay on disk; the oldest go.")
+    ] = 10_000,
     pages: Annotated[bool, typer.Option("--pages/--no-pages", help="The web app, or the APIs alone.")] = True,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that a drawing may end in after SIGTERM.")] = 30.0,
 ) -> None:
@@ -99,9 +109,12 @@ def serve(
 
     token = run.token_of(token_file)
     run.check_address(host, token)
-    for key, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise ConfigError(f"--{key}: {value!r}; known: {', '.join(known)}")
+    if not DEVICE.fullmatch(device) or len(set(device.split(","))) < device.count(",") + 1:
+        raise ConfigError(
+            f"--device: {device!r}; auto, cuda, mps, cpu, or CUDA devices such as cuda:0,cuda:1, each once"
+        )
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision: {precision!r}; known: {', '.join(PRECISIONS)}")
     address = run.listening(host, port)
     shop = Shop(runs.expanduser(), tuple(data or ()), trainings)
     registry, notes = registries.build(sources or (), base, shop.runs)
@@ -111,8 +124,9 @@ def serve(
     for entry in registry.entries.values():
         screen.say(f"{entry.id}: {entry.kind}{f' on {entry.base}' if entry.base != entry.id else ''}")
     store = Store(folder.expanduser())
-    setup = Setup(registry.dumped(), str(store.folder), device, precision, threads, batch or 0, keep)
-    rules = Rules(run.hosts(host, allow_host or ()), token, Limits(queue=queue, client=per_client or queue))
+    setup = Setup(registry.dumped(), str(store.folder), device, precision, threads, batch or 0, keep, workers)
+    limits = Limits(queue=queue, client=per_client or queue, pictures=keep_pictures)
+    rules = Rules(run.hosts(host, allow_host or ()), token, limits)
     with held(store.folder):
         app = create_app(registry, setup, rules, store, shop)
         if pages:

@@ -21,12 +21,17 @@ def choose(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def pick(name: str, precision: str, *, key: str = "train.device") -> tuple[torch.device, torch.dtype]:
-    """`choose` by the values themselves; `key` is what messages call the device's."""
+    """`choose` by the values themselves; `key` is what messages call the device's. `name` may be one of several, "cuda:1"."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"{key}: cuda was asked for, but torch sees no CUDA device; use auto or cpu, or install a CUDA build of torch"
+        )
+    if index and int(index) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{key}: {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices, from 0 on"
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"{key}: mps was asked for, but this machine has none; use auto or cpu")
@@ -36,10 +41,10 @@ def pick(name: str, precision: str, *, key: str = "train.device") -> tuple[torch
         else torch.device(name)
     )
     fast = {
-        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
         "mps": False,
         "cpu": cpu_is_fast_at_bf16(),
-    }[name]
+    }[kind]
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     return device, kinds.get(precision, torch.bfloat16 if fast else torch.float32)
 

@@ -19,6 +19,7 @@ from sdtune.config import SampleConfig
 from sdtune.files import atomic_write, write_json
 from sdtune.guides import recorded
 from sdtune.infotext import a1111_parameters
+from sdtune.methods.adapters import acting_in
 from sdtune.model import Cond, Model
 from sdtune.original import Original, Start, size_of, skipped
 from sdtune.samplers import SAMPLERS, build_scheduler
@@ -40,6 +41,18 @@ class Sample:
     """Which of the prompts that were asked for it is."""
     cell: tuple[str, ...] = ()
     """Its place in a grid: what each axis says there (`asks.Axis`)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture that is to be drawn in a batch of originals and tuned ones."""
+
+    prompt: str
+    seed: int
+    texts: Texts
+    """Knows the prompt and the negative one already, as this picture's model reads them (`Texts.learn`)."""
+    acts: bool = True
+    """Whether the adapters on the denoiser act."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,12 @@ def sample(
     prompts: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     pairs: Sequence[tuple[str, int]] | None = None,
+    rows: Sequence[Row] | None = None,
     texts: Texts | None = None,
     on_step: Callable[[Look], None] | None = None,
 ) -> Iterator[Sample]:
     """Draw one picture per prompt and seed, prompt by prompt. `prompts` and `seeds` replace those of `config`; `pairs` of (prompt, seed)
-    both of them.
+    both of them, and `rows` these and `texts`.
 
     A picture depends on its own prompt and seed, not on those beside it. The model's adapter acts as it is set (`Tuned`).
     A prompt that is too long for the model's text encoder is read in as many chunks as it or the negative prompt needs, where
@@ -91,7 +105,8 @@ def sample(
         start = Start.of(model, original) if original else None
     prompts = config.prompts if prompts is None else prompts
     crossed = [(p, s) for p in prompts for s in (config.seeds if seeds is None else seeds)]
-    jobs = crossed if pairs is None else list(pairs)
+    texts = texts or Texts(model, weights=config.prompt_weights)
+    jobs = [Row(*pair, texts) for pair in (crossed if pairs is None else pairs)] if rows is None else list(rows)
     shape = (model.latent_channels, height // model.downscale, width // model.downscale)
     precision = str(model.dtype).removeprefix("torch.")
     settings = {
@@ -104,20 +119,23 @@ def sample(
     settings |= {"guide": recorded(config.guide)} if config.guide else {}
     steering = Steering.of(model, config.guide)
     # Only prompts of equally many chunks go together: empty ones that a longer neighbour asks for would change a picture.
-    texts = texts or Texts(model, weights=config.prompt_weights)
-    needed = {prompt: texts.chunks([prompt, config.negative]) for prompt, _ in jobs}
-    for chunks, group in groupby(jobs, lambda job: needed[job[0]]):
-        empty = texts.encode([config.negative], chunks)
+    needed = {(id(row.texts), row.prompt): row.texts.chunks([row.prompt, config.negative]) for row in jobs}
+    for chunks, group in groupby(jobs, lambda row: needed[id(row.texts), row.prompt]):
         while batch := list(islice(group, config.batch_size)):
-            cond, own_seeds = texts.encode([p for p, _ in batch], chunks), [s for _, s in batch]
-            with spared():  # not while somebody else has the model, between two pictures
+            cond = Cond.cat([row.texts.encode([row.prompt], chunks) for row in batch])
+            empty = Cond.cat([row.texts.encode([config.negative], chunks) for row in batch])
+            own_seeds, acts = [row.seed for row in batch], [row.acts for row in batch]
+            with (
+                spared(),
+                acting_in(model.denoiser, acts),
+            ):  # not while somebody else has the model, between two pictures
                 latents = denoise(model, config, cond, empty, own_seeds, shape, on_step, start, steering)
                 pixels = model.decode(latents)
             drawn = zip(batch, to_images(pixels), pixels.cpu(), latents.cpu(), strict=True)
-            for (prompt, seed), image, pixels_CHW, latents_CHW in drawn:
+            for row, image, pixels_CHW, latents_CHW in drawn:
                 flaw = flaw_of(pixels_CHW, latents_CHW, precision)
                 image = original.keep(image) if original else image
-                yield Sample(prompt, config.negative, seed, image, settings, flaw)
+                yield Sample(row.prompt, config.negative, row.seed, image, settings, flaw)
 
 
 @torch.no_grad()
@@ -132,7 +150,7 @@ def denoise(
     start: Start | None = None,
     steering: Steering | None = None,
 ) -> Tensor:
-    """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32.
+    """The reverse process with classifier-free guidance (arXiv:2207.12598): latents (B, C, H, W), fp32. `empty` has one row, or B.
 
     It begins at noise, or at the picture `start` with as much noise as `denoising_strength` says (arXiv:2108.01073).
     """
@@ -147,7 +165,9 @@ def denoise(
     x_BCHW = begin.x_BCHW
     scale = getattr(scheduler, "scale_model_input", lambda x_BCHW, t: x_BCHW)  # a flow's sampler scales nothing
     guided = config.guidance != 1
-    both = Cond.cat([empty[torch.zeros(len(seeds), dtype=torch.long)], cond]) if guided else cond
+    if len(empty) == 1:
+        empty = empty[torch.zeros(len(seeds), dtype=torch.long)]
+    both = Cond.cat([empty, cond]) if guided else cond
     if begin.given_BCHW is not None:
         both = replace(both, given_BCHW=begin.given_BCHW.repeat(2 if guided else 1, 1, 1, 1))
     extra = {"generator": rngs} if SAMPLERS[config.scheduler].noisy else {}

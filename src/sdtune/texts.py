@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from sdtune.emphasis import is_plain, parse
 from sdtune.errors import ConfigError
 from sdtune.model import Cond, Model
+
+K, V = TypeVar("K"), TypeVar("V")
+KEPT = 256
+"""Prompts of which the states are kept: of SDXL, 0.6 MB each in fp32."""
 
 
 class Texts:
@@ -19,10 +25,14 @@ class Texts:
                 f"sample.prompt_weights: {model.family} does not read weights (Stable Diffusion 1, 2 and SDXL do); set it to false"
             )
         self._model, self.weights = model, weights
-        self._known: dict[tuple[str, int], Cond] = {}
+        self._known = OrderedDict[tuple[str, int], Cond]()
+        self._needed = OrderedDict[tuple[str, ...], int]()
 
     def chunks(self, prompts: Sequence[str]) -> int:
         """So many that nothing of `prompts` is cut."""
+        return _kept(self._needed, tuple(prompts), lambda: self._count(prompts))
+
+    def _count(self, prompts: Sequence[str]) -> int:
         if not self.weights:
             return self._model.chunks_for(prompts)
         return max(self._chunks(prompt) for prompt in prompts)
@@ -33,15 +43,31 @@ class Texts:
             return self._model.chunks_for([prompt])
         return max(self._model.chunks, self._model.weighted_chunks(parts))
 
+    def learn(self, prompts: Sequence[str], negative: str) -> None:
+        """Read them now, so that they are known as the model reads them now, whatever it becomes."""
+        for prompt in prompts:
+            self.encode([prompt, negative], self.chunks([prompt, negative]))
+
     def encode(self, prompts: Sequence[str], chunks: int) -> Cond:
         """A row for each prompt. Each is encoded alone, so that it does not depend on those beside it."""
         return Cond.cat([self._one(prompt, chunks) for prompt in prompts])
 
     def _one(self, prompt: str, chunks: int) -> Cond:
-        if (prompt, chunks) not in self._known:
+        def read() -> Cond:
             parts = parse(prompt) if self.weights else []
-            plain = not self.weights or is_plain(prompt, parts)
-            self._known[prompt, chunks] = (
-                self._model.encode_prompts([prompt], chunks) if plain else self._model.encode_weighted(parts, chunks)
-            )
-        return self._known[prompt, chunks]
+            if not self.weights or is_plain(prompt, parts):
+                return self._model.encode_prompts([prompt], chunks)
+            return self._model.encode_weighted(parts, chunks)
+
+        return _kept(self._known, (prompt, chunks), read)
+
+
+def _kept(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """What is known under `key`, else made; of the longest unused the oldest goes."""
+    if key not in known:
+        found = make()
+        if len(known) >= KEPT:
+            known.popitem(last=False)
+        known[key] = found
+    known.move_to_end(key)
+    return known[key]

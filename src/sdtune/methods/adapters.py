@@ -8,7 +8,7 @@ very same module back. Parameters are named `<part>.<layer>.<parameter>`, the pa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,8 @@ class Adapter(nn.Module, ABC):
         """Share of the change's input set to zero while training."""
         self.strength = 1.0
         """Multiplies the change: 0 is the base, bit by bit."""
+        self.acts_B: Tensor | None = None
+        """In which rows of a batch the change acts (`acting_in`); None: in all. An input of k times as many rows is k such batches."""
 
     @abstractmethod
     def initialise(self, rng: torch.Generator) -> None:
@@ -70,7 +72,11 @@ class Adapter(nn.Module, ABC):
             update = self.update(x, lambda: product(self.base, x))
         else:
             update = self.update(x, lambda: self._without_bias(y))
-        return torch.add(y, update, alpha=self.strength)
+        changed = torch.add(y, update, alpha=self.strength)
+        if self.acts_B is None:
+            return changed
+        acts = self.acts_B.repeat(len(y) // len(self.acts_B)).view(-1, *(1 for _ in y.shape[1:]))
+        return torch.where(acts, changed, y)
 
     @property
     def drops(self) -> bool:
@@ -167,6 +173,19 @@ def set_strength(parts: Mapping[str, nn.Module], strength: float) -> None:
     """Let each adapter's change act with `strength`: 0 is the base, 1 as trained."""
     for _, adapter in adapters_of(parts):
         adapter.strength = strength
+
+
+@contextmanager
+def acting_in(part: nn.Module, acts: Sequence[bool]) -> Iterator[None]:
+    """Inside, the adapters on `part` act in those rows of a batch alone, so that base and tuned model compute in one."""
+    found = [] if all(acts) else [adapter for _, adapter in adapters_of({"": part})]
+    for adapter in found:
+        adapter.acts_B = torch.tensor(acts, device=adapter.weight.device)
+    try:
+        yield
+    finally:
+        for adapter in found:
+            adapter.acts_B = None
 
 
 @contextmanager

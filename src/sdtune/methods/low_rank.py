@@ -97,7 +97,7 @@ class LowRank(Adapter):
         return self._twice(x, *self.factors())
 
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
-        if self.strength == 0 or self.drops or not isinstance(self.base, nn.Linear):
+        if self.strength == 0 or self.drops or self.acts_B is not None or not isinstance(self.base, nn.Linear):
             return super().forward(x, *rest)
         a, b = self.factors()
         y: Tensor = LowRankLinear.apply(x, a, b, self.base, self.scale * self.strength)  # type: ignore[no-untyped-call]

@@ -180,14 +180,14 @@ class Server:
         needed, found = self.queue.needed(), self.queue.uploads()
         for old in found[: max(0, len(found) - self.rules.limits.uploads)]:
             if old.id not in needed:
-                self.queue.drop_picture(old.id)
+                self.queue.drop_pictures([old.id])
                 self.store.remove(old.id, old.kind)
 
     def delete(self, picture: Picture) -> None:
         """Raises ApiError while an open job begins with it."""
         if picture.id in self.queue.needed():
             raise ApiError(409, "in_use", "an open job begins with this picture")
-        self.queue.drop_picture(picture.id)
+        self.queue.drop_pictures([picture.id])
         self.store.remove(picture.id, picture.kind)
 
     # ---- for clients

@@ -1,4 +1,4 @@
-"""Takes jobs from the queue to the worker, and what the worker says to those who listen. The worker is started anew if it dies."""
+"""Takes jobs from the queue to the workers, and what the workers say to those who listen."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import asyncio
 import dataclasses
 import json
 import logging
-import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
+from sdtune.serve import keeping
 from sdtune.serve.limits import Limits
 from sdtune.serve.log import Log
 from sdtune.serve.queue import Job, Queue
 from sdtune.serve.registry import Entry, Registry
 from sdtune.serve.setup import Setup
 from sdtune.serve.store import Store
+from sdtune.serve.workers import Worker
 
 LOGS = 200
 """Jobs that are over and whose events are still kept."""
-LINE = 2**24
-"""Bytes of a line from the worker, at most."""
 GRACE = 5.0
 """Seconds in which the last listener of a job may come back before it is cancelled."""
-SLOWEST = 30.0
-"""Seconds between two starts of a worker that keeps dying, at most."""
 log = logging.getLogger("sdtune.serve")
 
 
@@ -36,48 +34,59 @@ class Dispatcher:
 
     def __init__(self, queue: Queue, store: Store, registry: Registry, setup: Setup, limits: Limits) -> None:
         self.queue, self.store, self.registry, self.setup, self.limits = queue, store, registry, setup, limits
-        self.worker: asyncio.subprocess.Process | None = None
-        self.about: dict[str, Any] = {}
-        """Of the worker: device, precision, batch, memory."""
-        self.ready, self.draining, self.broken = False, False, ""
+        self.workers: list[Worker] = []
+        self.draining = False
         self.counts = Counter[str]()
         self._logs = OrderedDict[str, Log]()
-        self._running = dict[str, Job]()
-        self._busy = False
-        """Until the worker says that it is idle, which is after the last of its jobs is over."""
+        self._stopped = set[str]()
+        """Jobs of which a worker has left a part."""
+        self._new = 0
+        """Pictures and ended jobs since the oldest ones last went."""
         self._wake = asyncio.Event()
         self._tasks = set[asyncio.Task[None]]()
-        self._began = 0.0
         self._mean = 10.0
         """Seconds that a job takes, about."""
 
     # ---- its life
 
     def start(self) -> None:
-        """Take up what an earlier server left, and start the worker in the background."""
-        self.store.tidy()
+        """Take up what an earlier server left, and start the workers in the background."""
+        for line in keeping.settle(self.queue, self.store, self.limits.pictures):
+            log.warning("%s", line)
         for name in self.queue.recover():
             self.counts["failed"] += 1
             log.warning("job %s: given up, the server ended with it too often", name)
-        self._go(self._serve())
+        for device in self.setup.devices:
+            self._hire(device)
+        self._go(self._feed())
+
+    def _hire(self, device: str) -> None:
+        def setup() -> Setup:  # with the models that are there by then
+            return dataclasses.replace(self.setup, device=device, entries=self.registry.dumped())
+
+        worker = Worker(len(self.workers), setup, self._hear, self._lost)
+        self.workers.append(worker)
+        self._go(worker.live())
 
     async def stop(self) -> None:
-        """End the worker now. What it was drawing waits in the queue for the next start."""
+        """End the workers now. What they were drawing waits in the queue for the next start."""
         self.draining = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._end_worker()
-        for name in list(self._running):
-            self.queue.put_back(name, free=True)
-        self._running.clear()
+        await asyncio.gather(*(worker.end() for worker in self.workers))
+        for worker in self.workers:
+            for job in worker.jobs.values():
+                self.queue.put_back(job.id, free=True)
+                self._adopt(job)
+            worker.jobs.clear()
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, and let what is being drawn end, for so long; then tell listeners that the server goes."""
         self.draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._running:
+                while self.running:
                     await asyncio.sleep(0.05)
         for journal in self._logs.values():
             if not journal.over:
@@ -88,94 +97,81 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self) -> None:
-        """Workers, one after the other."""
-        wait = 0.5
-        while not self.draining:
-            began = time.monotonic()
-            try:
-                await self._one_worker()
-            except Exception:  # no worker, or no room on the disk: told, and tried again
-                self.broken = "the worker cannot work; the server's log says why"
-                log.exception("worker")
-            wait = 0.5 if time.monotonic() - began > 60 or self.about.get("drew") else min(2 * wait, SLOWEST)
-            self.ready, self._busy, self.about = False, False, {}
-            self.counts["restarts"] += 1
-            await asyncio.sleep(wait)
+    # ---- what is there
 
-    async def _one_worker(self) -> None:
-        self.worker = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "sdtune.serve.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=LINE,
-        )
-        self._tell({**dataclasses.asdict(self.setup), "entries": self.registry.dumped()})
-        assert self.worker.stdout
-        feeding = asyncio.create_task(self._feed())
-        try:
-            async for line in self.worker.stdout:
-                self._hear(json.loads(line))
-        finally:
-            feeding.cancel()
-            if not self.draining or self.worker.returncode is not None:
-                await self._end_worker()
-                self._lost(self.worker.returncode or 0)
+    @property
+    def running(self) -> set[str]:
+        """Jobs that are being drawn; one of several pictures perhaps by several workers."""
+        return {name for worker in self.workers for name in worker.jobs}
 
-    async def _end_worker(self) -> None:
-        if self.worker and self.worker.returncode is None:
-            with suppress(ProcessLookupError):
-                self.worker.kill()
-            await self.worker.wait()
+    @property
+    def ready(self) -> bool:
+        """Whether one can draw."""
+        return any(worker.ready for worker in self.workers)
 
-    def _lost(self, code: int) -> None:
-        """The worker has ended by itself: say so of what it was drawing."""
-        why = f"signal {-code}" if code < 0 else f"exit code {code}"
-        log.error("worker: ended (%s) while drawing %s", why, ", ".join(self._running) or "nothing")
-        together = len(self._running) > 1
-        for name, job in list(self._running.items()):
-            if together:  # one of them may be the reason: each by itself
-                self.queue.put_back(name, alone=True)
-                self.log_of(job).say("state", {"state": "queued"})
-                del self._running[name]
-            else:
-                self._over(
-                    name, "failed", {"code": "worker_died", "message": f"the worker ended while it was drawn ({why})"}
-                )
+    @property
+    def broken(self) -> str:
+        """Why none can draw; "" if one can, or may still."""
+        told = [worker.broken for worker in self.workers]
+        return told[0] if told and all(told) else ""
 
-    # ---- to the worker
+    def status(self) -> list[dict[str, Any]]:
+        """Of each worker: device, precision, what it draws and since when, memory, models in memory, restarts."""
+        return [worker.status() for worker in self.workers]
+
+    # ---- to the workers
 
     def wake(self) -> None:
         self._wake.set()
 
+    def tell_workers(self, told: dict[str, Any]) -> None:
+        """Each that is there; one that starts later is told the registry as it is then."""
+        for worker in self.workers:
+            worker.tell(told)
+
     async def _feed(self) -> None:
         while True:
-            while not self.ready or self._busy or self.draining or not (jobs := self._next()):
-                self._wake.clear()
-                await self._wake.wait()
-            self.queue.start([job.id for job in jobs])
-            self._running = {job.id: job for job in jobs}
-            self._busy, self._began = True, time.monotonic()
-            for job in jobs:
-                self.log_of(job).say("state", {"state": "running"})
-            self._tell({"draw": [self._order(job) for job in jobs]})
+            self._wake.clear()
+            try:
+                while not self.draining and self._give():
+                    pass
+            except Exception:  # the disk is full, say: what waits is tried again
+                log.exception("queue")
+                await asyncio.sleep(1)
+                continue
+            await self._wake.wait()
 
-    def _next(self) -> list[Job]:
-        """The oldest job that can be drawn, and those that agree with it, as many as are drawn at once."""
-        waiting = self.queue.waiting()
-        for job in waiting:
-            if self.registry.get(job.wish["model"]) is None or self._files(job) is None or not self._stack(job):
-                self._over(
-                    job.id,
-                    "failed",
-                    {"code": "gone", "message": "the model or a picture that it names is not here any more"},
-                )
-        return together(
-            [job for job in waiting if (now := self.queue.get(job.id)) and now.state == "queued"],
-            int(self.about["batch"]),
-        )
+    def _give(self) -> bool:
+        """Let the worker that has the oldest job's model draw it, with others that agree; whether there were a job and a worker."""
+        free = [worker for worker in self.workers if worker.free]
+        if not free or not (waiting := self._drawable()):
+            return False
+        first = waiting[0]
+        entry = self.registry.get(first.wish["model"])
+        assert entry
+        free.sort(key=lambda worker: -worker.likes(entry.id, entry.base))
+        jobs = together(waiting, free[0].batch)
+        self.queue.start([job.id for job in jobs])
+        for job in jobs:
+            self.log_of(job).say("state", {"state": "running"})
+        if len(jobs) > 1:
+            free[0].draw(jobs, [self._order(job, self._missing(job)) for job in jobs])
+            return True
+        spare = max(1, len(free) - (len(waiting) - 1))  # that no other job waits for
+        for worker, part in zip(free, split(self._missing(first), spare), strict=False):
+            worker.draw(jobs, [self._order(first, part)])
+        return True
+
+    def _drawable(self) -> list[Job]:
+        """What waits, the oldest first. A job whose model or picture is gone has failed."""
+        found = list[Job]()
+        for job in self.queue.waiting():
+            if self.registry.get(job.wish["model"]) and self._files(job) is not None and self._stack(job):
+                found.append(job)
+            else:
+                gone = "the model or a picture that it names is not here any more"
+                self._over(job.id, "failed", {"code": "gone", "message": gone})
+        return found
 
     def _stack(self, job: Job) -> bool:
         return all(row["id"] in self.registry.entries for row in job.wish["adapters"])
@@ -186,88 +182,142 @@ class Dispatcher:
         found = {key: (picture.id, picture.kind) for key, picture in named.items() if picture}
         return found if len(found) == len(named) else None
 
-    def _order(self, job: Job) -> dict[str, Any]:
-        have = [picture.number for picture in self.queue.pictures_of(job.id)]
-        return {"id": job.id, "wish": {**job.wish, "files": self._files(job)}, "have": have}
+    def _missing(self, job: Job) -> list[int]:
+        """The numbers of its pictures that are still to be drawn."""
+        have = {picture.number for picture in self.queue.pictures_of(job.id)}
+        return [number for number in range(job.pictures) if number not in have]
 
     def grow(self, entries: Sequence[Entry]) -> None:
         """Let more models be drawn with."""
         self.registry.add(entries)
-        self._tell({"entries": [dataclasses.asdict(entry) for entry in entries]})
+        self.tell_workers({"entries": [dataclasses.asdict(entry) for entry in entries]})
 
-    def _tell(self, told: dict[str, Any]) -> None:
-        if self.worker and self.worker.stdin and self.worker.returncode is None:
-            self.worker.stdin.write(json.dumps(told).encode() + b"\n")
+    def _order(self, job: Job, numbers: Sequence[int]) -> dict[str, Any]:
+        return {"id": job.id, "wish": {**job.wish, "files": self._files(job)}, "numbers": list(numbers)}
 
-    # ---- from the worker
+    # ---- from the workers
 
-    def _hear(self, told: dict[str, Any]) -> None:
+    def _hear(self, worker: Worker, told: dict[str, Any]) -> None:
         match told:
-            case {"event": event, "job": name} if name in self._running:
-                self._hear_of(self._running[name], str(event), told)
+            case {"event": event, "job": name} if name in worker.jobs:
+                self._hear_of(worker, worker.jobs[name], str(event), told)
             case {"up": True}:
-                self.about, self.broken = {k: told[k] for k in ("device", "precision", "batch")}, ""
-            case {"ready": True, "memory": memory}:
-                self.about["memory"], self.ready = memory, True
-                log.info("worker: ready on %s", self.about["device"])
-            case {"idle": True, "memory": memory}:
-                self.about |= {"memory": memory, "drew": True}
-                self._busy = False
-                for name in list(self._running):  # that the worker has not said the end of
-                    self._over(
-                        name, "failed", {"code": "internal", "message": "a fault of the server; its log says more"}
-                    )
+                worker.about, worker.broken = {k: told[k] for k in ("device", "precision", "batch")}, ""
+                self._grow(told["others"])
+            case {"ready": True, "memory": memory, "models": models}:
+                worker.about |= {"memory": memory, "models": models}
+                worker.ready = True
+                log.info("worker %d: ready on %s", worker.number, worker.about["device"])
+            case {"idle": True, "memory": memory, "models": models}:
+                worker.about |= {"memory": memory, "models": models}
+                worker.busy, worker.drew = False, True
+                for job in list(worker.jobs.values()):  # that it has not said the end of
+                    self._part_over(worker, job, "failed", INTERNAL)
             case {"warning": str(text)}:
-                log.warning("worker: %s", text)
+                log.warning("worker %d: %s", worker.number, text)
             case {"broken": str(text)}:
-                self.broken = "the worker cannot work; the server's log says why"
-                log.error("worker: %s", text)
+                worker.broken = "the worker cannot work; the server's log says why"
+                log.error("worker %d: %s", worker.number, text)
         self._wake.set()
 
-    def _hear_of(self, job: Job, event: str, told: dict[str, Any]) -> None:
-        journal = self.log_of(job)
-        data = {key: value for key, value in told.items() if key not in ("event", "job", "log")}
+    def _grow(self, others: Sequence[str]) -> None:
+        """Further workers, once the first has found out where it computes."""
+        if len(self.workers) == 1:
+            for device in others:
+                self._hire(device)
+
+    def _hear_of(self, worker: Worker, job: Job, event: str, told: dict[str, Any]) -> None:
         match event:
             case "picture":
-                self.queue.add_picture(told["id"], job.id, told["number"], told["kind"], told["record"])
-                self.counts["pictures"] += 1
-                journal.say("picture", told_picture(told["id"], told["number"], told["kind"], told["record"]))
-            case "done":
-                self._mean += 0.3 * ((time.monotonic() - self._began) - self._mean)
-                self._over(job.id, "done")
-            case "cancelled":
-                self._over(job.id, "cancelled")
+                self._add_picture(job, told)
+            case "done" | "cancelled":
+                self._part_over(worker, job, event)
             case "failed":
                 log.error("job %s: %s", job.id, told.get("log", ""))
-                self._over(job.id, "failed", {"code": told["code"], "message": told["message"]})
+                self._part_over(worker, job, "failed", {"code": told["code"], "message": told["message"]})
             case _:
-                journal.say(event, data)
+                self.log_of(job).say(event, {k: v for k, v in told.items() if k not in ("event", "job", "log")})
+
+    def _add_picture(self, job: Job, told: dict[str, Any]) -> None:
+        self.queue.add_picture(told["id"], job.id, told["number"], told["kind"], told["record"])
+        self._say_picture(job, told_picture(told["id"], told["number"], told["kind"], told["record"]))
+
+    def _adopt(self, job: Job) -> None:
+        """Take up pictures that a worker has written and could not tell of."""
+        for p in keeping.adopt(self.queue, self.store, job):
+            self._say_picture(job, told_picture(p.id, p.number, p.kind, p.record))
+
+    def _say_picture(self, job: Job, told: dict[str, Any]) -> None:
+        self.counts["pictures"] += 1
+        self._new += 1
+        self.log_of(job).say("picture", told)
+
+    def _lost(self, worker: Worker, why: str) -> None:
+        """A worker has ended by itself: say so of what it was drawing. The others go on."""
+        jobs = list(worker.jobs.values())
+        for job in jobs:
+            if len(jobs) == 1:
+                reason = {"code": "worker_died", "message": f"the worker ended while it was drawn ({why})"}
+                self._part_over(worker, job, "failed", reason)
+            else:  # one of them may be the reason: each by itself
+                del worker.jobs[job.id]
+                self.queue.put_back(job.id, alone=True)
+                self.log_of(job).say("state", {"state": "queued"})
+                self._adopt(job)
+        self._wake.set()
+
+    def _part_over(self, worker: Worker, job: Job, state: str, error: dict[str, str] | None = None) -> None:
+        """A worker has ended what it was to draw of a job. The job is over with the last part, or with the first that failed."""
+        worker.jobs.pop(job.id, None)
+        if state == "cancelled":
+            self._stopped.add(job.id)
+        if state == "failed":
+            self._adopt(job)
+            self._over(job.id, "failed", error)
+            self._tell_cancelled(job.id)
+        elif job.id not in self.running:
+            if state == "done":
+                self._mean += 0.3 * ((time.monotonic() - worker.began) - self._mean)
+            self._over(job.id, "cancelled" if job.id in self._stopped else "done")
+        if job.id not in self.running:
+            self._stopped.discard(job.id)
 
     def _over(self, name: str, state: Any, error: dict[str, str] | None = None) -> None:
         """A job has ended, whether it was being drawn or waited."""
-        self._running.pop(name, None)
         if not self.queue.end(name, state, error):
             return
         self.counts[state] += 1
+        self._new += 1
         job = self.queue.get(name)
         assert job
         journal = self.log_of(job)
         if not journal.over:
             event = {"done": "done", "failed": "error"}.get(state, "cancelled")
             journal.say(event, {"state": state, **({"error": error} if error else {})}, last=True)
+        if self._new > self.limits.pictures // 100:
+            keeping.prune(self.queue, self.store, self.limits.pictures)
+            self._new = 0
 
     # ---- for the routes
 
     def cancel(self, job: Job) -> None:
         """A waiting job ends now, a running one at its next step."""
-        if job.id in self._running:
-            self._tell({"cancel": job.id})
+        if job.id in self.running:
+            self._tell_cancelled(job.id)
         elif job.state == "queued":
             self._over(job.id, "cancelled")
 
     def abandon(self, job: Job) -> None:
         """As the server stops: a job that nobody will ask for does not wait for the next start."""
+        self._tell_cancelled(job.id)
+        for worker in self.workers:
+            worker.jobs.pop(job.id, None)
         self._over(job.id, "cancelled")
+
+    def _tell_cancelled(self, name: str) -> None:
+        for worker in self.workers:
+            if name in worker.jobs:
+                worker.tell({"cancel": name})
 
     def log_of(self, job: Job) -> Log:
         """The events of a job; of one from before this server's start what is known of it."""
@@ -307,12 +357,14 @@ class Dispatcher:
 
     def progress(self, job: Job) -> dict[str, Any] | None:
         """The last that was heard of a running job."""
+        if job.state != "running":
+            return None
         steps = [said for said in self.log_of(job).said if said.event == "step"]
-        return steps[-1].data if steps and job.state == "running" else None
+        return steps[-1].data if steps else None
 
     def retry_after(self) -> int:
         """Seconds until there should be room in the queue."""
-        return max(1, min(120, round(self._mean)))
+        return max(1, min(120, round(self._mean / max(1, len(self.workers)))))
 
 
 def together(waiting: Sequence[Job], batch: int) -> list[Job]:
@@ -321,19 +373,29 @@ def together(waiting: Sequence[Job], batch: int) -> list[Job]:
         return []
     first, *others = waiting
     chosen, key = [first], _key(first)
-    room = batch - len(first.wish["seeds"])
+    room = batch - first.pictures
     for job in others:
-        if key is not None and not first.alone and _key(job) == key and len(job.wish["seeds"]) <= room:
+        if key is not None and not first.alone and _key(job) == key and job.pictures <= room:
             chosen.append(job)
-            room -= len(job.wish["seeds"])
+            room -= job.pictures
     return chosen
+
+
+def split(numbers: Sequence[int], parts: int) -> list[Sequence[int]]:
+    """Neighbours stay together: of a comparison on two workers each draws one of the models. At least one part, perhaps empty."""
+    parts = max(1, min(parts, len(numbers)))
+    ends = [round(i * len(numbers) / parts) for i in range(parts + 1)]
+    return [numbers[begin:end] for begin, end in pairwise(ends)]
 
 
 def _key(job: Job) -> str | None:
     """Jobs of one key are drawn in one batch; None: by itself."""
-    if job.alone or job.wish["kind"] != "txt2img":
+    if job.alone or job.wish["kind"] not in ("txt2img", "compare"):
         return None
     return json.dumps({k: v for k, v in job.wish.items() if k not in ("prompt", "seeds", "previews")}, sort_keys=True)
+
+
+INTERNAL = {"code": "internal", "message": "a fault of the server; its log says more"}
 
 
 def told_picture(name: str, number: int, kind: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sdtune.objective import parts
 from sdtune.opened import Opened
 from sdtune.runs import Run
 from sdtune.sample import Look, Sample, sample, save_png, to_images
+from sdtune.sample import Row as MixedRow
 from sdtune.serve.registry import Entry, Registry
 from sdtune.serve.setup import Setup
 from sdtune.serve.store import Store, picture_id
@@ -60,10 +61,29 @@ class Engine:
     def __init__(self, setup: Setup, cancelled: Callable[[str], bool], say: Say) -> None:
         self.registry, self.store = Registry.loaded(setup.entries), Store(Path(setup.folder))
         self.setup, self._cancelled, self._say = setup, cancelled, say
-        devices.set_up_cpu(setup.threads)
-        self.device, self.dtype = devices.pick(setup.device, setup.precision, key="--device")
+        threads = devices.set_up_cpu(setup.threads)
+        if not setup.threads and setup.workers > 1:
+            devices.set_up_cpu(max(1, threads // setup.workers))
+        if ":" in setup.device and torch.cuda.is_available():
+            torch.cuda.set_device(setup.device)
+        self.device, self.dtype = place(setup.device, setup.precision)
         self.batch = setup.batch or (1 if self.device.type == "cpu" else 8)
         self._loaded = OrderedDict[str, _Loaded]()
+
+    @property
+    def others(self) -> list[str]:
+        """Where further workers are to compute: on the other CUDA devices, if none was named, or on the same CPU."""
+        if self.device.type == "cpu":
+            return ["cpu"] * (self.setup.workers - 1)
+        count = torch.cuda.device_count() if self.device.type == "cuda" and self.device.index is None else 0
+        return [f"cuda:{number}" for number in range(1, count)]
+
+    @property
+    def models(self) -> list[str]:
+        """Ids of what is in memory: originals, and what lies on them."""
+        return [
+            name for key, loaded in self._loaded.items() for name in (key, loaded.on.id if loaded.on else "") if name
+        ]
 
     # ---- models
 
@@ -142,23 +162,45 @@ class Engine:
         if entry is None:
             raise ModelError(f"{wish['model']}: not here any more")
         loaded = self.suit(entry)
+        passes = list[_Pass]()
         for half, (name, strength, stacked) in enumerate(_passes(entry, wish)):
-            config = self._config(loaded.config, wish, strength, stacked=stacked)
-            texts = loaded.opened.suit(config)
-            more: dict[str, Any] = {"adapters": loaded.opened.records} if loaded.opened.records else {}
-            more |= {"tuned": entry.tuned} if strength and entry.tuned else {}
-            more |= {"strength": wish["strength"]} if entry.kind == "original" else {}  # as `sdtune sample` records it
-            rows = [row for one in todo for row in one.rows(half * len(wish["seeds"]), name)]
-            drawing = _Drawing(self, loaded.model, rows)
-            pictures = sample(
-                loaded.model, config, pairs=[row.pair for row in rows], texts=texts, on_step=drawing.looked
-            )
-            for row, picture in zip(rows, pictures, strict=True):
-                drawing.done += 1
-                if not self._cancelled(row.todo.name):
-                    self._keep(row, dataclasses.replace(picture, settings={**picture.settings, **more}))
+            if rows := [row for one in todo for row in one.rows(half, name)]:
+                passes.append(_Pass(rows, self._config(loaded.config, wish, strength, stacked=stacked), entry))
+        if len(passes) == 2 and self.batch > 1 and entry.stackable:
+            self._draw_mixed(loaded, passes)
+        else:
+            for one_pass in passes:
+                self._draw_pass(loaded, one_pass)
         for one in todo:
             self._end(one, Stopped() if self._cancelled(one.name) else None)
+
+    def _draw_pass(self, loaded: _Loaded, now: _Pass) -> None:
+        texts = loaded.opened.suit(now.config)
+        more, drawing = now.record(loaded.opened), _Drawing(self, loaded.model, now.rows)
+        pairs = [row.pair for row in now.rows]
+        for picture in sample(loaded.model, now.config, pairs=pairs, texts=texts, on_step=drawing.looked):
+            self._take(drawing, picture, more)
+
+    def _draw_mixed(self, loaded: _Loaded, passes: Sequence[_Pass]) -> None:
+        """Originals and tuned ones in the same batches: each adapter on the denoiser acts in the rows of its own."""
+        rows, more = list[tuple[_Row, MixedRow]](), list[dict[str, Any]]()
+        for acts, now in zip((False, True), passes, strict=True):
+            texts = loaded.opened.suit(now.config)
+            texts.learn([row.pair[0] for row in now.rows], now.config.negative)
+            rows += [(row, MixedRow(*row.pair, texts, acts)) for row in now.rows]
+            more.append({"strength": now.config.strength, **now.record(loaded.opened)})
+        rows.sort(key=lambda both: both[0].place)
+        drawing = _Drawing(self, loaded.model, [row for row, _ in rows])
+        drawn = sample(loaded.model, passes[1].config, rows=[mixed for _, mixed in rows], on_step=drawing.looked)
+        for (_, mixed), picture in zip(rows, drawn, strict=True):
+            self._take(drawing, picture, more[mixed.acts])
+
+    def _take(self, drawing: _Drawing, picture: Sample, more: dict[str, Any]) -> None:
+        """The next picture of a drawing."""
+        row = drawing.rows[drawing.done]
+        drawing.done += 1
+        if not self._cancelled(row.todo.name):
+            self._keep(row, dataclasses.replace(picture, settings={**picture.settings, **more}))
 
     def _config(self, usual: SampleConfig, wish: dict[str, Any], strength: float, *, stacked: bool) -> SampleConfig:
         same = ("negative", "prompt_weights", "steps", "guidance", "scheduler", "width", "height", "denoising_strength")
@@ -222,10 +264,10 @@ class _Todo:
     def total(self) -> int:
         return len(self.wish["seeds"]) * (2 if self.wish["kind"] == "compare" else 1)
 
-    def rows(self, first: int, kind: str) -> Iterator[_Row]:
-        """Its pictures of one kind, but for those that are there from before a crash."""
-        for number, seed in enumerate(self.wish["seeds"], first):
-            if number not in self.job["have"]:
+    def rows(self, half: int, kind: str) -> Iterator[_Row]:
+        """Its pictures of one kind, those that this worker is to draw."""
+        for number, seed in enumerate(self.wish["seeds"], half * len(self.wish["seeds"])):
+            if number in self.job["numbers"]:
                 yield _Row(self, number, kind, (self.wish["prompt"], seed))
 
 
@@ -236,18 +278,40 @@ class _Row:
     kind: str
     pair: tuple[str, int]
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Sorts pictures from one noise to each other."""
+        return self.todo.name, self.number % len(self.todo.wish["seeds"])
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What is drawn with the model in one state."""
+
+    rows: list[_Row]
+    config: SampleConfig
+    entry: Entry
+
+    def record(self, opened: Opened) -> dict[str, Any]:
+        """What pictures tell beside what `sample` knows. While `opened` is as it suits."""
+        more: dict[str, Any] = {"adapters": opened.records} if opened.records else {}
+        more |= {"tuned": self.entry.tuned} if self.config.strength and self.entry.tuned else {}
+        if self.entry.kind == "original":  # as `sdtune sample` records it
+            more["strength"] = self.rows[0].todo.wish["strength"]
+        return more
+
 
 class _Drawing:
     """Says how far pictures are, shows them on their way, and stops when nobody wants them."""
 
     def __init__(self, engine: Engine, model: Model, rows: Sequence[_Row]) -> None:
-        self._engine, self._model, self._rows = engine, model, rows
+        self._engine, self._model, self.rows = engine, model, rows
         self.done = 0
         self._next = 0.0
 
     def looked(self, look: Look) -> None:
-        now = self._rows[self.done : self.done + len(look.x_BCHW)]
-        if all(self._engine._cancelled(row.todo.name) for row in self._rows[self.done :]):
+        now = self.rows[self.done : self.done + len(look.x_BCHW)]
+        if all(self._engine._cancelled(row.todo.name) for row in self.rows[self.done :]):
             raise Stopped
         for name, row in {row.todo.name: row for row in reversed(now)}.items():
             told = {"picture": row.number, "pictures": row.todo.total, "step": look.number + 1, "steps": look.count}
@@ -271,6 +335,15 @@ class _Drawing:
                 self._engine._say(
                     {"job": name, "event": "preview", "picture": row.number, "jpeg": _base64(jpeg.getvalue())}
                 )
+
+
+def place(name: str, precision: str) -> tuple[torch.device, torch.dtype]:
+    """Device and type. Unless one is asked for: bf16 on CUDA, fp16 on cards that are slow at it, fp32 on MPS and CPUs."""
+    device, dtype = devices.pick(name, precision, key="--device")
+    if precision == "auto":
+        half = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
+        dtype = half if device.type == "cuda" else torch.float32
+    return device, dtype
 
 
 def _passes(entry: Entry, wish: dict[str, Any]) -> list[tuple[str, float, bool]]:

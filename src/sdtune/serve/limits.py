@@ -31,6 +31,8 @@ class Limits:
     upload_pixels: int = 4096 * 4096
     uploads: int = 200
     """Uploaded pictures that are kept; the oldest that no open job needs go."""
+    pictures: int = 10_000
+    """Drawn pictures that are kept, about: one in a hundred more; the oldest that no open job needs go."""
     queue: int = 64
     """Jobs that wait."""
     client: int = 64

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sdtune.serve.dispatch import Dispatcher
 
 
 def text(dispatcher: Dispatcher, answers: Counter[int]) -> str:
     counts = dispatcher.counts
-    memory: Mapping[str, int] = dispatcher.about.get("memory", {})
     ended = {f'state="{state}"': counts[state] for state in ("done", "failed", "cancelled")}
     parts = [
         _family("jobs_taken_total", "counter", "Jobs that were queued.", {"": counts["taken"]}),
@@ -18,12 +18,7 @@ def text(dispatcher: Dispatcher, answers: Counter[int]) -> str:
         _family("pictures_total", "counter", "Pictures that were drawn.", {"": counts["pictures"]}),
         _family("queue_jobs", "gauge", "Jobs that wait.", {"": dispatcher.queue.count("queued")}),
         _family("running_jobs", "gauge", "Jobs that are being drawn.", {"": dispatcher.queue.count("running")}),
-        _family("worker_ready", "gauge", "Whether a model is loaded.", {"": int(dispatcher.ready)}),
-        _family("worker_restarts_total", "counter", "Workers that ended by themselves.", {"": counts["restarts"]}),
-        _family("weights_bytes", "gauge", "Weights in memory, each counted once.", {"": memory.get("weights", 0)}),
-        _family(
-            "memory_bytes", "gauge", "Memory of the worker, or on CUDA of the device.", {"": memory.get("used", 0)}
-        ),
+        *_workers(dispatcher.status()),
         _family(
             "answers_total",
             "counter",
@@ -32,6 +27,24 @@ def text(dispatcher: Dispatcher, answers: Counter[int]) -> str:
         ),
     ]
     return "".join(parts)
+
+
+def _workers(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A row for each worker."""
+    about = {f'worker="{row["worker"]}",device="{row["device"] or ""}"': row for row in rows}
+
+    def of(key: str) -> dict[str, int]:
+        return {label: (row["memory"] or {}).get(key, 0) for label, row in about.items()}
+
+    ready = {label: int(row["ready"]) for label, row in about.items()}
+    yield _family("worker_ready", "gauge", "Whether it can draw.", ready)
+    yield _family(
+        "worker_jobs", "gauge", "Jobs that it draws.", {label: len(row["drawing"]) for label, row in about.items()}
+    )
+    restarts = {label: row["restarts"] for label, row in about.items()}
+    yield _family("worker_restarts_total", "counter", "How often it ended by itself.", restarts)
+    yield _family("weights_bytes", "gauge", "Weights in its memory, each counted once.", of("weights"))
+    yield _family("memory_bytes", "gauge", "Memory of the worker, or on CUDA of its device.", of("used"))
 
 
 def _family(name: str, kind: str, help_text: str, values: Mapping[str, int]) -> str:

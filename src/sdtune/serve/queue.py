@@ -6,7 +6,8 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,11 @@ class Job:
     created: float
     started: float | None
     finished: float | None
+
+    @property
+    def pictures(self) -> int:
+        """How many it asks for."""
+        return len(self.wish["seeds"]) * (2 if self.wish["kind"] == "compare" else 1)
 
 
 @dataclass(frozen=True)
@@ -119,11 +125,18 @@ class Queue:
         return self._count("SELECT COUNT(*) FROM jobs WHERE state = ? AND client = ?", state, client)
 
     def start(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._db.execute(
+        with self._at_once():
+            self._db.executemany(
                 "UPDATE jobs SET state = 'running', tries = tries + 1, started = ? WHERE id = ? AND state = 'queued'",
-                (time.time(), name),
+                [(time.time(), name) for name in names],
             )
+
+    def begun(self) -> list[Job]:
+        """Open jobs that a worker has had, the oldest first."""
+        rows = self._db.execute(
+            "SELECT * FROM jobs WHERE state = 'running' OR (state = 'queued' AND tries) ORDER BY number"
+        )
+        return [_job(row) for row in rows]
 
     def end(self, name: str, state: State, error: Mapping[str, str] | None = None) -> bool:
         """Whether it was open until now."""
@@ -181,8 +194,47 @@ class Queue:
         """The oldest first."""
         return [_picture(r) for r in self._db.execute("SELECT * FROM pictures WHERE job IS NULL ORDER BY created")]
 
-    def drop_picture(self, name: str) -> None:
-        self._db.execute("DELETE FROM pictures WHERE id = ?", (name,))
+    def drop_pictures(self, names: Sequence[str]) -> None:
+        """All or none."""
+        with self._at_once():
+            self._db.executemany("DELETE FROM pictures WHERE id = ?", [(name,) for name in names])
+
+    def kinds(self) -> dict[str, str]:
+        """The kind of each picture and upload, by id."""
+        return {row["id"]: row["kind"] for row in self._db.execute("SELECT id, kind FROM pictures")}
+
+    def beyond(self, most: int) -> list[Picture]:
+        """The oldest drawn pictures, as many as there are more than `most`, but for those that open jobs need."""
+        count = self._count("SELECT COUNT(*) FROM pictures WHERE job IS NOT NULL") - most
+        if count <= 0:
+            return []
+        rows = self._db.execute(
+            "SELECT * FROM pictures WHERE job IS NOT NULL "
+            "AND job NOT IN (SELECT id FROM jobs WHERE state IN ('queued', 'running')) ORDER BY created, number LIMIT ?",
+            (count,),
+        )
+        needed = self.needed()
+        return [picture for picture in map(_picture, rows) if picture.id not in needed]
+
+    def forget_jobs(self, most: int, *, all_before: bool) -> None:
+        """Drop ended jobs without pictures beyond the newest `most` ended ones; `all_before`: and those older than any picture."""
+        self._db.execute(
+            "DELETE FROM jobs WHERE finished IS NOT NULL AND id NOT IN (SELECT job FROM pictures WHERE job IS NOT NULL) AND ("
+            "number <= (SELECT number FROM jobs WHERE finished IS NOT NULL ORDER BY number DESC LIMIT 1 OFFSET ?) OR "
+            "(? AND finished < (SELECT MIN(created) FROM pictures WHERE job IS NOT NULL)))",
+            (most, int(all_before)),
+        )
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """One write to the disk for all that is done inside."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def needed(self) -> set[str]:
         """The ids of pictures that open jobs begin with."""

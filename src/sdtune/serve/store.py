@@ -42,6 +42,14 @@ class Store:
             for part in place.glob(".*.tmp"):
                 part.unlink(missing_ok=True)
 
+    def names(self) -> list[tuple[str, str]]:
+        """Id and kind ("upload" or "drawn") of what lies there, in no order."""
+        places = {"drawn": self.pictures, "upload": self.uploads}
+        files = [
+            (f.stem, kind) for kind, place in places.items() for f in place.iterdir() if f.suffix in (".png", ".json")
+        ]
+        return [(name, kind) for name, kind in dict.fromkeys(files) if is_id(name)]
+
     def path(self, name: str, kind: str) -> Path:
         """Where the file of a picture lies; `kind` as in `queue.Picture`."""
         assert is_id(name)

@@ -46,13 +46,14 @@ def main() -> None:
                 "device": str(engine.device),
                 "precision": str(engine.dtype).removeprefix("torch."),
                 "batch": engine.batch,
+                "others": engine.others,
             }
         )
         try:
             engine.suit(engine.registry.first)
         except SdtuneError as error:  # others may do; each job on it says so again
             say({"warning": f"{engine.registry.first.id}: {error}"})
-        say({"ready": True, "memory": engine.memory()})
+        say({"ready": True, "memory": engine.memory(), "models": engine.models})
         while True:
             told = inbox.get()
             if "entries" in told:
@@ -61,7 +62,7 @@ def main() -> None:
             jobs = told["draw"]
             engine.draw(jobs)
             cancelled.difference_update(job["id"] for job in jobs)
-            say({"idle": True, "memory": engine.memory()})
+            say({"idle": True, "memory": engine.memory(), "models": engine.models})
     except Exception as error:
         say({"broken": str(error) if isinstance(error, SdtuneError) else f"unexpected {type(error).__name__}: {error}"})
         traceback.print_exc()
