@@ -211,7 +211,7 @@ def test_a_request_that_needs_too_much_memory_fails_alone(
 
     def job(number: int, prompt: str) -> dict[str, Any]:
         wish = Wish.model_validate({"model": "lora", "prompt": prompt, "seeds": [1], "steps": 1}).dumped()
-        return {"id": f"{number:032x}", "wish": {**wish, "files": {}}, "have": []}
+        return {"id": f"{number:032x}", "wish": {**wish, "files": {}}, "numbers": [0]}
 
     engine.draw([job(1, "a dog"), job(2, "greedy"), job(3, "a cat")])
     ended = {s["job"][-1]: s["event"] for s in said if s["event"] in ("done", "failed")}

@@ -16,6 +16,8 @@ from sdtune.schema import Section
 WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """The folders of a model in diffusers layout that hold weights; the others hold settings and words."""
 FOLDERS = (*WEIGHTS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
+HEADER = 10 * 2**20
+"""Bytes of a safetensors header, at most: an honest one has a hundred for each tensor, and what a tool notes of the training."""
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 
 
@@ -168,9 +170,11 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
             size = int.from_bytes(stream.read(8), "little")
             if size > file.stat().st_size:
                 raise ValueError("it ends too early")
+            if size > HEADER:
+                raise ValueError(f"its header has {size / 2**20:.0f} MB, more than any model's")
             entries: dict[str, Any] = json.loads(stream.read(size))
             return {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as safetensors: {error}") from None
 
 

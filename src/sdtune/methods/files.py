@@ -100,10 +100,12 @@ def read(path: Path, names: Mapping[str, object] | None = None) -> AdapterFile:
             raw = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors: {error}") from None
-    if any(key.startswith(PREFIXES) for key in raw):
-        layers, scales = read_lycoris(raw, names or ())
-    else:
-        layers, scales = read_lora(raw, metadata)
+    try:
+        about = dict(json.loads(metadata.get("sdtune", "{}")))
+        lycoris = any(key.startswith(PREFIXES) for key in raw)
+        layers, scales = read_lycoris(raw, names or ()) if lycoris else read_lora(raw, metadata)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{path}: its header tells nonsense of the adapter; the file is damaged") from None
     if not layers or (strange := [n for n, x in layers.items() if not x.keys() & MAKERS.keys() and "lora_B" not in x]):
         raise ModelError(
             f"{path}: no keys of the form unet.<layer>.lora_A.weight or lora_unet_<layer>.hada_w1_a; "
@@ -114,4 +116,4 @@ def read(path: Path, names: Mapping[str, object] | None = None) -> AdapterFile:
         raise ModelError(f"{path}: {bad[0]} holds NaN or infinity; the file is damaged")
     if lone := check_pairs({n: x for n, x in layers.items() if x.keys() & {"lora_A", "lora_B"}}):
         raise ModelError(f"{path}: {lone} has only one of its two matrices; the file is damaged")
-    return AdapterFile(path, layers, scales, json.loads(metadata.get("sdtune", "{}")))
+    return AdapterFile(path, layers, scales, about)

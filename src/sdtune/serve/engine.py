@@ -6,9 +6,10 @@ import dataclasses
 import gc
 import io
 import json
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,14 @@ class Engine:
         elif isinstance(error, Stopped):
             self._say({"job": one.name, "event": "cancelled"})
         else:
-            self._say({"job": one.name, "event": "failed", **_reason(error), "log": f"{type(error).__name__}: {error}"})
+            told = _reason(error, self._names())
+            self._say({"job": one.name, "event": "failed", **told, "log": f"{type(error).__name__}: {error}"})
+
+    def _names(self) -> dict[str, str]:
+        """What places are called in front of clients."""
+        entries = self.registry.entries.values()
+        paths = {str(json.loads(entry.model)["path"]): entry.id for entry in entries if entry.model}
+        return {**paths, **{entry.place: entry.id for entry in entries if entry.place}}
 
 
 @dataclass
@@ -367,8 +375,8 @@ def previews(model: Model, look: Look, places: Sequence[int]) -> list[Image]:
     return to_images(model.decode(clean_BCHW))
 
 
-def _reason(error: Exception) -> dict[str, str]:
-    """For clients: what they can mend in words of ours, the rest without details."""
+def _reason(error: Exception, names: Mapping[str, str]) -> dict[str, str]:
+    """For clients: what they can mend in words of ours, the rest without details. `names`: what to call places."""
     if is_out_of_memory(error):
         return {
             "code": "out_of_memory",
@@ -377,6 +385,11 @@ def _reason(error: Exception) -> dict[str, str]:
     if isinstance(error, ConfigError):  # of keys and values that the client sent; names no file
         return {"code": "invalid", "message": str(error).splitlines()[0].replace("sample.", "")[:300]}
     if isinstance(error, SdtuneError):
+        text = str(error).splitlines()[0]
+        for place in sorted(names, key=len, reverse=True):
+            text = text.replace(place, names[place])
+        if isinstance(error, ModelError) and not re.search(r"(^|[^\w.@-])[/~\\]|\b[A-Za-z]:\\", text):
+            return {"code": "model_failed", "message": text[:300]}
         return {
             "code": "model_failed",
             "message": "the model or a picture of the request cannot be used; the server's log says why",

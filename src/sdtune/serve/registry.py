@@ -20,6 +20,10 @@ from sdtune.experiments.listing import runs_below
 from sdtune.families import recognise, settings
 from sdtune.families.places import Source, locate
 from sdtune.runs import Run
+from sdtune.serve import fits
+
+WHOLE = ("full", "student")
+"""Methods whose result is no adapter, but a denoiser of its own."""
 
 _CHECKPOINT = re.compile(r"best|step-\d{1,12}")
 
@@ -68,7 +72,7 @@ class Entry:
     @property
     def stackable(self) -> bool:
         """Whether it can lie on a model beside others."""
-        return self.kind == "adapter" or (self.kind == "run" and self.method not in ("full", "student"))
+        return self.kind == "adapter" or (self.kind == "run" and self.method not in WHOLE)
 
     def told(self) -> dict[str, Any]:
         """For clients."""
@@ -109,7 +113,7 @@ class Registry:
 
 
 def build(sources: Sequence[str], base: str = "embedded", runs: Path = Path("runs")) -> tuple[Registry, list[str]]:
-    """The registry of what `sources` name: runs, folders of runs, adapter files, models; and notes on what was left out.
+    """The registry of what `sources` name: runs, folders of runs and adapter files, adapter files, models; and notes on what was left out.
 
     `base` is the model that adapter files lie on. Without sources it is the runs below `runs`, and `base`. Raises ConfigError and
     ModelError.
@@ -124,7 +128,7 @@ def build(sources: Sequence[str], base: str = "embedded", runs: Path = Path("run
         elif place.suffix == ".safetensors" and place.is_file() and recognise(str(place)) is None:
             made.adapter(place, base)
         elif place.is_dir() and not (place / "model_index.json").exists():
-            notes += _runs_of(made, place, asked=bool(sources))
+            notes += _all_of(made, place, base, asked=bool(sources))
         else:
             made.original(_model_of(source))
     return Registry([*made.tuned, *made.originals.values()]), notes
@@ -142,17 +146,23 @@ def trained(known: Registry, run: Run) -> list[Entry]:
     return [*originals, *(dataclasses.replace(entry, made=now) for entry in made.tuned)]
 
 
-def _runs_of(made: _Maker, folder: Path, *, asked: bool) -> Iterator[str]:
+def _all_of(made: _Maker, folder: Path, base: str, *, asked: bool) -> Iterator[str]:
+    """The runs below a folder, and the adapter files in it."""
     found = 0
-    for path in runs_below(folder):
+    for path in [*runs_below(folder), *sorted(folder.glob("*.safetensors"))]:
         try:
-            _check_finished(Run(path))
-            made.run(Run(path))
+            if path.suffix == ".safetensors":
+                made.adapter(path, base)
+            else:
+                _check_finished(Run(path))
+                made.run(Run(path))
             found += 1
         except SdtuneError as error:  # one of many: the others are served
             yield f"left out: {str(error).splitlines()[0]}"
     if asked and not found:
-        raise ConfigError(f"{folder}: holds no finished run; `sdtune ls {folder}` says what is there")
+        raise ConfigError(
+            f"{folder}: holds no finished run and no adapter file that fits; `sdtune ls {folder}` says what is there"
+        )
 
 
 def _check_finished(run: Run) -> None:
@@ -195,6 +205,9 @@ class _Maker:
         config = run.config()
         if config.plugins:
             raise ConfigError(f"{run.path}: needs plugins; runs with code of their own are not served")
+        if str(config.method.type) not in WHOLE:
+            for file in run.final.glob("*.safetensors"):
+                fits.check(file, *locate(config.model))
         base, chunks = self.original(config), config.data.caption_chunks
         self._add(
             run.path,
@@ -202,7 +215,9 @@ class _Maker:
         )
 
     def adapter(self, file: Path, base: str) -> None:
-        on = self.original(_model_of(base))
+        config = _model_of(base)
+        fits.check(file, *locate(config.model))
+        on = self.original(config)
         self._add(file, Entry("", "adapter", on.id, "", on.family, on.resolution, on.grid))
 
     def _add(self, path: Path, entry: Entry) -> None:
