@@ -37,6 +37,8 @@ PREVIEW = 256
 """Pixels of a preview's longer side, at most."""
 PAUSE = 0.5
 """Seconds between two previews, at least."""
+BEAT = 0.1
+"""Seconds between two lines that tell the step, at least: each costs the server and every listener a millisecond."""
 SHARE = 0.2
 """Of the time previews take no more than this."""
 Say = Callable[[dict[str, Any]], object]
@@ -315,20 +317,25 @@ class _Drawing:
     def __init__(self, engine: Engine, model: Model, rows: Sequence[_Row]) -> None:
         self._engine, self._model, self.rows = engine, model, rows
         self.done = 0
-        self._next = 0.0
+        self._next = self._tell_next = 0.0
 
     def looked(self, look: Look) -> None:
         now = self.rows[self.done : self.done + len(look.x_BCHW)]
         if all(self._engine._cancelled(row.todo.name) for row in self.rows[self.done :]):
             raise Stopped
-        for name, row in {row.todo.name: row for row in reversed(now)}.items():
-            told = {"picture": row.number, "pictures": row.todo.total, "step": look.number + 1, "steps": look.count}
-            self._engine._say({"job": name, "event": "step", **told})
         began = time.monotonic()
+        if began >= self._tell_next or look.number + 1 == look.count:
+            self._tell_step(look, now)
+            self._tell_next = began + BEAT
         if began >= self._next and look.number + 1 < look.count:
             self._show(look, now)
             spent = time.monotonic() - began
             self._next = time.monotonic() + max(PAUSE, spent / SHARE)
+
+    def _tell_step(self, look: Look, rows: Sequence[_Row]) -> None:
+        for name, row in {row.todo.name: row for row in reversed(rows)}.items():
+            told = {"picture": row.number, "pictures": row.todo.total, "step": look.number + 1, "steps": look.count}
+            self._engine._say({"job": name, "event": "step", **told})
 
     def _show(self, look: Look, rows: Sequence[_Row]) -> None:
         wanted = {row.todo.name: (i, row) for i, row in reversed(list(enumerate(rows))) if row.todo.wish["previews"]}

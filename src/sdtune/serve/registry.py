@@ -148,7 +148,7 @@ def trained(known: Registry, run: Run) -> list[Entry]:
 
 def _all_of(made: _Maker, folder: Path, base: str, *, asked: bool) -> Iterator[str]:
     """The runs below a folder, and the adapter files in it."""
-    found = 0
+    found, why = 0, ""
     for path in [*runs_below(folder), *sorted(folder.glob("*.safetensors"))]:
         try:
             if path.suffix == ".safetensors":
@@ -158,7 +158,10 @@ def _all_of(made: _Maker, folder: Path, base: str, *, asked: bool) -> Iterator[s
                 made.run(Run(path))
             found += 1
         except SdtuneError as error:  # one of many: the others are served
-            yield f"left out: {str(error).splitlines()[0]}"
+            why = str(error).splitlines()[0]
+            yield f"left out: {why}"
+    if asked and not found and why:
+        raise ConfigError(f"{folder}: nothing in it can be drawn with; {why}")
     if asked and not found:
         raise ConfigError(
             f"{folder}: holds no finished run and no adapter file that fits; `sdtune ls {folder}` says what is there"

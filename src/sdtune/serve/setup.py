@@ -25,5 +25,5 @@ class Setup:
 
     @property
     def devices(self) -> list[str]:
-        """The devices that are known without asking torch, one for each worker."""
-        return self.device.split(",")
+        """Those that are known without asking torch, one for each worker; further ones start when the first knows where it is."""
+        return ["cpu"] * self.workers if self.device == "cpu" else self.device.split(",")
