@@ -130,6 +130,7 @@ def memory(runs: Path) -> dict[str, Any]:
             if number in AT:
                 for name, process in zip(found, (server.process, *server.workers), strict=True):
                     found[name][number] = round(process.memory_info().rss / 2**20, 1)
+                print(number, found, file=sys.stderr, flush=True)
     return found
 
 
@@ -177,7 +178,18 @@ class Serving:
 
     def __init__(self, runs: Path, folder: Path, *arguments: str) -> None:
         sources = [str(runs)] if runs.is_dir() else []
-        command = [sys.executable, "-m", "sdtune", "serve", *sources, "embedded", "--port", "0", "--folder", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "sdtune",
+            "serve",
+            *sources,
+            "embedded",
+            "--port",
+            "0",
+            "--folder",
+            str(folder),
+        ]
         log = folder.with_suffix(".log")
         with log.open("w") as out:
             more = ("--threads", "1", "--device", "cpu", "--precision", "fp32", *arguments)

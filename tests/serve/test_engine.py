@@ -331,3 +331,23 @@ def test_the_registry_goes_to_a_worker_as_it_is_at_its_start(
     dispatcher.registry.entries["later"] = first
     assert len(dispatcher.workers[0]._setup().entries) == len(dispatcher.registry.entries)
     assert isinstance(dispatcher.registry, Registry)
+
+
+# ---- F39: more than wait
+
+
+def test_of_200_at_once_8_wait_and_the_rest_are_refused_at_once(make_app: Callable[..., App]) -> None:
+    import asyncio
+    import time
+
+    app = make_app(Limits(queue=8))
+
+    async def many() -> tuple[list[int], float]:
+        began = time.process_time()
+        answers = await asyncio.gather(*(app.post({"prompt": "a"}) for _ in range(200)))
+        assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
+        return [answer.status_code for answer in answers], time.process_time() - began
+
+    codes, seconds = run(many())
+    assert (codes.count(202), codes.count(429)) == (8, 192)
+    assert seconds / 200 < 0.1

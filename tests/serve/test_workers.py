@@ -95,3 +95,24 @@ def test_originals_and_tuned_ones_in_one_batch_are_those_drawn_apart(runs: Path,
     assert set(batches) == {1, 8}
     assert max(int(abs(a - b).max()) for a, b in zip(apart, mixed, strict=True)) <= 1
     assert not np.array_equal(mixed[0], mixed[2])  # and the adapter does act
+
+
+def test_a_job_on_an_adapter_that_cannot_be_read_fails_alone_and_says_why(runs: Path, tmp_path: Path) -> None:
+    known, _ = registry.build([str(runs)])
+    rows = known.dumped()
+    (tmp_path / "other.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")  # it was sound when the server started
+    rows.append(
+        {**rows[0], "id": "other", "kind": "adapter", "method": "", "place": str(tmp_path / "other.safetensors")}
+    )
+    said = list[dict[str, Any]]()
+    engine = engines.Engine(Setup(rows, str(tmp_path / "served"), "cpu", "fp32", 1), lambda name: False, said.append)
+    for number, model in enumerate(("other", "lora")):
+        made = Wish.model_validate({"model": model, "prompt": "a dog", "seeds": [1], "steps": 1}).dumped()
+        engine.draw([{"id": f"{number:032x}", "wish": {**made, "files": {}}, "numbers": [0]}])
+    failed, *rest = [s for s in said if s["event"] in ("done", "failed")]
+    assert (
+        failed["code"] == "model_failed"
+        and failed["message"].startswith("other: ")
+        and str(tmp_path) not in failed["message"]
+    )
+    assert [s["event"] for s in rest] == ["done"]

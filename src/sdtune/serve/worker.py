@@ -61,7 +61,7 @@ def main() -> None:
                 continue
             jobs = told["draw"]
             engine.draw(jobs)
-            cancelled.difference_update(job["id"] for job in jobs)
+            cancelled.clear()  # of what it was drawing: the next is sent when this is told
             say({"idle": True, "memory": engine.memory(), "models": engine.models})
     except Exception as error:
         say({"broken": str(error) if isinstance(error, SdtuneError) else f"unexpected {type(error).__name__}: {error}"})
