@@ -70,7 +70,7 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """End the workers now. What they were drawing waits in the queue for the next start."""
-        self.draining = True
+        self._end()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -83,7 +83,7 @@ class Dispatcher:
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, and let what is being drawn end, for so long; then tell listeners that the server goes."""
-        self.draining = True
+        self._end()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self.running:
@@ -91,6 +91,11 @@ class Dispatcher:
         for journal in self._logs.values():
             if not journal.over:
                 journal.say("restart", {"message": "the server stops; the job is kept"}, last=True)
+
+    def _end(self) -> None:
+        self.draining = True
+        for worker in self.workers:
+            worker.ending = True
 
     def _go(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
