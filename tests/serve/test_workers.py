@@ -48,7 +48,9 @@ def test_two_workers_draw_the_same_and_one_outlives_the_other(runs: Path, tmp_pa
         job = live.over(live.post(kind="compare", model="full", seeds=[1]))
         assert [p["kind"] for p in job["pictures"]] == ["original", "tuned"]
         original, tuned = (live.file(p) for p in job["pictures"])
-        assert np.array_equal(pixels(original), pixels(live.draw(model="model", seeds=[1])[0]))  # its record says strength 0
+        assert np.array_equal(
+            pixels(original), pixels(live.draw(model="model", seeds=[1])[0])
+        )  # its record says strength 0
         assert tuned == live.draw(model="full", seeds=[1])[0]
 
         names = [live.post(**LONG), live.post(**{**LONG, "seeds": list(range(16, 32))})]

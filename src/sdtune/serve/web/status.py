@@ -15,19 +15,29 @@ def add(server: Server) -> None:
 
             @ui.refreshable
             def now() -> None:
-                dispatcher, about = server.dispatcher, server.dispatcher.about
+                dispatcher = server.dispatcher
                 if dispatcher.broken:
                     alarm(dispatcher.broken)
-                with section("Worker"):
-                    memory = about.get("memory", {})
-                    facts(
-                        [
-                            ("State", "ready" if dispatcher.ready else "the model is being loaded"),
-                            ("Device", str(about.get("device", "not known yet"))),
-                            ("Precision", str(about.get("precision", "not known yet"))),
-                            ("Memory", f"{memory.get('used', 0) / 1e6:,.0f} MB"),
-                        ]
-                    )
+                for row in dispatcher.status():
+                    with section("Worker" if len(dispatcher.workers) == 1 else f"Worker {row['worker'] + 1}"):
+                        memory, drawing = row["memory"] or {}, row["drawing"]
+                        state = (
+                            f"draws {len(drawing)}"
+                            if drawing
+                            else "ready"
+                            if row["ready"]
+                            else "the model is being loaded"
+                        )
+                        facts(
+                            [
+                                ("State", row["broken"] or state),
+                                ("Device", str(row["device"] or "not known yet")),
+                                ("Precision", str(row["precision"] or "not known yet")),
+                                ("Memory", f"{memory.get('used', 0) / 1e6:,.0f} MB"),
+                                ("Models", ", ".join(row["models"] or ()) or "none yet"),
+                                ("Restarts", str(row["restarts"])),
+                            ]
+                        )
 
             now()
             ui.timer(2.0, now.refresh)
