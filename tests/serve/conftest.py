@@ -137,7 +137,7 @@ class Live:
 
     def _address(self) -> str:
         found: str = self.until(
-            lambda: (m := re.search(r"listening on (http://\S+);", self.log.read_text())) and m[1], 30
+            lambda: (m := re.search(r"listening on (http://\S+);", self.log.read_text())) and m[1], 120
         )
         return found
 

@@ -119,3 +119,17 @@ def test_a_job_on_an_adapter_that_cannot_be_read_fails_alone_and_says_why(runs: 
         and str(tmp_path) not in failed["message"]
     )
     assert [s["event"] for s in rest] == ["done"]
+
+
+def test_what_is_kept_of_prompts_has_an_end(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sdtune
+    from sdtune import texts
+
+    monkeypatch.setattr(texts, "KEPT", 3)
+    _, opened = sdtune.open_model(runs / "lora", "train.precision=fp32", "train.device=cpu")
+    known = texts.Texts(opened.model)
+    before = known.encode(["a dog"], 1).states_BLD
+    for number in range(5):
+        known.encode([f"a dog {number}"], known.chunks([f"a dog {number}"]))
+    assert len(known._known) == len(known._needed) == 3 and ("a dog", 1) not in known._known
+    assert (known.encode(["a dog"], 1).states_BLD == before).all()
