@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,9 @@ def test_figures_are_of_each_worker(bench: Callable[..., Bench]) -> None:
 
     two = bench(["model"], ["model"])
     two.dispatcher.workers[1].about["memory"] = {"weights": 5, "used": 7}
-    text = metrics.text(two.dispatcher, app_answers := two.dispatcher.counts)
-    assert (
-        'sdtune_weights_bytes{worker="1",device="cpu"} 5' in text
-        and 'sdtune_worker_ready{worker="0",device="cpu"} 1' in text
-    )
-    assert app_answers is two.dispatcher.counts
+    text = metrics.text(two.dispatcher, Counter())
+    assert 'sdtune_weights_bytes{worker="1",device="cpu"} 5' in text
+    assert 'sdtune_worker_ready{worker="0",device="cpu"} 1' in text
 
 
 # ---- what is kept
