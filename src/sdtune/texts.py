@@ -10,7 +10,8 @@ from sdtune.emphasis import is_plain, parse
 from sdtune.errors import ConfigError
 from sdtune.model import Cond, Model
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 KEPT = 256
 """Prompts of which the states are kept: of SDXL, 0.6 MB each in fp32."""
 
