@@ -267,8 +267,9 @@ def add(app: FastAPI, server: Server) -> None:
     async def memory() -> JSONResponse:
         import psutil
 
-        ram, used = psutil.virtual_memory(), server.dispatcher.about.get("memory", {}).get("used")
-        cuda = {"error": "not told here; see /metrics"} if used is None else {"worker": {"used": used}}
+        ram = psutil.virtual_memory()
+        used = [memory["used"] for row in server.dispatcher.status() if (memory := row["memory"])]
+        cuda = {"worker": {"used": sum(used)}} if used else {"error": "not told here; see /metrics"}
         return JSONResponse(
             {"ram": {"free": ram.available, "used": ram.total - ram.available, "total": ram.total}, "cuda": cuda}
         )
