@@ -28,7 +28,7 @@ def whole(live: Live, name: str) -> list[bytes]:
 
 
 def after_two(live: Live, name: str) -> None:
-    live.until(lambda: len(live.job(name)["pictures"]) >= 2)
+    live.until(lambda: len(live.job(name)["pictures"]) >= 2, 200)
 
 
 @pytest.mark.slow
