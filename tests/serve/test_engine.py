@@ -41,7 +41,7 @@ class Bench:
         for number, models in enumerate(held):
             worker = Worker(number, lambda: self.dispatcher.setup, self.dispatcher._hear, self.dispatcher._lost)
             worker.ready, worker.about = True, {"device": "cpu", "batch": 1, "models": models, "memory": {}}
-            worker.tell = lambda told, n=number: self.orders[n].append(told)  # type: ignore[method-assign]
+            worker.tell = lambda told, n=number: self.orders[n].append(told)  # type: ignore[method-assign, misc]
             self.dispatcher.workers.append(worker)
 
     def give(self) -> list[list[list[int]]]:

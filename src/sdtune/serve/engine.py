@@ -84,9 +84,8 @@ class Engine:
     @property
     def models(self) -> list[str]:
         """Ids of what is in memory: originals, and what lies on them."""
-        return [
-            name for key, loaded in self._loaded.items() for name in (key, loaded.on.id if loaded.on else "") if name
-        ]
+        on = [loaded.on.id for loaded in self._loaded.values() if loaded.on is not None]
+        return [*self._loaded, *on]
 
     # ---- models
 
