@@ -78,7 +78,7 @@ class Engine:
         """Where further workers are to compute: on the other CUDA devices, if none was named, or on the same CPU."""
         if self.device.type == "cpu":
             return ["cpu"] * (self.setup.workers - 1)
-        count = torch.cuda.device_count() if self.device.type == "cuda" and self.device.index is None else 0
+        count = torch.cuda.device_count() if self.device.type == "cuda" and ":" not in self.setup.device else 0
         return [f"cuda:{number}" for number in range(1, count)]
 
     @property
