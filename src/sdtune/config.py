@@ -357,10 +357,10 @@ def to_toml(config: RunConfig) -> str:
     top, tables = [], []
     for name, value in to_dict(config).items():
         if isinstance(value, dict):
-            rows = [f"{k} = {_toml(v)}" for k, v in value.items() if v is not None]
+            rows = [f"{k} = {toml_value(v)}" for k, v in value.items() if v is not None]
             tables.append("\n".join([f"[{name}]", *rows]))
         else:
-            top.append(f"{name} = {_toml(value)}")
+            top.append(f"{name} = {toml_value(value)}")
     return "\n\n".join(["\n".join(top), *tables]) + "\n"
 
 
@@ -401,13 +401,16 @@ def value_of(raw: str) -> Any:
         return raw
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it; unset ones of a table are left out."""
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, dict):
         return (
             "{"
-            + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {_toml(v)}" for k, v in value.items() if v is not None)
+            + ", ".join(
+                f"{json.dumps(k, ensure_ascii=False)} = {toml_value(v)}" for k, v in value.items() if v is not None
+            )
             + "}"
         )
     if isinstance(value, float):
@@ -445,7 +448,7 @@ def keys_of(group: str, tag: str) -> list[str]:
 def changes(before: RunConfig, after: RunConfig) -> list[str]:
     """The overrides that make `after` of `before`, as one would type them."""
     old, new = (flat(to_dict(c)) for c in (before, after))
-    return [f"{key}={_toml(value)}" for key, value in new.items() if value is not None and old.get(key) != value]
+    return [f"{key}={toml_value(value)}" for key, value in new.items() if value is not None and old.get(key) != value]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
