@@ -112,7 +112,7 @@ def markdown(c: Comparison) -> str:
         for v in c.scores.verdicts
     ]
     lines += ["", "| figure | base | tuned | change | real pictures | note |", "|---|---|---|---|---|---|"]
-    for row in _table(c.scores.figures):
+    for row in table(c.scores.figures):
         cells = [row["label"], *(_plain(row[k]) for k in ("base", "tuned", "difference", "real")), row["note"]]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     if c.validation.bands:
@@ -167,7 +167,7 @@ def _view(c: Comparison) -> Json:
         "headline": sentence,
         "tone": tone,
         "verdicts": c.scores.verdicts,
-        "rows": _table(c.scores.figures),
+        "rows": table(c.scores.figures),
         "limits": c.scores.limits,
         "facts": _facts(c),
         "flawed": c.flawed,
@@ -223,7 +223,7 @@ def _kept(interval: Mapping[str, float]) -> tuple[str, str]:
     return number(interval["value"]), f"{number(interval['low'])} to {number(interval['high'])}"
 
 
-def _table(figures: Sequence[Figure]) -> list[Json]:
+def table(figures: Sequence[Figure]) -> list[Json]:
     """Rows with numbers as texts; a cell is (value, interval) or None."""
     rows = []
     for f in figures:

@@ -432,7 +432,7 @@ def test_colours_follow_the_wanted_direction() -> None:
         Figure("f", "f", "lower", difference=lower, holm=0.04),
         Figure("g", "g", "lower", difference=lower, holm=0.05),
     ]
-    table = report._table(rows)
+    table = report.table(rows)
     assert [r["side"] for r in table] == [1, -1, 0, 0, 0, 1, 0]
     assert [r["holm"] for r in table][4:] == ["", "corrected p = 0.040", "corrected p = 0.050"]
 

@@ -60,14 +60,17 @@ class Browser:
 
 
 @contextmanager
-def browsing(base: str) -> Iterator[Browser]:
-    """Skips without a browser. At the end no page may have complained, or asked another host for anything."""
+def browsing(base: str, *arguments: str) -> Iterator[Browser]:
+    """Skips without a browser; `arguments` are further ones of Chromium.
+
+    At the end no page may have complained, or asked another host for anything.
+    """
     if not CHROMIUM:
         pytest.skip("needs Chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *arguments])
         browser = Browser(opened, base)
         yield browser
         opened.close()

@@ -151,7 +151,7 @@ class Live:
         raise AssertionError(f"not within {seconds} s; the log says:\n{self.log.read_text()}")
 
     def ready(self) -> Live:
-        self.until(lambda: self.http.get("/readyz").status_code == 200)
+        self.until(lambda: self.http.get("/readyz").status_code == 200, 180)
         return self
 
     def post(self, **wish: Any) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sdtune.experiments.measure import cost, size_of
 from sdtune.judging.scores import QUESTIONS
 from sdtune.runs import Run
 
+BOARD = "leaderboard.json"
 DEPTH = 6
 """Folders are looked through so deep."""
 
@@ -59,14 +61,57 @@ def runs_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
     if (folder / "config.toml").is_file():
         yield folder
         return
-    if depth < 0:
-        return
+    if depth >= 0:
+        for path in _inside(folder):
+            yield from runs_below(path, depth - 1)
+
+
+def boards_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Folders with a leaderboard at or below `folder`, by name. Neither runs nor leaderboards are looked into."""
+    if (folder / BOARD).is_file():
+        yield folder
+    elif depth >= 0 and not (folder / "config.toml").is_file():
+        for path in _inside(folder):
+            yield from boards_below(path, depth - 1)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without hidden ones and links; none where it may not be read."""
     try:
-        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and not p.is_symlink())
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and not p.is_symlink())
     except OSError:
-        return
-    for path in inside:
-        yield from runs_below(path, depth - 1)
+        return []
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the run of a cell lies: EXPERIMENT/CELL-ID/seed-N."""
+
+    experiment: Path
+    cell: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment.name}, {self.cell}, seed {self.seed}"
+
+
+def cell_of(folder: Path) -> str:
+    """The name of the cell whose folder it is; "" if it is none."""
+    found = re.fullmatch(r"(.+)-[0-9a-f]{8}", folder.name)
+    return found[1] if found else ""
+
+
+def seed_of(folder: Path) -> int | None:
+    """The seed that a run's folder in a cell is named by; None if it is none."""
+    found = re.fullmatch(r"seed-(\d{1,18})", folder.name)
+    return int(found[1]) if found else None
+
+
+def place_of(run: Path) -> Place | None:
+    """None for a run that belongs to no experiment, by its place."""
+    cell, seed = cell_of(run.parent), seed_of(run)
+    return Place(run.parent.parent, cell, seed) if cell and seed is not None else None
 
 
 def rows(folder: Path) -> list[Row]:
@@ -85,12 +130,12 @@ def row(path: Path) -> Row | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     events = _events(run)
-    spent, scores = cost(run, events), scores_of(run)
+    spent, found = cost(run, events), outcome_of(run)
     state, message = _state(run, events)
     steps = [e.step for e in events if isinstance(e, Step | Finished)]
     return Row(
         run=str(path), state=state, method=method_text(method), step=steps[-1] if steps else 0, steps=int(train.get("steps", 0)),
-        compared=bool(scores), verdicts={v["key"]: v["answer"] for v in scores.get("verdicts", [])}, primary=primary_of(scores),
+        compared=found.compared, verdicts=found.verdicts, primary=found.primary,
         size_mb=spent.size_mb, seconds=spent.seconds, folder_mb=size_of(path) / 1e6,
         began=next((e.time for e in events if isinstance(e, Started)), path.stat().st_mtime), message=message,
     )  # fmt: skip
@@ -117,17 +162,27 @@ def _state(run: Run, events: list[Event]) -> tuple[str, str]:
         return ("stopped" if any(isinstance(e, Step) for e in events) else "empty"), ""
 
 
-def scores_of(run: Run) -> dict[str, Any]:
-    """Its scores.json; empty before it is compared."""
-    try:
-        found: dict[str, Any] = json.loads(run.scores_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
+@dataclass(frozen=True)
+class Outcome:
+    """What a run's comparison came to."""
 
-
-def primary_of(scores: dict[str, Any]) -> str:
+    compared: bool = False
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """The answer to each question of QUESTIONS."""
+    primary: str = ""
     """The change of the primary figure in words, with its interval."""
+
+
+def outcome_of(run: Run) -> Outcome:
+    """Nothing before it is compared, and where another program or version wrote the scores."""
+    try:
+        scores = json.loads(run.scores_file.read_text(encoding="utf-8"))
+        return Outcome(bool(scores), {v["key"]: v["answer"] for v in scores.get("verdicts", [])}, _primary(scores))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Outcome()
+
+
+def _primary(scores: dict[str, Any]) -> str:
     from sdtune.judging.scores import number
 
     primary = scores.get("statistics", {}).get("primary", "")

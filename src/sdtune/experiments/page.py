@@ -18,6 +18,7 @@ from sdtune.experiments import cards, shown
 from sdtune.experiments.cards import Card
 from sdtune.experiments.evidence import BASE, LABELS, Table, Trained, table
 from sdtune.experiments.leaderboard import Estimate, Line, Pair
+from sdtune.experiments.listing import BOARD
 from sdtune.experiments.matrix import SEEDS_TO_CLAIM, Matrix, settings_text
 from sdtune.experiments.measure import NOT_READABLE, Cost, cost
 from sdtune.files import write_json, write_text
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from sdtune.experiments.run import Task
 
 NAME = "index.html"
-JSON = "leaderboard.json"
+JSON = BOARD
 MARKDOWN = "leaderboard.md"
 SHEET = shown.NAME
 TRAINED = "trained parameters"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from sdtune import emphasis
 from sdtune.data import images
 from sdtune.errors import DataError
 from sdtune.runs import Run
-from sdtune.serve import generate, metrics, openai, registry, sdapi, work_api
+from sdtune.serve import generate, metrics, openai, pages_of_runs, registry, sdapi, work_api
 from sdtune.serve.asked import flat, needs_type
 from sdtune.serve.dispatch import Dispatcher, told_picture
 from sdtune.serve.errors import SCHEMA, ApiError, not_found
@@ -29,6 +30,7 @@ from sdtune.serve.guard import Guard, Rules
 from sdtune.serve.queue import Job, Picture, Queue
 from sdtune.serve.registry import Registry
 from sdtune.serve.setup import Setup
+from sdtune.serve.shelf import Shelf
 from sdtune.serve.store import Store, is_id
 from sdtune.serve.thumbs import thumb
 from sdtune.serve.wish import Wish, limited, read, with_seeds
@@ -66,6 +68,12 @@ class Server:
     wish: type[Wish]
     answers: Counter[int] = field(default_factory=Counter)
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    began: float = field(default_factory=time.time)
+    paths: tuple[str, ...] = ()
+    """Of the routes of the APIs."""
+
+    def __post_init__(self) -> None:
+        self.shelf = Shelf(self.registry)
 
     # ---- by id
 
@@ -245,6 +253,8 @@ def create_app(known: Registry, setup: Setup, rules: Rules, store: Store, shop: 
     generate.add(app, server)
     openai.add(app, server)
     sdapi.add(app, server)
+    pages_of_runs.add(app, server)
+    server.paths = tuple(str(getattr(route, "path", "")) for route in app.routes)
     return app
 
 

@@ -195,8 +195,7 @@ class Dispatcher:
     def grow(self, entries: Sequence[Entry]) -> None:
         """Let more models be drawn with."""
         self.registry.add(entries)
-        for worker in self.workers:
-            worker.tell({"entries": [dataclasses.asdict(entry) for entry in entries]})
+        self.tell_workers({"entries": [dataclasses.asdict(entry) for entry in entries]})
 
     def _order(self, job: Job, numbers: Sequence[int]) -> dict[str, Any]:
         return {"id": job.id, "wish": {**job.wish, "files": self._files(job)}, "numbers": list(numbers)}

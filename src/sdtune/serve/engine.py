@@ -131,14 +131,15 @@ class Engine:
             torch.mps.empty_cache()
 
     def memory(self) -> dict[str, int]:
-        """Bytes: of the models' weights, each counted once, and of the process or the device."""
+        """Bytes: of the models' weights, each counted once; of the process or the device; what is free there, and all of it."""
         seen = dict[int, int]()
         for loaded in self._loaded.values():
             for tensor in _tensors(loaded):
                 storage = tensor.untyped_storage()
                 seen[storage.data_ptr()] = storage.nbytes()
+        free, total = _room(self.device)
         used = torch.cuda.memory_allocated() if self.device.type == "cuda" else _resident()
-        return {"weights": sum(seen.values()), "used": used}
+        return {"weights": sum(seen.values()), "used": used, "free": free, "total": total}
 
     # ---- drawing
 
@@ -428,6 +429,16 @@ def _resident() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def _room(device: torch.device) -> tuple[int, int]:
+    """Free bytes, and all, of the memory that the models lie in."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return int(memory.available), int(memory.total)
 
 
 def _base64(data: bytes) -> str:

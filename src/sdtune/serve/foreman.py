@@ -33,7 +33,7 @@ from sdtune.events import (
     Warned,
     to_line,
 )
-from sdtune.experiments.listing import scores_of
+from sdtune.experiments.listing import outcome_of
 from sdtune.files import write_text
 from sdtune.follow.tail import News, Reader
 from sdtune.runs import Run
@@ -361,7 +361,7 @@ class Foreman:
                 model = self._finished(run)
             except (SdtuneError, OSError, ValueError, KeyError) as error:
                 log.warning("run %s: is trained, but cannot be drawn with: %s", job.run, error)
-        return {"model": model, "verdicts": {v["key"]: v["answer"] for v in scores_of(run).get("verdicts", [])}}
+        return {"model": model, "verdicts": outcome_of(run).verdicts}
 
     def _end(
         self, job: WorkJob, state: Any, error: dict[str, str] | None = None, more: dict[str, Any] | None = None

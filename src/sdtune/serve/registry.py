@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sdtune import config as configs
 from sdtune.config import RunConfig
 from sdtune.errors import ConfigError, ModelError, SdtuneError
-from sdtune.experiments.listing import runs_below
+from sdtune.experiments.listing import boards_below, place_of, runs_below
 from sdtune.families import recognise, settings
 from sdtune.families.places import Source, locate
 from sdtune.runs import Run
@@ -85,8 +85,10 @@ class Entry:
 class Registry:
     """Entries by id, in the order in which they were named; what is tuned comes before the originals."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry], roots: Sequence[Path] = ()) -> None:
         self.entries = {entry.id: entry for entry in entries}
+        self.roots = tuple(roots)
+        """Runs and folders of runs that the command line named: what lies below them may be looked at."""
 
     def get(self, name: str) -> Entry | None:
         """The entry of an id; of `ID@NAME` that of a run's checkpoint, as long as it is there."""
@@ -118,20 +120,26 @@ def build(sources: Sequence[str], base: str = "embedded", runs: Path = Path("run
     `base` is the model that adapter files lie on. Without sources it is the runs below `runs`, and `base`. Raises ConfigError and
     ModelError.
     """
-    made, notes = _Maker(), list[str]()
+    made, notes, roots = _Maker(), list[str](), list[Path]()
     named = list(sources) or ([*([str(runs)] if runs.is_dir() else []), base])
     for source in named:
         place = Path(source).expanduser()
         if Run(place).exists():
             _check_finished(Run(place))
             made.run(Run(place))
+            roots.append(place)
         elif place.suffix == ".safetensors" and place.is_file() and recognise(str(place)) is None:
             made.adapter(place, base)
         elif place.is_dir() and not (place / "model_index.json").exists():
             notes += _all_of(made, place, base, asked=bool(sources))
+            roots.append(place)
         else:
             made.original(_model_of(source))
-    return Registry([*made.tuned, *made.originals.values()]), notes
+    if not made.tuned and not made.originals:
+        made.original(_model_of(base))
+    if not sources:  # `sdtune experiment` and `sdtune compare A B` write there: to look at, not to draw with
+        roots += [place for name in ("experiments", "comparisons") if (place := Path(name)).is_dir()]
+    return Registry([*made.tuned, *made.originals.values()], roots), notes
 
 
 def trained(known: Registry, run: Run) -> list[Entry]:
@@ -160,9 +168,13 @@ def _all_of(made: _Maker, folder: Path, base: str, *, asked: bool) -> Iterator[s
         except SdtuneError as error:  # one of many: the others are served
             why = str(error).splitlines()[0]
             yield f"left out: {why}"
-    if asked and not found and why:
+    if found or not asked:
+        return
+    if any(boards_below(folder)):
+        yield f"{folder}: holds no run to draw with; its leaderboards are shown"
+    elif why:
         raise ConfigError(f"{folder}: nothing in it can be drawn with; {why}")
-    if asked and not found:
+    else:
         raise ConfigError(
             f"{folder}: holds no finished run and no adapter file that fits; `sdtune ls {folder}` says what is there"
         )
@@ -227,7 +239,8 @@ class _Maker:
         place = path.resolve()
         if place not in self._places:
             self._places.add(place)
-            name = place.stem if place.suffix == ".safetensors" else place.name
+            cell = place_of(place)
+            name = cell.name if cell else place.stem if place.suffix == ".safetensors" else place.name
             self.tuned.append(dataclasses.replace(entry, id=self._id(name), place=str(place)))
 
     def _id(self, name: str) -> str:

@@ -23,7 +23,7 @@ from sdtune import presets, timeline
 from sdtune.config import RunConfig
 from sdtune.contact import write_timeline
 from sdtune.errors import SdtuneError
-from sdtune.experiments.listing import method_text, primary_of, scores_of
+from sdtune.experiments.listing import method_text, outcome_of
 from sdtune.runs import Run
 from sdtune.serve import posted as posting
 from sdtune.serve import process as processes
@@ -264,7 +264,7 @@ class Work:
         config = settings(run.config_file) or (settings(recipe) if recipe else {})
         train, base = config.get("train", {}), config.get("model", {})
         state, message = self._state(run, history, job)
-        scores, best, going = scores_of(run), history.best, state in ("running", "stopping")
+        found, best, going = outcome_of(run), history.best, state in ("running", "stopping")
         rate, steps = history.rate if going else None, int(train.get("steps", 0))
         sitting = self.foreman.sitting(job.id) if job else None
         began = history.started.time if history.started else job.created if job else _changed(place)
@@ -274,7 +274,7 @@ class Work:
             method=method_text(config.get("method", {})), base=self._base(base), began=began,
             seconds=max(0, steps - history.step) / rate if rate else None, rate=rate, loss=history.loss,
             validation=last.loss if last else None, best=best.loss if best else None, best_step=best.step if best else None,
-            compared=bool(scores), verdicts={v["key"]: v["answer"] for v in scores.get("verdicts", [])}, primary=primary_of(scores),
+            compared=found.compared, verdicts=found.verdicts, primary=found.primary,
             message=self._scrub(message), what=sitting.busy if sitting else "", model=model, job=job.id if job else None,
             plugins=bool(config.get("plugins")),
         )  # fmt: skip

@@ -99,3 +99,14 @@ sdtune.paint = (id) => {
   };
   picture.src = board.dataset.picture;
 };
+
+// Whether the text is on the clipboard. Where the address is no secure one (http of another machine), browsers know the old way alone.
+async function sdtuneCopy(text) {
+  try { await navigator.clipboard.writeText(text); return true; } catch { /* the old way */ }
+  const field = document.createElement("textarea");
+  field.value = text;
+  field.style.cssText = "position: fixed; opacity: 0";
+  document.body.append(field);
+  field.select();
+  try { return document.execCommand("copy"); } catch { return false; } finally { field.remove(); }
+}
