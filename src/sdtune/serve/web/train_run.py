@@ -178,7 +178,7 @@ class Head:
                 self.buttons = [self._button(a) for a in self._actions(work)]
                 self.links = tag("span", classes="buttons")
             self.hint = tag("p", "", "note")
-        self._shown = ""
+        self._shown: tuple[str, str | None] = ("", None)
 
     def _actions(self, work: Any) -> list[Action]:
         run = self.page.view.id
@@ -217,8 +217,9 @@ class Head:
             button.set_visibility(view.state in action.states and not view.plugins)
         self.hint.text = self._hint(view)
         self.hint.set_visibility(bool(self.hint.text))
-        if self._shown != view.state:
-            self._shown = view.state
+        shown = (view.state, view.model)  # the model is known a moment after the end
+        if self._shown != shown:
+            self._shown = shown
             self._show_links(view)
 
     def _show_figures(self, view: RunView) -> None:
