@@ -70,6 +70,7 @@ def test_what_is_chosen_is_what_is_asked_for(known: Registry, changed: dict[str,
 
 def test_seeds_follow_one_another_from_the_one_that_was_given(known: Registry) -> None:
     assert asked(known, count=3)["seeds"] == [7, 8, 9]
+    assert asked(known, count=3.0, seed=7.0)["seeds"] == [7, 8, 9]  # as browsers send it
     first, second = asked(known, count=2, chance=True)["seeds"]
     assert second == first + 1
     assert asked(known, chance=True)["seeds"] != asked(known, chance=True)["seeds"]

@@ -318,7 +318,7 @@ class Foreman:
             sitting.busy = line
             match = _OF.match(line)
             done, total = (match["done"], match["total"] or match["all"]) if match else (None, None)
-            what = match["what"] if match else line
+            what = match["what"] if match else "getting ready"  # other lines say what it is, not what it does
             told = {"what": what, "done": int(done) if done else None, "total": int(total) if total else None}
             self.log_of(sitting.job, sitting.place).say("busy", told)
 

@@ -67,7 +67,7 @@ def _head(a: Seen, b: Seen, first: str, *more: str) -> None:
 
 def _answers(a: Seen, b: Seen) -> None:
     with tag("table", classes="rows"):
-        tag("caption", "Answers of both", "hidden")
+        tag("caption", "Answers of both", "spoken")
         _head(a, b, "Question")
         with tag("tbody"):
             for key, (question, _) in QUESTIONS.items():
@@ -87,7 +87,7 @@ def _answers(a: Seen, b: Seen) -> None:
 def _figures(a: Seen, b: Seen) -> None:
     tables = [{row["key"]: row for row in report.table(run.scores.figures)} for run in (a, b)]
     with tag("table", classes="rows figures"):
-        tag("caption", "Figures of both", "hidden")
+        tag("caption", "Figures of both", "spoken")
         _head(a, b, "Figure", "Base", "Real pictures")
         with tag("tbody"):
             for key in dict.fromkeys([*tables[0], *tables[1]]):

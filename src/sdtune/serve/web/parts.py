@@ -37,7 +37,7 @@ def figures(rows: Sequence[dict[str, Any]]) -> None:
     """The table of a report; a row is as `report.table` makes it."""
     heads = (("base", "Base"), ("tuned", "Tuned"), ("difference", "Change"), ("real", "Real pictures"))
     with tag("table", classes="rows figures"):
-        tag("caption", "Figures with their 95% intervals", "hidden")
+        tag("caption", "Figures with their 95% intervals", "spoken")
         with tag("thead"), tag("tr"):
             for name in ("Figure", *(name for _, name in heads)):
                 tag("th", name).props("scope=col")

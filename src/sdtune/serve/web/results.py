@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from nicegui import ui
 
@@ -59,9 +60,13 @@ def add(server: Server) -> None:
         return await asyncio.to_thread(server.shelf.look, FRESH)
 
     @ui.page("/results", response_timeout=PATIENCE)
-    async def runs() -> None:
+    async def runs(run: str = "") -> None:
+        """`run`: an id that it has elsewhere, as a model or among trainings."""
         ui.add_head_html(STYLE)
         found = await look()
+        if same := [seen for seen in found.runs if run and run in (seen.model, seen.id)]:
+            ui.navigate.to(f"/results/run/{quote(same[0].id)}")
+            return
         with frame("Results", "/results"):
             _List(found, look)
 
@@ -188,10 +193,10 @@ class _List:
             _no_runs(self._found)
             return
         with tag("table", classes="rows"):
-            tag("caption", "Runs, with what came out of each", "hidden")
+            tag("caption", "Runs, with what came out of each", "spoken")
             with tag("thead"), tag("tr"):
                 with tag("th").props("scope=col"):
-                    tag("span", "Choose", "hidden")
+                    tag("span", "Choose", "spoken")
                 for key, name in COLUMNS:
                     self._head(key, name)
             with tag("tbody"):
@@ -373,7 +378,7 @@ STATES = {"finished": "good", "failed": "bad", "running": "open", "begun": "open
 
 def _cells(cells: tuple[CellSeen, ...]) -> None:
     with tag("table", classes="rows"):
-        tag("caption", "Cells, with the state of each training", "hidden")
+        tag("caption", "Cells, with the state of each training", "spoken")
         with tag("thead"), tag("tr"):
             for name in ("Cell", "Settings", "Trainings"):
                 tag("th", name).props("scope=col")

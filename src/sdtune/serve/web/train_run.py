@@ -237,7 +237,7 @@ class Head:
             if view.state == "finished" and view.model:
                 ui.link("Create with it", f"/?model={quote(view.model)}").classes("go")
             if view.state == "finished":
-                ui.link("Compare", f"/results?run={quote(view.id)}").classes("go")
+                ui.link("Compare", f"/results?run={quote(view.model or view.id)}").classes("go")
             if view.state not in AT_WORK and not view.plugins:
                 ui.link("New training like it", f"/train/new?like={quote(view.id)}").classes("go")
 

@@ -52,7 +52,8 @@ def examples(entry: Entry) -> list[str]:
 
 
 def body(values: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    """The wish that the form's values are. Numbers that are no numbers stay as they are: the server says what is wrong."""
+    """The wish that the form's values are. What is no number stays as it is: the server says what is wrong."""
+    values = {key: _whole(value) for key, value in values.items()}
     entry = registry.get(values["model"])
     both = values["draw"] == "compare" and entry is not None and entry.kind != "original"
     alone = values["draw"] == "original" and entry is not None
@@ -70,6 +71,11 @@ def body(values: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
     count = int(values["count"]) if isinstance(values["count"], int | float) else 1
     wish["seeds"] = [first + i if isinstance(first, int) else first for i in range(max(1, min(count, MOST)))]
     return wish
+
+
+def _whole(value: Any) -> Any:
+    """Browsers send 5.0 for 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def of_job(wish: Mapping[str, Any], seed: int | None, registry: Registry) -> dict[str, Any]:
