@@ -1,4 +1,4 @@
-# sdtune as a container: `docker build -t sdtune .`, then compose.yaml, or docs/serving.md, "In a container".
+# sdtune as a container: `docker build -t sdtune .`, then compose.yaml, or docs/deploying.md, "In a container".
 #
 # torch comes from pip's usual index. For other wheels (CPU alone, which makes the image some GB smaller; another CUDA), name the index that
 # PyTorch's page "Get started" gives: docker build --build-arg TORCH_INDEX=URL .

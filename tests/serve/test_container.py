@@ -1,4 +1,4 @@
-"""Dockerfile, compose.yaml and the unit of docs/serving.md against what is there: nothing here needs a container engine."""
+"""Dockerfile, compose.yaml and the unit of docs/deploying.md against what is there: nothing here needs a container engine."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_compose_gives_no_more_than_is_needed() -> None:
 
 
 def unit() -> str:
-    found = re.search(r"```ini\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = re.search(r"```ini\n(.*?)```", (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8"), re.DOTALL)
     assert found
     return found[1]
 

@@ -1,4 +1,4 @@
-"""The proxies of docs/serving.md, as they stand there, in front of a real server."""
+"""The proxies of docs/deploying.md, as they stand there, in front of a real server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.serve.browser import browsing
 from tests.serve.conftest import Live, serving
 
 pytestmark = pytest.mark.slow
-DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
+DOCS = Path(__file__).parents[2] / "docs" / "deploying.md"
 NAME = "pictures.example.org"
 TOKEN = "a-token-for-the-proxy"
 

@@ -147,7 +147,7 @@ class _Body:
 
     def __init__(self, receive: Receive, scope: Scope, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
-        self._most = limits.upload if _carries_pictures(scope["path"]) else limits.body_of(scope["path"])
+        self._most = limits.body_of(scope["path"])
         self._read, self._whole = 0, False
 
     def check_length(self, told: str | None) -> None:
@@ -169,10 +169,6 @@ class _Body:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, "too_large", f"the body has more than {self._most} bytes")
-
-
-def _carries_pictures(path: str) -> bool:
-    return path == "/api/uploads" or re.fullmatch(r"/ui/_nicegui/client/[^/]+/upload/\d+", path) is not None
 
 
 def _name(host: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_PAGE_UPLOAD = re.compile(r"/ui/_nicegui/client/[^/]+/upload/\d+")
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,12 @@ class Limits:
     """Bytes that must be free on the disk before a job is taken."""
 
     def body_of(self, path: str) -> int:
-        """Bytes of a request to this path, at most: more where a dialect's pictures come with it, which base64 makes a third larger."""
-        most = {
+        """Bytes of a request to this path, at most: more where pictures come with it, which base64 makes a third larger."""
+        if path == "/api/uploads" or _PAGE_UPLOAD.fullmatch(path):
+            return self.upload
+        with_pictures = {
             "/v1/images/edits": 2 * self.upload,
             "/sdapi/v1/img2img": 8 * self.upload // 3,
             "/sdapi/v1/png-info": 4 * self.upload // 3,
         }
-        return most.get(path, 0) + self.body
+        return with_pictures.get(path, 0) + self.body
