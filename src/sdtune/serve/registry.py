@@ -139,6 +139,8 @@ def build(sources: Sequence[str], base: str = "embedded", runs: Path = Path("run
         made.original(_model_of(base))
     if not sources:  # `sdtune experiment` and `sdtune compare A B` write there: to look at, not to draw with
         roots += [place for name in ("experiments", "comparisons") if (place := Path(name)).is_dir()]
+    if runs not in roots:
+        roots.append(runs)  # where trainings write; it may not be there yet
     return Registry([*made.tuned, *made.originals.values()], roots), notes
 
 
