@@ -167,7 +167,7 @@ def test_a_failed_job_stands_there_with_its_reason(browser: Browser, shown: Live
     assert shown.over(name)["state"] == "failed"
     page = browser.page("/ui/status")
     page.get_by_text(name, exact=False).wait_for()
-    assert "model" in page.locator("li .bad").first.inner_text()
+    assert "expected one .safetensors adapter" in page.locator("li .bad").first.inner_text()
 
 
 def test_a_worker_that_is_killed_and_a_full_queue_are_said(shown: Live, tmp_path: Path) -> None:

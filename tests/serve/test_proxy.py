@@ -55,7 +55,8 @@ def nginx(folder: Path, port: int, server: str) -> list[str]:
         "proxy_buffering off;", f'proxy_buffering off;\nproxy_set_header Authorization "Bearer {TOKEN}";'
     )
     temporary = "".join(f"{n}_temp_path {folder}/{n};\n" for n in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    head = f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}"
+    user = "user root;\n" if os.geteuid() == 0 else ""  # or its worker is nobody, who cannot write what it buffers
+    head = f"{user}daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}"
     (folder / "nginx.conf").write_text(f"{head}{text}\n}}\n", encoding="utf-8")
     return [
         shutil.which("nginx") or "/usr/sbin/nginx",
@@ -107,7 +108,8 @@ def front(request: pytest.FixtureRequest, runs: Path, tmp_path_factory: pytest.T
         try:
             live.until(lambda: proxy.poll() is not None or is_open(port), 30)
             assert proxy.poll() is None, (folder / "proxy.log").read_text()
-            yield Front(live, client(port), port)
+            with client(port) as http:
+                yield Front(live, http, port)
         finally:
             proxy.terminate()
             proxy.wait(10)
