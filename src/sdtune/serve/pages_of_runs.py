@@ -14,12 +14,15 @@ from sdtune.serve.shelf import PAGES
 if TYPE_CHECKING:
     from sdtune.serve.app import Server
 
-POLICY = (
-    "sandbox allow-scripts allow-downloads; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-)
-"""A page of its own origin, which is nobody's: its script, which the page's own policy names by its hash, sees neither this server nor
-another one."""
+STRANGER = {
+    "content-security-policy": (
+        "sandbox allow-scripts allow-downloads; default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+        "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "x-frame-options": "SAMEORIGIN",
+}
+"""Of a page that a run has made: its own origin, which is nobody's. Its script, which the page's own policy names by its hash, sees
+neither this server nor another one."""
 KINDS = {".html": "text/html; charset=utf-8", ".png": "image/png", ".json": "application/json"}
 
 
@@ -37,7 +40,7 @@ def add(app: FastAPI, server: Server) -> None:
         path = await asyncio.to_thread(shelf.file, name, kind, scratch)
         headers = {"cache-control": "private, no-cache"}
         if path.suffix == ".html":
-            headers |= {"content-security-policy": POLICY, "x-frame-options": "SAMEORIGIN"}
+            headers |= STRANGER
         filename = f"{name}-{kind}{path.suffix}" if download else None
         return FileResponse(path, media_type=KINDS[path.suffix], headers=headers, filename=filename)
 

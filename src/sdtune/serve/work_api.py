@@ -14,19 +14,11 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from sdtune.serve.asked import needs_type
 from sdtune.serve.errors import ApiError
 from sdtune.serve.log import Log, Said
+from sdtune.serve.pages_of_runs import STRANGER
 from sdtune.serve.posted import parse
 from sdtune.serve.work import Work, WorkJob
 
 KINDS = ("train", "evaluate")
-STRAIGHT = {
-    "content-security-policy": (
-        "sandbox allow-scripts allow-downloads; default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        "script-src 'unsafe-inline'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
-    ),
-    "x-frame-options": "SAMEORIGIN",
-}
-"""Of a report: its own scripts run, but as those of a stranger (sandbox), and nothing is loaded from anywhere. The page's own policy
-lets only the script with its hash run."""
 EXAMPLES: dict[str, Any] = {
     "a training": {
         "value": {
@@ -203,11 +195,11 @@ def _add_run_files(app: FastAPI, work: Work) -> None:
 
     @app.get("/api/runs/{run}/report", tags=["runs"], summary="The report, a web page", response_class=FileResponse)
     async def report(run: str) -> FileResponse:
-        return FileResponse(work.page(run, "report"), media_type="text/html; charset=utf-8", headers=STRAIGHT)
+        return FileResponse(work.page(run, "report"), media_type="text/html; charset=utf-8", headers=STRANGER)
 
     @app.get("/api/runs/{run}/vote", tags=["runs"], summary="The page for blind votes", response_class=FileResponse)
     async def vote(run: str) -> FileResponse:
-        return FileResponse(work.page(run, "vote"), media_type="text/html; charset=utf-8", headers=STRAIGHT)
+        return FileResponse(work.page(run, "vote"), media_type="text/html; charset=utf-8", headers=STRANGER)
 
 
 # ---- configs
