@@ -1,4 +1,4 @@
-"""`sdtune serve`: draw for others, over HTTP."""
+"""`sdtune serve`: the web app, and the APIs of programs."""
 
 from __future__ import annotations
 
@@ -71,13 +71,14 @@ def serve(
     pages: Annotated[bool, typer.Option("--pages/--no-pages", help="The web app, or the APIs alone.")] = True,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that a drawing may end in after SIGTERM.")] = 30.0,
 ) -> None:
-    """Draw and train over HTTP: a queue that outlives crashes, originals and tuned models, live progress.
+    """Draw, train and compare in a browser, or over HTTP.
 
-    Ready at once; models load in the background. Requests name models by
-    the ids that GET /api/models lists, never by a path. /openapi.json
-    describes everything.
+    A web app, and APIs that OpenAI's and AUTOMATIC1111's clients speak,
+    on one port of this machine; a queue that outlives crashes. Models load
+    in the background. Requests name models by ids, never by a path;
+    /openapi.json describes everything.
 
-    Example  [cyan]sdtune serve runs[/cyan]
+    Example  [cyan]sdtune serve runs[/cyan]   and open http://127.0.0.1:7860
              [cyan]curl -s localhost:7860/api/jobs -H 'content-type: application/json' \\
                -d '{"prompt": "a red apple", "seeds": \\[1]}'[/cyan]
              [cyan]sdtune serve runs/a b.safetensors --host 0.0.0.0 --token-file token[/cyan]
