@@ -114,14 +114,14 @@ class Registry:
         return cls([Entry(**row) for row in rows])
 
 
-def build(sources: Sequence[str], base: str = "embedded", runs: Path = Path("runs")) -> tuple[Registry, list[str]]:
+def build(sources: Sequence[str], base: str = "embedded", runs: Path | None = None) -> tuple[Registry, list[str]]:
     """The registry of what `sources` name: runs, folders of runs and adapter files, adapter files, models; and notes on what was left out.
 
-    `base` is the model that adapter files lie on. Without sources it is the runs below `runs`, and `base`. Raises ConfigError and
-    ModelError.
+    `base` is the model that adapter files lie on, `runs` where trainings write. Without sources it is the runs below `runs`, and `base`.
+    Raises ConfigError and ModelError.
     """
     made, notes, roots = _Maker(), list[str](), list[Path]()
-    named = list(sources) or ([*([str(runs)] if runs.is_dir() else []), base])
+    named = list(sources) or ([*([str(runs)] if runs and runs.is_dir() else []), base])
     for source in named:
         place = Path(source).expanduser()
         if Run(place).exists():
@@ -139,7 +139,7 @@ def build(sources: Sequence[str], base: str = "embedded", runs: Path = Path("run
         made.original(_model_of(base))
     if not sources:  # `sdtune experiment` and `sdtune compare A B` write there: to look at, not to draw with
         roots += [place for name in ("experiments", "comparisons") if (place := Path(name)).is_dir()]
-    if runs not in roots:
+    if runs and runs not in roots:
         roots.append(runs)  # where trainings write; it may not be there yet
     return Registry([*made.tuned, *made.originals.values()], roots), notes
 
