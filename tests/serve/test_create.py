@@ -127,6 +127,12 @@ def test_a_png_without_settings_or_with_hostile_ones_is_refused(known: Registry,
         wishes.of_file(png(**texts), "a.png", known)
 
 
+def test_a_text_that_nobody_wrote_by_hand_is_not_read(known: Registry) -> None:
+    text = "a boat, " * 20_000 + "\nSteps: 9, Sampler: Euler a, CFG scale: 4, Seed: 77"
+    with pytest.raises(DataError, match="at most 100000 are read"):
+        wishes.of_file(png(parameters=text), "a.png", known)
+
+
 # ---- grids
 
 
