@@ -161,7 +161,7 @@ def _view(c: Comparison) -> Json:
     sentence, tone = headline(c.scores)
     train = [e.image for e in c.plan.train]
     return {
-        "css": asset("report.css"),
+        "css": asset("report.css") + asset("slider.css"),
         "js": asset("report.js"),
         "name": c.config.name,
         "headline": sentence,

@@ -195,7 +195,11 @@ def test_everything_has_a_name_without_being_seen(comparison: Comparison) -> Non
 
 
 def test_sliders_answer_to_keys_and_wait_for_the_script(comparison: Comparison) -> None:
-    page, script, css = Page(report.html(comparison)), pages.asset("report.js"), pages.asset("report.css")
+    page, script, css = (
+        Page(report.html(comparison)),
+        pages.asset("report.js"),
+        pages.asset("report.css") + pages.asset("slider.css"),
+    )
     waiting = [a for _, a in page.tags if "sliding" in (a.get("class") or "").split()]
     assert len(waiting) == 4
     assert all("hidden" in a for a in waiting)

@@ -10,7 +10,7 @@
     const box = element("div", "slider", sliders), stack = element("div", "stack", box);
     stack.append(base.cloneNode());
     element("div", "over", stack).append(tuned.cloneNode());
-    element("div", "bar", stack);
+    element("div", "cut", stack);
     const range = Object.assign(element("input", "", stack), { type: "range", min: 0, max: 100 });
     range.setAttribute("aria-label", `${pair.dataset.prompt}, seed ${pair.dataset.seed}: base to the left, tuned to the right`);
     const set = (value) => {

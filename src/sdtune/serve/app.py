@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -90,6 +91,14 @@ class Server:
         if not is_id(name) or (picture := self.queue.picture(name)) is None:
             raise not_found("picture")
         return picture
+
+    def file(self, name: str) -> Path:
+        """That of a picture. Raises ApiError."""
+        found = self.picture(name)
+        path = self.store.path(found.id, found.kind)
+        if not path.is_file():
+            raise not_found("picture")
+        return path
 
     # ---- taking a job
 
@@ -415,23 +424,16 @@ def _add_pictures(app: FastAPI, server: Server) -> None:
     )  # fmt: skip
     async def file(picture: str) -> FileResponse:
         """PNG; what was drawn has its settings inside."""
-        found = server.picture(picture)
-        path = server.store.path(found.id, found.kind)
-        if not path.is_file():
-            raise not_found("picture")
-        return FileResponse(path, media_type="image/png", headers=FOREVER)
+        return FileResponse(server.file(picture), media_type="image/png", headers=FOREVER)
 
     @app.get(
         "/api/pictures/{picture}/thumb", tags=["pictures"], summary="The picture, small",
-        responses={200: {"content": {"image/jpeg": {}}}}, response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}, "image/png": {}}}}, response_class=Response,
     )  # fmt: skip
     async def small(picture: str) -> Response:
-        """A JPEG of at most 256 pixels a side."""
-        found = server.picture(picture)
-        path = server.store.path(found.id, found.kind)
-        if not path.is_file():
-            raise not_found("picture")
-        return Response(await asyncio.to_thread(thumb, path), media_type="image/jpeg", headers=FOREVER)
+        """A JPEG or PNG of at most 256 pixels a side."""
+        data, kind = await asyncio.to_thread(thumb, server.file(picture))
+        return Response(data, media_type=kind, headers=FOREVER)
 
     @app.delete("/api/pictures/{picture}", status_code=204, tags=["pictures"], summary="Delete a picture")
     async def delete(picture: str) -> Response:

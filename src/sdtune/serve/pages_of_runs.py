@@ -46,9 +46,9 @@ def add(app: FastAPI, server: Server) -> None:
 
     @app.get(
         "/api/results/{name}/pictures/{number}/{side}", tags=["results"], summary="A picture of a comparison",
-        responses={200: {"content": {"image/png": {}}}}, response_class=Response,
+        responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}}, response_class=Response,
     )  # fmt: skip
     async def picture(name: str, number: int, side: str) -> Response:
         """`side`: base or tuned. At most 384 pixels wide."""
-        made = await asyncio.to_thread(shelf.picture, name, number, side)
-        return Response(made, media_type="image/png", headers={"cache-control": "private, no-cache"})
+        made, kind = await asyncio.to_thread(shelf.picture, name, number, side)
+        return Response(made, media_type=kind, headers={"cache-control": "private, no-cache"})

@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdtune import pages
 from sdtune.captioners import store
 from sdtune.captioners.config import CaptionConfig
-from sdtune.data import dataset, readers
+from sdtune.data import dataset, readers, thumbs
 from sdtune.data.config import DataConfig
-from sdtune.data.images import load_image
 from sdtune.errors import ConfigError, DataError
 from sdtune.serve.errors import ApiError, not_found
 from sdtune.serve.limits import Limits
@@ -130,10 +128,9 @@ class Sets:
     def thumbnail(self, entry: SetEntry, n: int, side: int) -> tuple[bytes, str]:
         """The bytes and their media type. Raises ApiError."""
         try:
-            image = load_image(self.item(entry, n).path, max_pixels=Limits.upload_pixels * 4)
+            return thumbs.small(self.item(entry, n).path, side, max_pixels=Limits.upload_pixels * 4)
         except (DataError, OSError):
             raise ApiError(409, "unreadable", "the picture cannot be read") from None
-        return pages.encoded(image, side)
 
     def write(self, entry: SetEntry, n: int, captions: Sequence[str], name: str | None) -> SetPicture:
         """Raises ApiError."""

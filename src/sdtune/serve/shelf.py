@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdtune import report, timeline
+from sdtune.data import thumbs
 from sdtune.experiments import listing, page
 from sdtune.experiments.matrix import settings_text
 from sdtune.judging.scores import QUESTIONS, Figure, Scores, Verdict
@@ -228,12 +229,8 @@ class Shelf:
             case _:
                 return _there(run.scores_file)
 
-    def picture(self, name: str, number: int, side: str) -> bytes:
-        """A picture of a comparison as PNG, at most SIDE pixels wide. Raises ApiError."""
-        from io import BytesIO
-
-        from sdtune.data.images import load_image
-
+    def picture(self, name: str, number: int, side: str) -> tuple[bytes, str]:
+        """A picture of a comparison, of at most SIDE pixels, and its media type. Raises ApiError and DataError."""
         run = self.look(FRESH).run(name)
         rows, folder = run.told.get("pictures", []), Run(run.path).comparison.resolve()
         if side not in ("base", "tuned") or not 0 <= number < len(rows):
@@ -241,11 +238,7 @@ class Shelf:
         path = (folder / str(rows[number].get(side, ""))).resolve()
         if not path.is_relative_to(folder) or not path.is_file():
             raise not_found("picture")
-        image = load_image(path)
-        image.thumbnail((SIDE, SIDE))
-        image.info.clear()
-        image.save(out := BytesIO(), "PNG")
-        return out.getvalue()
+        return thumbs.small(path, SIDE)
 
 
 # ---- what lies where

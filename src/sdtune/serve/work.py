@@ -232,9 +232,18 @@ class Work:
 
     def _place(self, name: str) -> Path:
         """The folder of a run that is there. Raises ApiError."""
-        if (place := self.runs_known.place(name)) is None:
+        if (place := self.folder_of(name)) is None:
             raise not_found("run")
         return place
+
+    async def id_of(self, folder: Path) -> str | None:
+        """The id of the run in a folder; None if it is none of those that can be trained and compared here."""
+        places = await asyncio.to_thread(self.runs_known.scan)
+        return next((name for name, place in places.items() if place.resolve() == folder.resolve()), None)
+
+    def folder_of(self, name: str) -> Path | None:
+        """Where the run of an id lies. Never told to clients."""
+        return self.runs_known.place(name)
 
     async def runs(self) -> list[RunView]:
         """What lies below the folder of the runs and what the command line named, the newest first."""

@@ -29,6 +29,8 @@ def mount(app: FastAPI) -> None:
 
     assets = Path(str(resources.files("sdtune.serve.web") / "assets"))
     pages.add_static_files("/assets", assets, max_cache_age=600)
+    slider = Path(str(resources.files("sdtune") / "report_assets" / "slider.css"))
+    pages.add_static_file(local_file=slider, url_path="/slider.css", max_cache_age=600)
     for page in (create, train, results, status):
         page.add(server)
     book = Book(server.store.folder / "web.sqlite")

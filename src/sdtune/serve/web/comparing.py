@@ -9,8 +9,9 @@ from nicegui import ui
 from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.shelf import Seen
-from sdtune.serve.web.frame import alarm, tag
+from sdtune.serve.web.frame import alarm, client, tag
 
+NOT_HERE = "only runs below --runs are compared here, and those that the command line named"
 TICK = 1.0
 """Seconds between two looks at the job."""
 
@@ -38,7 +39,9 @@ class Comparing:
         self._wrong.clear()
         self._button.disable()
         try:
-            job, _ = self._work.evaluate(await self._id(), ui.context.client.ip or "web")
+            if (name := await self._work.id_of(self._run.path)) is None:
+                raise ApiError(404, "not_found", NOT_HERE)
+            job, _ = self._work.evaluate(name, client())
         except ApiError as error:
             self._button.enable()
             with self._wrong:
@@ -46,16 +49,9 @@ class Comparing:
             return
         self._follow(job)
 
-    async def _id(self) -> str:
-        """The run's id where work is done."""
-        for view in await self._work.runs():
-            if self._run.id in (view.model, view.id):
-                return str(view.id)
-        return self._run.id
-
     async def _take_up(self) -> None:
         """A comparison of this run that is under way already."""
-        name = await self._id()
+        name = await self._work.id_of(self._run.path)
         for job in self._work.jobs(states=("queued", "running")):
             if job.kind == "evaluate" and job.run == name:
                 self._follow(job)

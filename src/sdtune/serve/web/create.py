@@ -11,7 +11,7 @@ from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.queue import Job
 from sdtune.serve.web.form import Form
-from sdtune.serve.web.frame import alarm, frame, tag
+from sdtune.serve.web.frame import alarm, client, frame, tag
 from sdtune.serve.web.gallery import Gallery
 from sdtune.serve.web.stage import Stage
 from sdtune.serve.wish import read
@@ -101,6 +101,5 @@ class _Create:
 def ask(server: Server, body: dict[str, Any]) -> Job:
     """Queue what a form asks for, checked as what programs send. Raises ApiError."""
     wish = read(json.dumps(body).encode(), server.wish, server.rules.limits)
-    request = ui.context.client.request
-    job, _ = server.take(wish, request.client.host if request.client else "local")
+    job, _ = server.take(wish, client())
     return job

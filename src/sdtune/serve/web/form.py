@@ -13,7 +13,7 @@ from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.registry import Entry
 from sdtune.serve.web import wishes
-from sdtune.serve.web.frame import tag
+from sdtune.serve.web.frame import say, tag
 from sdtune.serve.web.pieces import PNG, address, file_button, image, number
 
 
@@ -123,7 +123,7 @@ class Form:
             try:
                 kept = await self.server.keep_upload(data)
             except ApiError as error:
-                ui.notify(error.message, type="negative")
+                say(error.message, bad=True)
                 return
             self.fill({key: kept.id, **({"mask": None} if key == "image" else {})})
 
@@ -238,12 +238,12 @@ class Form:
             try:
                 values, notes = wishes.of_file(data, name[:80], self.server.registry)
             except DataError as error:
-                ui.notify(str(error), type="negative", multi_line=True, timeout=8000)
+                say(str(error), bad=True)
                 return
             self.fill(values)
             for note in notes[:6]:
-                ui.notify(note, type="info", multi_line=True)
-            ui.notify(f"The settings of {name[:80]} are in the form.", type="positive")
+                say(note)
+            say(f"The settings of {name[:80]} are in the form.")
 
         button = file_button(
             "Settings from a PNG",

@@ -12,7 +12,10 @@ from starlette.responses import Response
 
 PAGES = (("/", "Create"), ("/train", "Train"), ("/results", "Results"), ("/status", "Status"))
 """Address below the app's place, and name."""
-HEAD = '<link rel="stylesheet" href="/ui/assets/web.css"><script src="/ui/assets/web.js" defer></script>'
+HEAD = (
+    '<link rel="stylesheet" href="/ui/slider.css"><link rel="stylesheet" href="/ui/assets/web.css">'
+    '<script src="/ui/assets/web.js" defer></script>'
+)
 
 
 @contextmanager
@@ -79,6 +82,19 @@ def icon_button(icon: str, name: str, action: Callable[[], object]) -> ui.button
     with button:
         ui.tooltip(name)
     return button
+
+
+def client() -> str:
+    """Who asks, as the server's shares count."""
+    return str(getattr(ui.context.client.request.state, "client", "web"))
+
+
+def say(text: str, *, bad: bool = False) -> None:
+    """A line that goes by itself; what went wrong stays longer, and can be closed."""
+    if bad:
+        ui.notify(text, multi_line=True, close_button="Close", timeout=10_000, classes="notice-bad")
+    else:
+        ui.notify(text, timeout=4000)
 
 
 def _theme() -> None:

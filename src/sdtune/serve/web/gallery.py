@@ -11,7 +11,7 @@ from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.queue import Job, Picture
 from sdtune.serve.web import wishes
-from sdtune.serve.web.frame import empty, facts, icon_button, section, tag
+from sdtune.serve.web.frame import empty, facts, icon_button, say, section, tag
 from sdtune.serve.web.pieces import address, image
 from sdtune.serve.web.stage import show_pictures
 
@@ -108,7 +108,7 @@ class Gallery:
     def _take(self, dialog: ui.dialog, job: Job, picture: Picture) -> None:
         self._reuse(wishes.of_job(job.wish, picture.record.get("seed"), self.server.registry))
         dialog.close()
-        ui.notify("The settings are in the form.", type="positive")
+        say("The settings are in the form.")
 
     def _start(self, dialog: ui.dialog, picture: Picture) -> None:
         self._begin(picture.id)
@@ -118,7 +118,7 @@ class Gallery:
         try:
             self.server.delete(picture)
         except ApiError as error:
-            ui.notify(error.message, type="negative")
+            say(error.message, bad=True)
             return
         dialog.close()
         self.look()

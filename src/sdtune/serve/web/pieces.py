@@ -8,7 +8,7 @@ from typing import Any
 from nicegui import events, ui
 
 from sdtune.serve.queue import Picture
-from sdtune.serve.web.frame import tag
+from sdtune.serve.web.frame import say, tag
 
 PNG = ".png,.jpg,.jpeg,.webp"
 
@@ -53,7 +53,7 @@ def file_button(
         await taken(await event.file.read(), event.file.name)
 
     def refused() -> None:
-        ui.notify(f"At most {limit // 2**20} MB, one of: {accept}", type="negative")
+        say(f"At most {limit // 2**20} MB, one of: {accept}", bad=True)
 
     uploader = ui.upload(on_upload=got, on_rejected=refused, auto_upload=True, max_file_size=limit)
     uploader.classes("unseen").props(f'accept="{accept}" aria-hidden=true')

@@ -61,10 +61,11 @@ def add(server: Server) -> None:
 
     @ui.page("/results", response_timeout=PATIENCE)
     async def runs(run: str = "") -> None:
-        """`run`: an id that it has elsewhere, as a model or among trainings."""
+        """`run`: an id of `Work`, whose run is then shown."""
         ui.add_head_html(STYLE)
         found = await look()
-        if same := [seen for seen in found.runs if run and run in (seen.model, seen.id)]:
+        folder = await asyncio.to_thread(server.work.folder_of, run) if run else None
+        if folder and (same := [seen for seen in found.runs if seen.path == folder.resolve()]):
             ui.navigate.to(f"/results/run/{quote(same[0].id)}")
             return
         with frame("Results", "/results"):

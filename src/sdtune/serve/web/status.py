@@ -13,7 +13,7 @@ from nicegui import ui
 from sdtune.serve import overview
 from sdtune.serve.app import Server
 from sdtune.serve.overview import Disk, Failure, Open, Worker
-from sdtune.serve.web.frame import alarm, empty, facts, frame, section, tag
+from sdtune.serve.web.frame import alarm, empty, facts, frame, say, section, tag
 from sdtune.serve.web.live import Block, Rows
 from sdtune.serve.web.parts import STYLE
 from sdtune.units import duration
@@ -221,7 +221,7 @@ def _show_failures(rows: list[Failure]) -> None:
 def _address(name: str, address: str, example: str) -> None:
     async def copy() -> None:
         done = await ui.run_javascript(f"sdtuneCopy({json.dumps(example)})", timeout=5)
-        ui.notify("Copied" if done else "The browser does not let a page copy here; mark the line and copy it.")
+        say("Copied" if done else "The browser does not let a page copy here; mark the line and copy it.")
 
     with tag("div", classes="card address"):
         with tag("div", classes="card-head"):

@@ -9,8 +9,8 @@ from nicegui import ui
 from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
 from sdtune.serve.web import train_data, train_new, train_run
-from sdtune.serve.web.frame import frame, section, tag
-from sdtune.serve.web.train_words import AT_WORK, STATES, client, progress, say, since, style
+from sdtune.serve.web.frame import client, frame, say, section, tag
+from sdtune.serve.web.train_words import AT_WORK, STATES, progress, since, style
 from sdtune.serve.work import PresetView, Preview, RunView, SetView
 
 EVERY = 2.0

@@ -10,12 +10,12 @@ from nicegui import ui
 
 from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
-from sdtune.serve.web.frame import facts, frame, section, tag
+from sdtune.serve.web.frame import client, facts, frame, say, section, tag
 from sdtune.serve.web.train_draft import Draft, free_name
 from sdtune.serve.web.train_fields import by_key
 from sdtune.serve.web.train_form import Form, settings
 from sdtune.serve.web.train_sets import Sets
-from sdtune.serve.web.train_words import client, say, sentence, style
+from sdtune.serve.web.train_words import sentence, style
 from sdtune.serve.work import Estimate, PresetView
 from sdtune.units import count, duration, megabytes
 

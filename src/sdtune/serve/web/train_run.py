@@ -13,10 +13,10 @@ from nicegui import ui
 
 from sdtune.serve.app import Server
 from sdtune.serve.errors import ApiError
-from sdtune.serve.web.frame import alarm, empty, frame, section, tag
+from sdtune.serve.web.frame import alarm, client, empty, frame, section, tag
 from sdtune.serve.web.train_charts import options, words
 from sdtune.serve.web.train_timeline import Timeline
-from sdtune.serve.web.train_words import AT_WORK, STATES, client, progress, since, style, tried
+from sdtune.serve.web.train_words import AT_WORK, STATES, progress, since, style, tried
 from sdtune.serve.work import Curves, RunView
 
 MEASURES = (
@@ -237,7 +237,7 @@ class Head:
             if view.state == "finished" and view.model:
                 ui.link("Create with it", f"/?model={quote(view.model)}").classes("go")
             if view.state == "finished":
-                ui.link("Compare", f"/results?run={quote(view.model or view.id)}").classes("go")
+                ui.link("Compare", f"/results?run={quote(view.id)}").classes("go")
             if view.state not in AT_WORK and not view.plugins:
                 ui.link("New training like it", f"/train/new?like={quote(view.id)}").classes("go")
 

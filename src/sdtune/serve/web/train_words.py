@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from nicegui import ui
 
 from sdtune.serve.errors import ApiError
+from sdtune.serve.web.frame import say
 from sdtune.serve.work import RunView
 from sdtune.units import duration
 
@@ -55,11 +56,6 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def client() -> str:
-    """Who asks, for the server's shares."""
-    return str(getattr(ui.context.client.request.state, "client", "web"))
-
-
 async def tried(action: Callable[[], object | Awaitable[object]], done: str = "") -> bool:
     """Do it and say so, or say why not; whether it was done."""
     try:
@@ -72,14 +68,6 @@ async def tried(action: Callable[[], object | Awaitable[object]], done: str = ""
     if done:
         say(done)
     return True
-
-
-def say(text: str, *, bad: bool = False) -> None:
-    """A line that goes by itself; what went wrong stays longer, and can be closed."""
-    if bad:
-        ui.notify(text, multi_line=True, close_button="Close", timeout=10_000, classes="notice-bad")
-    else:
-        ui.notify(text, timeout=4000)
 
 
 def style() -> None:

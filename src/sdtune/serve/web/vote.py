@@ -15,7 +15,7 @@ from sdtune.serve.registry import Entry
 from sdtune.serve.web import wishes
 from sdtune.serve.web.book import Book, Choice, Vote
 from sdtune.serve.web.create import ask, views
-from sdtune.serve.web.frame import alarm, empty, frame, section, tag
+from sdtune.serve.web.frame import alarm, empty, frame, say, section, tag
 from sdtune.serve.web.pieces import address, image
 from sdtune.serve.web.tally import tally
 
@@ -175,6 +175,6 @@ class _Voting:
                 with fault:
                     alarm(f"{error.message}.")
                 return
-            ui.notify(f"{len(lines)} pairs are being drawn; each comes up above as soon as it is there.")
+            say(f"{len(lines)} pairs are being drawn; each comes up above as soon as it is there.")
 
         ui.button("Draw a pair of each", icon="brush", on_click=draw).props("no-caps")
