@@ -398,7 +398,7 @@ async def _pause() -> None:
 def test_one_after_the_other_and_each_says_why_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = "import pathlib, sys; p = pathlib.Path(sys.argv[-1]); (p / 'final').mkdir(parents=True)"
     die = f"print('error: {tmp_path}/runs/b: the disk is full'); raise SystemExit(5)"
-    bench = Bench(tmp_path, monkeypatch, finish, die, "import os; print('step 3'); os.kill(os.getpid(), 9)")
+    bench = Bench(tmp_path, monkeypatch, finish, die, "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)")
 
     async def go() -> None:
         jobs = [bench.add(name) for name in ("a", "b", "c")]
