@@ -361,3 +361,9 @@ def test_the_page_of_metrics_says_what_the_registry_says() -> None:
             shown = set(re.findall(r"`([^`]+)`", encoders))
             assert shown <= {e for name in re.findall(r"`([^`]+)`", names) for e in encoders_of(METRICS[name])}, names
     assert told == set(METRICS)
+
+
+def test_what_others_say_at_their_import_is_not_passed_on() -> None:
+    """On a CPU with bf16 bitsandbytes, which diffusers imports, misses a package that nothing here needs."""
+    code = "import logging, sdtune.config; print(logging.getLogger('bitsandbytes.backends.cpu.ops').isEnabledFor(30))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

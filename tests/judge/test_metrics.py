@@ -78,7 +78,7 @@ def test_frechet_of_normals_with_a_known_answer() -> None:
     a, b = normal(4, 1, 4)[0], normal(5, 1, 4)[0]
     expected = ((a - b) ** 2).sum() + ((np.sqrt(s) - np.sqrt(t)) ** 2).sum()
     got = frechet.frechet_normal(a, rotation * s @ rotation.T, b, rotation * t @ rotation.T)
-    assert got == pytest.approx(expected, rel=1e-9)
+    assert got == pytest.approx(expected, rel=1e-7)  # the root of a variance of 0, which rounding makes 1e-16
     one = frechet.frechet_normal(np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[25.0]]))
     assert one == pytest.approx(4 + 9)
 
