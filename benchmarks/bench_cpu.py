@@ -30,6 +30,8 @@ import psutil
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sdtune.config import RunConfig
+
 BATCH, RANK, LR, WARM = 16, 8, 1e-3, 5
 VARIANTS = ("plain fp32", "plain bf16 (autocast)", "sdtune fp32", "sdtune bf16")
 
@@ -43,20 +45,25 @@ def plain(bf16: bool) -> Iterator[float]:
     )
 
 
-def ours(precision: str, steps: int) -> Iterator[float]:
+def configured(folder: str, precision: str, steps: int, *more: str) -> RunConfig:
+    """What all runs of ours share: nothing but steps is timed."""
     from sdtune import config
+
+    return config.load(None, (
+        "data.path=embedded:lineart", f"data.cache={folder}/cache", f"method.rank={RANK}", f"optimizer.lr={LR}",
+        "optimizer.schedule=constant", f"train.steps={steps}", f"train.batch_size={BATCH}", f"train.precision={precision}",
+        "train.device=cpu", f"train.threads={os.environ['OMP_NUM_THREADS']}", "train.validate_every=0", "train.sample_every=0", *more,
+    ))  # fmt: skip
+
+
+def ours(precision: str, steps: int) -> Iterator[float]:
     from sdtune.events import Step
     from sdtune.runs import Run
     from sdtune.train import train
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = (
-            "data.path=embedded:lineart", f"data.cache={folder}/cache", f"method.rank={RANK}", "method.targets=attention",
-            f"optimizer.lr={LR}", "optimizer.schedule=constant", f"train.steps={steps}", f"train.batch_size={BATCH}",
-            f"train.precision={precision}", "train.device=cpu", "train.validate_every=0", "train.sample_every=0",
-            "train.save_every=1000000", f"train.threads={os.environ['OMP_NUM_THREADS']}", "objective.min_snr_gamma=5.0",
-        )  # fmt: skip
-        for event in train(config.load(None, settings), Run(Path(folder) / "run")):
+        settings = configured(folder, precision, steps, "method.targets=attention", "train.save_every=1000000")
+        for event in train(settings, Run(Path(folder) / "run")):
             if isinstance(event, Step):
                 yield event.loss
 
@@ -103,20 +110,14 @@ def _followed(precision: str, steps: int, seed: int) -> tuple[list[float], dict[
     """The losses of a run, and the change B A of each layer after half of its steps."""
     from safetensors.torch import load_file
 
-    from sdtune import config
     from sdtune.events import Step
     from sdtune.runs import Run
     from sdtune.train import train
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = (
-            "data.path=embedded:lineart", f"data.cache={folder}/cache", f"method.rank={RANK}", f"optimizer.lr={LR}",
-            "optimizer.schedule=constant", f"train.steps={steps}", f"train.batch_size={BATCH}", f"train.precision={precision}",
-            f"train.seed={seed}", "train.validate_every=0", "train.sample_every=0", "train.device=cpu",
-            f"train.save_every={steps // 2}",
-        )  # fmt: skip
+        settings = configured(folder, precision, steps, f"train.seed={seed}", f"train.save_every={steps // 2}")
         run = Run(Path(folder) / "run")
-        losses = [e.loss for e in train(config.load(None, settings), run) if isinstance(e, Step)]
+        losses = [e.loss for e in train(settings, run) if isinstance(e, Step)]
         weights = load_file(run.checkpoints / f"step-{steps // 2:06d}" / "weights.safetensors")
     layers = [name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A")]
     return losses, {n: weights[f"{n}.lora_B"].flatten(1) @ weights[f"{n}.lora_A"].flatten(1) for n in layers}

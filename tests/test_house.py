@@ -209,6 +209,12 @@ def test_no_file_names_a_machine_path() -> None:
     assert not named, "\n".join(named)
 
 
+def test_the_base_names_no_folder_that_it_was_made_in() -> None:
+    configs = sorted((ROOT / "src" / "sdtune" / "demo").rglob("config.json"))
+    assert configs
+    assert not [relative(c) for c in configs if Path(json.loads(c.read_text()).get("_name_or_path", "")).is_absolute()]
+
+
 def test_security_floors() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]

@@ -4,6 +4,7 @@ python assemble.py OUT DESTINATION      (DESTINATION is src/sdtune/demo)
 """
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def main() -> None:
     # transformers loads in the type that the config names, diffusers in fp32: name fp32, or the parts would not fit together.
     config = base / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    for config in base.glob("*/config.json"):  # where the parts lay on this machine
+        config.write_text(re.sub(r'  "_name_or_path": "[^"]*",\n', "", config.read_text()))
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(args.out / "tokenizer" / name, base / "tokenizer" / name)
     CLIPVisionModelWithProjection.from_pretrained(args.out / "scorer", dtype=half).save_pretrained(scorer)

@@ -94,6 +94,11 @@ def test_a_method_from_end_to_end(name: str, world: Path, tmp_path: Path, monkey
         a, b = load_file(straight.path / file), load_file(stopped.path / file)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
+    given_away = [p for p in straight.final.rglob("*") if p.is_file()]
+    assert not [p for p in given_away if str(world).encode() in p.read_bytes()], (
+        "the result does not name the base's folder"
+    )
+
     model = config.model.load()
     base = drawn(model)
     on_top = tuned.of_run(model, straight)

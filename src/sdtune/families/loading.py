@@ -96,7 +96,9 @@ def _has_weights(cls: Any) -> bool:
 def _read(folder: Path, part: str, cls: Any, dtype: torch.dtype, variant: str | None) -> Any:
     if issubclass(cls, transformers.PreTrainedModel):
         return cls.from_pretrained(folder / part, variant=variant, dtype=dtype, use_safetensors=True)
-    return cls.from_pretrained(folder, subfolder=part, variant=variant, dtype=dtype, use_safetensors=True)
+    module = cls.from_pretrained(folder, subfolder=part, variant=variant, dtype=dtype, use_safetensors=True)
+    module.register_to_config(_name_or_path="")  # or diffusers would write where it lay beside what is trained on it
+    return module
 
 
 def check_index(

@@ -255,6 +255,7 @@ def create_app(known: Registry, setup: Setup, rules: Rules, store: Store, shop: 
     app.add_middleware(Guard, rules=rules, answers=server.answers)
     _handle_errors(app)
     _add_jobs(app, server)
+    _add_events(app, server)
     _add_pictures(app, server)
     _add_models(app, server)
     _add_health(app, server)
@@ -351,6 +352,8 @@ def _add_jobs(app: FastAPI, server: Server) -> None:
             server.dispatcher.cancel(found)
         return JSONResponse(_any_told(server, server.drawing_or_work(job)))
 
+
+def _add_events(app: FastAPI, server: Server) -> None:
     @app.get(
         "/api/jobs/{job}/events", tags=["jobs"], summary="What happens to a job",
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}, response_class=StreamingResponse,
